@@ -1,0 +1,68 @@
+// The machine's limits for the Python benchmarks, which load this as a shared library (see common.py).
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "simd/limits.h"
+
+namespace {
+
+constexpr size_t kBytes = size_t(1) << 30;
+
+// Seconds of fn(thread) on that many threads, the fastest of `runs`.
+template <class F>
+double best_time(int threads, int runs, F fn) {
+  double best = 1e30;
+  for (int run = 0; run < runs; run++) {
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; i++) others.emplace_back([&fn, i] { fn(i); });
+    fn(0);
+    for (std::thread& t : others) t.join();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+bool has(const char* isa) {
+#if RWKV_X86
+  const rwkv::cpu::x86::Features f = rwkv::cpu::x86::features();
+  if (std::strncmp(isa, "avx512bf16", 10) == 0) return false;  // the same multiply-adds as avx512
+  if (std::strncmp(isa, "avx512", 6) == 0) return f.avx512;
+  if (std::strncmp(isa, "avx2", 4) == 0) return f.avx2;
+#endif
+  return true;
+}
+
+}  // namespace
+
+// GB/s of the best reader over memory that no cache holds.
+extern "C" double rwkv_read_bandwidth(int threads) {
+  static std::byte* const data = [] {
+    auto* p = static_cast<std::byte*>(std::aligned_alloc(size_t(2) << 20, kBytes));
+    std::memset(p, 1, kBytes);
+    return p;
+  }();
+  static volatile uint64_t sink;
+  const size_t share = kBytes / size_t(threads) / 4096 * 4096;
+  double best = 0;
+  for (const limits::Reader& reader : limits::kReaders) {
+    if (!has(reader.name)) continue;
+    const double seconds = best_time(threads, 2, [&](int i) { sink = sink + reader.read(data + size_t(i) * share, share); });
+    best = std::max(best, double(share) * threads / seconds / 1e9);
+  }
+  return best;
+}
+
+// GFLOP/s of float32 multiply-adds, the widest vectors of the machine.
+extern "C" double rwkv_fma_peak(int threads) {
+  constexpr long kRounds = 10'000'000;
+  double best = 0;
+  for (const limits::Peak& peak : limits::kPeaks)
+    if (has(peak.name))
+      best = std::max(best, peak.operations * kRounds * threads / best_time(threads, 2, [&](int) { peak.run(kRounds); }) / 1e9);
+  return best;
+}

@@ -1,0 +1,95 @@
+// The machine's own limits: loops that only read, and loops that only multiply and add. Several readers, because which one
+// is fastest differs from machine to machine: the limit is the best of them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/simd/x86.h"
+
+namespace limits {
+
+struct Reader {
+  const char* name;
+  uint64_t (*read)(const std::byte*, size_t);  // multiples of 256 bytes
+};
+
+// `rounds` times twelve chains of fused multiply-adds (generic: of multiplications and additions in turn).
+struct Peak {
+  const char* name;  // as the kernels' tables
+  void (*run)(long rounds);
+  double operations;  // per round
+};
+
+#if RWKV_X86
+
+#define RWKV_READ(name, isa, type, lanes, zero, load, mix, hint) \
+  __attribute__((target(isa))) inline uint64_t name(const std::byte* p, size_t n) { \
+    type sum[4] = {zero, zero, zero, zero}; \
+    for (size_t i = 0; i < n; i += 256) { \
+      hint; \
+      for (int j = 0; j < 256; j += lanes) \
+        sum[j / lanes % 4] = mix(sum[j / lanes % 4], load(reinterpret_cast<const type*>(p + i + j))); \
+    } \
+    alignas(64) uint64_t out[8] = {}; \
+    *reinterpret_cast<type*>(out) = mix(mix(sum[0], sum[1]), mix(sum[2], sum[3])); \
+    return out[0] ^ out[1] ^ out[2] ^ out[3] ^ out[4] ^ out[5] ^ out[6] ^ out[7]; \
+  }
+#define RWKV_AHEAD(distance, level) \
+  for (int j = 0; j < 256; j += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i + distance + j), level)
+
+#define RWKV_READ_AVX2(name, hint) \
+  RWKV_READ(name, "avx2", __m256i, 32, _mm256_setzero_si256(), _mm256_load_si256, _mm256_xor_si256, hint)
+#define RWKV_READ_AVX512(name, hint) \
+  RWKV_READ(name, "avx512f", __m512i, 64, _mm512_setzero_si512(), _mm512_load_si512, _mm512_xor_si512, hint)
+RWKV_READ(read_sse2, "sse2", __m128i, 16, _mm_setzero_si128(), _mm_load_si128, _mm_xor_si128, )
+RWKV_READ_AVX2(read_avx2, )
+RWKV_READ_AVX2(read_avx2_l1, RWKV_AHEAD(2048, _MM_HINT_T0))
+RWKV_READ_AVX2(read_avx2_l2, RWKV_AHEAD(4096, _MM_HINT_T1))
+RWKV_READ_AVX512(read_avx512, )
+RWKV_READ_AVX512(read_avx512_l1, RWKV_AHEAD(2048, _MM_HINT_T0))
+RWKV_READ_AVX512(read_avx512_l2, RWKV_AHEAD(4096, _MM_HINT_T1))
+
+#define RWKV_TWELVE(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
+#define RWKV_PEAK(name, isa, type, value, code) \
+  __attribute__((target(isa))) inline void name(long rounds) { \
+    type a0 = value, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0, a10 = a0, a11 = a0; \
+    type x = a0; \
+    for (long i = 0; i < rounds; i++) { RWKV_TWELVE(code) } \
+  }
+// Assembly, because a compiler would see that nothing comes of it.
+#define RWKV_FMA(i) asm volatile("vfmadd213ps %1,%1,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_FMA_YMM(i) asm volatile("vfmadd213ps %1,%1,%0" : "+x"(a##i) : "x"(x));
+#define RWKV_MUL_ADD(i) asm volatile("mulps %1,%0\n addps %1,%0" : "+x"(a##i) : "x"(x));
+RWKV_PEAK(peak_sse2, "sse2", __m128, _mm_set1_ps(0.5f), RWKV_MUL_ADD)
+RWKV_PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps(0.5f), RWKV_FMA_YMM)
+RWKV_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps(0.5f), RWKV_FMA)
+
+inline const Reader kReaders[] = {{"sse2", read_sse2},           {"avx2", read_avx2},     {"avx2, L1 hint", read_avx2_l1},
+                                  {"avx2, L2 hint", read_avx2_l2}, {"avx512", read_avx512}, {"avx512, L1 hint", read_avx512_l1},
+                                  {"avx512, L2 hint", read_avx512_l2}};
+inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8},
+                              {"avx2", peak_avx2, 12 * 16},
+                              {"avx512", peak_avx512, 12 * 32},
+                              {"avx512bf16", peak_avx512, 12 * 32}};
+
+#else
+
+inline uint64_t read_words(const std::byte* p, size_t n) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n / 8; i++) sum ^= reinterpret_cast<const uint64_t*>(p)[i];
+  return sum;
+}
+inline void peak_plain(long rounds) {
+  float a[48];
+  for (float& v : a) v = 0.5f;
+  for (long i = 0; i < rounds; i++) {
+    for (float& v : a) v = v * 0.5f + 0.5f;
+    asm volatile("" : : "r"(a) : "memory");
+  }
+}
+inline const Reader kReaders[] = {{"words", read_words}};
+inline const Peak kPeaks[] = {{"generic", peak_plain, 48 * 2}};
+
+#endif
+
+}  // namespace limits

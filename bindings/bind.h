@@ -1,0 +1,31 @@
+// What the bindings share. They translate and hold no logic; documentation is in Python.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+void bind_errors(py::module_& m);
+void bind_engine(py::module_& m);
+void bind_state(py::module_& m);
+void bind_tokenizer(py::module_& m);
+void bind_checkpoint(py::module_& m);
+
+// Text out of a file or about one, which need not be UTF-8.
+py::str text_of(std::string_view bytes);
+
+// A sequence or one-dimensional array of integers from 0 to limit - 1. Nothing wraps and nothing is rounded: other
+// types raise TypeError, other numbers Error with the position.
+std::vector<int32_t> ids_of(const py::object& ids, int64_t limit);
+
+// For calls that run without the GIL: lets Ctrl-C end them.
+rwkv::Poll signal_poll();
+// `progress` is None or a callable, and outlives the result; what it raises ends the call.
+rwkv::Progress progress_of(const py::object& progress);

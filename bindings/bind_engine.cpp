@@ -1,0 +1,100 @@
+#include <algorithm>
+#include <string>
+
+#include "bind.h"
+#include "core/error.h"
+
+namespace {
+
+using rwkv::Engine;
+using rwkv::State;
+using StateRef = std::shared_ptr<State>;
+
+rwkv::Output output_of(const std::string& name) {
+  if (name == "last") return rwkv::Output::last;
+  if (name == "all") return rwkv::Output::all;
+  if (name == "none") return rwkv::Output::none;
+  if (name == "hidden") return rwkv::Output::hidden;
+  throw rwkv::Error("output: expected 'last', 'all', 'none' or 'hidden', found '" + name + "'");
+}
+
+std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads,
+                             const py::object& progress) {
+  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll()};
+  const std::string name = path;
+  const py::gil_scoped_release unlocked;
+  return Engine::open(name, options);
+}
+
+// Rows of all sequences one behind the other: (S, V), (sum of T, V) or (sum of T, C); None for output "none".
+py::object forward(Engine& engine, const std::vector<py::object>& tokens, const std::vector<StateRef>& states,
+                   const std::string& output, const py::object& progress) {
+  const rwkv::Output kind = output_of(output);
+  RWKV_CHECK(rwkv::Error, tokens.size() == states.size(), "states: expected one for each of ", tokens.size(),
+             " sequences, found ", states.size());
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<rwkv::Sequence> sequences;
+  ids.reserve(tokens.size());
+  for (size_t i = 0; i < tokens.size(); i++) {
+    ids.push_back(ids_of(tokens[i], engine.config().n_vocab));
+    if (!states[i]) throw py::type_error("states: expected a State, found None");
+    sequences.push_back({ids.back(), states[i].get()});
+  }
+  const auto report = progress_of(progress);
+  const auto width = kind == rwkv::Output::hidden ? engine.config().n_embd : engine.config().n_vocab;
+  const size_t size = engine.result_size(sequences, kind);
+  py::array_t<float> result({static_cast<py::ssize_t>(size) / width, static_cast<py::ssize_t>(width)});
+  const std::span<float> values(result.mutable_data(), size);
+  {
+    const py::gil_scoped_release unlocked;
+    engine.forward(sequences, kind, values, signal_poll(), report);
+  }
+  return kind == rwkv::Output::none ? py::object(py::none()) : result;
+}
+
+int32_t sample(Engine& engine, const State& state, float temperature, float top_p, uint64_t seed, uint64_t counter) {
+  const py::gil_scoped_release unlocked;
+  const State* const states[] = {&state};
+  const rwkv::SampleJob jobs[] = {{temperature, top_p, seed, counter}};
+  return engine.sample(states, jobs).front();
+}
+
+StateRef state_from_bytes(Engine& engine, const py::bytes& blob, bool check_weights) {
+  const std::string_view bytes = blob;
+  const py::gil_scoped_release unlocked;
+  return engine.state_from_bytes(std::as_bytes(std::span(bytes)), check_weights);
+}
+
+StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights) {
+  const std::string name = path;
+  const py::gil_scoped_release unlocked;
+  return engine.load_state(name, check_weights);
+}
+
+using Array = py::array_t<float, py::array::c_style>;
+
+StateRef state_from_parts(Engine& engine, const std::vector<std::pair<std::string, Array>>& arrays) {
+  std::vector<rwkv::StateArray> parts;
+  for (const auto& [name, array] : arrays)
+    parts.push_back({name, {array.shape(), array.shape() + array.ndim()}, {array.data(), array.data() + array.size()}});
+  const py::gil_scoped_release unlocked;
+  return engine.state_from_parts(parts);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def_static("open", open)
+      .def_property_readonly("config", &Engine::config)
+      .def_property_readonly("fingerprint", &Engine::fingerprint)
+      .def_property_readonly("description", &Engine::description)
+      .def_property_readonly("weight_bytes", &Engine::weight_bytes)
+      .def_property_readonly("state_bytes", &Engine::state_bytes)
+      .def("new_state", &Engine::new_state)
+      .def("forward", forward)
+      .def("sample", sample)
+      .def("state_from_bytes", state_from_bytes)
+      .def("load_state", load_state)
+      .def("state_from_parts", state_from_parts);
+}

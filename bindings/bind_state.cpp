@@ -1,0 +1,72 @@
+#include <utility>
+
+#include "bind.h"
+
+namespace {
+
+using rwkv::State;
+
+py::object last_logits(const State& state) {
+  const auto logits = state.last_logits();
+  if (!logits) return py::none();
+  return py::array_t<float>(static_cast<py::ssize_t>(logits->size()), logits->data());
+}
+
+py::bytes to_bytes(const State& state) {
+  const size_t size = state.engine()->snapshot_size(state);
+  const auto blob = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!blob) throw py::error_already_set();
+  const std::span<char> bytes(PyBytes_AS_STRING(blob.ptr()), size);
+  const py::gil_scoped_release unlocked;
+  state.engine()->to_bytes(state, std::as_writable_bytes(bytes));
+  return blob;
+}
+
+void save(const State& state, const py::bytes& path) {
+  const std::string name = path;
+  const py::gil_scoped_release unlocked;
+  state.engine()->save(state, name);
+}
+
+// The array takes over the part's memory.
+py::array_t<float> array_of(rwkv::StateArray&& part) {
+  auto owner = std::make_unique<rwkv::StateArray>(std::move(part));
+  const rwkv::StateArray& kept = *owner;
+  const py::capsule free(owner.get(), [](void* memory) { delete static_cast<rwkv::StateArray*>(memory); });
+  (void)owner.release();
+  return py::array_t<float>(kept.shape, kept.values.data(), free);
+}
+
+py::dict parts(const State& state) {
+  std::vector<rwkv::StateArray> arrays;
+  {
+    const py::gil_scoped_release unlocked;
+    arrays = state.engine()->parts(state);
+  }
+  py::dict named;
+  for (auto& part : arrays) {
+    const py::str name(part.name);
+    named[name] = array_of(std::move(part));
+  }
+  return named;
+}
+
+bool equals(const State& state, const State& other) {
+  const py::gil_scoped_release unlocked;
+  return state.engine()->equal(state, other);
+}
+
+}  // namespace
+
+void bind_state(py::module_& m) {
+  py::class_<State, std::shared_ptr<State>>(m, "State")
+      .def_property_readonly("tokens_seen", &State::tokens_seen)
+      .def_property_readonly("last_token", &State::last_token)
+      .def_property_readonly("last_logits", last_logits)
+      .def_property_readonly("nbytes", [](const State& state) { return state.engine()->state_bytes(); })
+      .def("fork", &State::fork)
+      .def("to_bytes", to_bytes)
+      .def("save", save)
+      .def("parts", parts)
+      .def("equals", equals);
+}

@@ -1,0 +1,9 @@
+#include "bind.h"
+
+PYBIND11_MODULE(_core, m) {
+  bind_errors(m);
+  bind_tokenizer(m);
+  bind_checkpoint(m);
+  bind_state(m);
+  bind_engine(m);
+}

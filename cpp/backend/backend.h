@@ -1,0 +1,140 @@
+// Floor 1: what a device must do. Each verb is one parallel region on a CPU and one launch (or a short fixed run of
+// them) on a GPU. Letters: L layers, C embedding, H heads, N head size, F ffn width, V vocabulary, T rows (tokens of
+// all sequences in the batch, one behind the other), S sequences, R rows that want a result.
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/tensor.h"
+
+namespace rwkv {
+
+// How a matrix is stored and multiplied.
+enum class Format : uint8_t { f32, bf16 };
+
+// A matrix (rows = outputs, cols = inputs) packed for the device. Never owns.
+struct Linear {
+  std::byte* data = nullptr;
+  Format format = Format::f32;
+  int rows = 0, cols = 0;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// The left side of products: (rows, cols) activations in the layout and precision in which the device multiplies them
+// with a Linear of this format. Producers write it, nobody else looks inside.
+struct Operand {
+  std::byte* data = nullptr;
+  Format format = Format::f32;
+  int rows = 0, cols = 0;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct Norm {
+  Tensor weight, bias;  // (1, C)
+  float eps = 1e-5f;
+};
+
+// Which rows belong to which sequence. Decode is every sequence one row long.
+struct Batch {
+  std::span<const int32_t> token;       // (T) token ids, all in [0, V)
+  std::span<const int32_t> start;       // (S + 1) row where each sequence begins; none is empty
+  std::span<const std::byte* const> src;  // (S) each sequence's state before the call; may be shared or equal to dst
+  std::span<std::byte* const> dst;        // (S) each sequence's state after the call; all different
+};
+
+enum class Act : uint8_t { none, tanh, sigmoid, relu2 };  // relu2: max(0, x)^2
+
+// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y is the result.
+struct LinearJob {
+  Operand x;          // (T, in)
+  Linear w;           // (out, in)
+  Tensor y;           // (T, out) f32; with `out` or `sum` it holds partial sums only
+  Act act = Act::none;
+  Operand out = {};   // (T, out)
+  Tensor sum = {};    // (T, out) f32
+};
+
+// One lerp of the token shift: out = xn + (previous xn - xn) * mu.
+struct MixJob {
+  Tensor mu;    // (1, C)
+  Operand out;  // (T, C)
+};
+
+// RWKV-7's recurrence with everything that happens inside a head; formulas in model/rwkv7.h.
+struct Wkv7 {
+  Tensor r, w, k, v, a, g;                 // (T, C) f32; w, a as the low-rank products leave them, before bias and gate
+  Tensor v_mix;                            // (T, C) f32, before bias and sigmoid; empty in the first layer
+  Tensor v_first;                          // (T, C) f32; written in the first layer, read in the others
+  Tensor w0, a0, v0, k_k, k_a, r_k;        // (1, C); v0 empty in the first layer
+  Norm out;                                // group norm, one group per head
+  int heads = 0, head_size = 0;
+};
+
+// One named part of a layer's state in its portable form: a vector (C), or one matrix per head (H, N, N)
+// [value, key]. How it lies on the device is the backend's own business.
+struct StatePart {
+  std::string name;
+  std::vector<int64_t> shape;
+  float initial = 0;
+  int64_t count() const {
+    int64_t n = 1;
+    for (int64_t d : shape) n *= d;
+    return n;
+  }
+};
+
+// One row's sampling. All randomness comes from (seed, counter), so results do not depend on scheduling.
+struct SampleJob {
+  float temperature = 1;  // 0: the most likely token, ties to the lower id
+  float top_p = 1;
+  uint64_t seed = 0, counter = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
+
+  // ---- memory ----
+  virtual Memory allocate(size_t bytes) = 0;  // zeroed
+  // Once per model: the widest row the verbs will see, so that they never allocate.
+  virtual void prepare(int64_t width) = 0;
+  virtual size_t operand_bytes(Format, int rows, int cols) const = 0;
+  virtual int64_t row_stride(int64_t cols) const = 0;  // floats from row to row of a (T, cols) activation tensor
+  virtual size_t linear_bytes(Format, int rows, int cols) const = 0;
+  // Packs rows [row, row + count) of a matrix; src is (count, cols) of a floating dtype. row is a multiple of
+  // kPackRows, and so is count unless the rows end.
+  static constexpr int kPackRows = 32;
+  virtual void pack(const Linear& w, int row, int count, const void* src, DType dtype) = 0;
+  virtual size_t state_bytes(const StatePart&) const = 0;
+  virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
+  virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
+
+  // ---- verbs shared by every version ----
+  // x[t] = norm(table[token[t]])
+  virtual void embed(const Tensor& table, const Norm&, const Batch&, Tensor x) = 0;
+  // For each of `rows`: y[i] = norm(x[rows[i]]) where y is given, and the same as an operand where out is given.
+  virtual void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) = 0;
+  // xn = norm(x); every job's lerp with the previous row's xn. The state part at byte `shift` of each slot holds the
+  // xn of the last row: read from src, written to dst.
+  virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&) = 0;
+  virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
+  virtual bool all_finite(const Tensor& x) = 0;
+  virtual void sample(const Tensor& logits, std::span<const SampleJob>, std::span<int32_t> tokens) = 0;
+
+  // ---- one recurrence per family; the state part lies at byte `state` of each slot ----
+  virtual void wkv(const Wkv7&, size_t state, const Batch&, Operand y) = 0;
+};
+
+struct DeviceOptions {
+  int threads = 0;  // 0: one per core this process may use
+};
+
+// "cpu", "cuda", "cuda:1". Throws DeviceError if this build or this machine has no such device.
+std::shared_ptr<Backend> open_backend(std::string_view device, const DeviceOptions&);
+
+}  // namespace rwkv

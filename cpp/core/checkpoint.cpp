@@ -1,0 +1,115 @@
+// Which container a file is, and its tensors by name.
+#include "core/checkpoint.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "core/bounds.h"
+#include "core/error.h"
+#include "core/pth.h"
+#include "core/safetensors.h"
+#include "core/strided_read.h"
+#include "core/text.h"
+
+namespace rwkv {
+namespace {
+
+using namespace std::string_view_literals;
+
+// What people pass by mistake, by its first bytes.
+struct Known {
+  std::string_view magic, what;
+};
+constexpr Known kRefused[] = {
+    {"GGUF"sv, "a GGUF file"},
+    {"fmgg"sv, "an rwkv.cpp file"},
+    {"\x80\x02\x8a\x0a\x6c\xfc"sv, "a file of torch before 1.6 (load it there and save it again with a newer torch)"},
+    {"\x80\x02"sv, "a bare pickle"},
+    {"\x80\x04"sv, "a bare pickle"},
+    {"\x80\x05"sv, "a bare pickle"},
+    {"version https://git-lfs"sv, "a Git LFS pointer (the weights themselves were not downloaded)"},
+    {"<"sv, "a web page"},
+    {"\x1f\x8b"sv, "a gzip archive"},
+    {"7z\xbc\xaf"sv, "a 7z archive"},
+};
+
+bool begins_as_safetensors(std::string_view head) {
+  // A length of header below 2^40, then the header's brace; the exact bounds are the reader's.
+  return head.size() > 8 && head[8] == '{' && head.substr(5, 3) == "\0\0\0"sv;
+}
+
+}  // namespace
+
+int64_t TensorInfo::count() const {
+  int64_t product = 1;
+  for (const int64_t n : shape) product *= n;
+  return product;
+}
+
+bool TensorInfo::contiguous() const {
+  if (count() == 0) return true;
+  int64_t expected = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    if (shape[i] != 1 && stride[i] != expected) return false;
+    expected *= shape[i];
+  }
+  return true;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string out = "(";
+  for (size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
+  return out + ")";
+}
+
+Checkpoint::Checkpoint(File file, std::string container, std::vector<TensorInfo> tensors,
+                       std::map<std::string, std::string> metadata)
+    : file_(std::move(file)),
+      container_(std::move(container)),
+      tensors_(std::move(tensors)),
+      metadata_(std::move(metadata)) {
+  for (size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
+}
+
+Checkpoint Checkpoint::open(const std::string& path) try {
+  File file(path);
+  std::string head(size_t(std::min<uint64_t>(file.size(), 32)), '\0');
+  file.read(0, head.data(), head.size());
+  RWKV_CHECK(ModelFormatError, !head.empty(), "expected a PyTorch .pth or a safetensors file, found an empty one");
+
+  if (head.starts_with("PK\x03\x04")) {
+    std::vector<TensorInfo> tensors = read_pth_index(file);
+    return Checkpoint(std::move(file), "pth", std::move(tensors), {});
+  }
+  if (begins_as_safetensors(head)) {
+    std::byte length[8];
+    file.read(0, length, sizeof length);
+    std::vector<std::byte> header(size_t(safetensors_header_end(length, file.size())));
+    file.read(0, header.data(), header.size());
+    SafetensorsHeader parsed = parse_safetensors(header, file.size());
+    return Checkpoint(std::move(file), "safetensors", std::move(parsed.tensors),
+                      {parsed.metadata.begin(), parsed.metadata.end()});
+  }
+  for (const Known& known : kRefused) {
+    RWKV_CHECK(ModelFormatError, !head.starts_with(known.magic),
+               "expected a PyTorch .pth or a safetensors file, found ", known.what);
+  }
+  throw ModelFormatError(join("expected a PyTorch .pth or a safetensors file, found one that begins with '",
+                              shown(std::string_view(head).substr(0, 16)), "'"));
+} catch (const ModelFormatError& error) {
+  throw ModelFormatError(join(path, ": ", error.what()));
+}
+
+const TensorInfo* Checkpoint::find(const std::string& name) const {
+  const auto at = index_.find(name);
+  return at == index_.end() ? nullptr : &tensors_[at->second];
+}
+
+void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, void* dst) const {
+  const int64_t all = tensor.count();
+  RWKV_CHECK(Error, first >= 0 && count >= 0 && first <= all && count <= all - first, shown(tensor.name),
+             ": expected a range within its ", all, " elements, found ", count, " from ", first);
+  if (count > 0) read_strided(file_, tensor, first, count, dst);
+}
+
+}  // namespace rwkv

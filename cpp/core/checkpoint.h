@@ -1,0 +1,51 @@
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/platform.h"
+
+namespace rwkv {
+
+// Where a tensor of a file lies. Proven by the reader: every element is inside the file.
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<int64_t> shape;
+  std::vector<int64_t> stride;  // elements; torch views may be strided
+  uint64_t offset = 0;          // bytes from the start of the file to the first element
+
+  int64_t count() const;        // elements
+  bool contiguous() const;
+};
+std::string shape_text(const std::vector<int64_t>& shape);  // "(2048, 96)"
+
+// An opened model file of any known container: names and places of its tensors. Nothing of the payload is read.
+class Checkpoint {
+ public:
+  // Recognised by content, not by suffix. Throws ModelFormatError.
+  static Checkpoint open(const std::string& path);
+
+  const std::string& path() const { return file_.path(); }
+  const std::string& container() const { return container_; }  // "pth", "safetensors"
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  const TensorInfo* find(const std::string& name) const;
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  // Elements [first, first + count) in row-major order of the tensor's shape, in the file's dtype. Never needs more
+  // than a few MiB of its own, whatever the strides.
+  void read(const TensorInfo& tensor, int64_t first, int64_t count, void* dst) const;
+
+ private:
+  Checkpoint(File file, std::string container, std::vector<TensorInfo> tensors,
+             std::map<std::string, std::string> metadata);
+
+  File file_;
+  std::string container_;
+  std::vector<TensorInfo> tensors_;
+  std::map<std::string, size_t> index_;
+  std::map<std::string, std::string> metadata_;
+};
+
+}  // namespace rwkv

@@ -1,0 +1,157 @@
+// POSIX: reading files, replacing files, pages of memory. No other file of the library includes its headers.
+#include "core/platform.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <system_error>
+
+#include "core/error.h"
+
+namespace rwkv {
+namespace {
+
+std::string reason(int code) { return std::generic_category().message(code); }
+
+struct Descriptor {
+  int fd = -1;
+  explicit Descriptor(int number) : fd(number) {}
+  Descriptor(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+// Calls again when a signal came between.
+template <class Call>
+auto retry(Call call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
+
+void check_path(const std::string& path) {
+  RWKV_CHECK(Error, !path.empty(), "expected the path of a file, found an empty string");
+  RWKV_CHECK(Error, path.find('\0') == std::string::npos, "expected the path of a file, found a zero byte in it after ",
+             path.c_str());
+}
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a fifo";
+  if (S_ISSOCK(mode)) return "a socket";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  return "something else";
+}
+
+// A new file beside `path` that vanishes again unless it is renamed.
+class TemporaryFile {
+ public:
+  TemporaryFile(const std::string& path, const std::string& folder) {
+    static std::atomic<uint64_t> counter{0};
+    for (int attempt = 0; attempt < 100; ++attempt) {
+      name_ = join(folder, "/.rwkv-", process_id(), "-", counter.fetch_add(1), ".tmp");
+      fd_ = retry([&] { return ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600); });
+      if (fd_ >= 0 || errno != EEXIST) break;
+    }
+    RWKV_CHECK(Error, fd_ >= 0, "cannot write ", path, ": cannot create a file in ", folder, ": ", reason(errno));
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    ::close(fd_);
+    if (!renamed_) ::unlink(name_.c_str());
+  }
+
+  int fd() const { return fd_; }
+  bool rename_to(const std::string& path) { return renamed_ = ::rename(name_.c_str(), path.c_str()) == 0; }
+
+ private:
+  std::string name_;
+  int fd_ = -1;
+  bool renamed_ = false;
+};
+
+}  // namespace
+
+File::File(const std::string& path) : path_(path) {
+  check_path(path);
+  // Without O_NONBLOCK, opening a fifo that nobody writes to would wait for ever.
+  const int fd = retry([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY); });
+  if (fd < 0) {
+    const int code = errno;
+    RWKV_CHECK(Error, code != ENOENT, "cannot open ", path, ": there is no such file");
+    RWKV_CHECK(Error, code != EACCES && code != EPERM, "cannot open ", path, ": reading it is not permitted");
+    RWKV_CHECK(Error, code != ENXIO, "cannot open ", path, ": expected a regular file, found a socket or a device");
+    throw Error(join("cannot open ", path, ": ", reason(code)));
+  }
+  auto descriptor = std::make_shared<Descriptor>(fd);
+  struct stat info;
+  RWKV_CHECK(Error, ::fstat(fd, &info) == 0, "cannot examine ", path, ": ", reason(errno));
+  RWKV_CHECK(Error, S_ISREG(info.st_mode), "cannot open ", path, ": expected a regular file, found ",
+             kind_of(info.st_mode));
+  size_ = uint64_t(info.st_size);
+  handle_ = std::move(descriptor);
+}
+
+void File::read(uint64_t offset, void* dst, size_t bytes) const {
+  RWKV_CHECK(Error, offset <= size_ && bytes <= size_ - offset, path_, ": expected ", bytes, " bytes at byte ", offset,
+             ", found a file of ", size_);
+  const int fd = static_cast<const Descriptor*>(handle_.get())->fd;
+  auto* to = static_cast<std::byte*>(dst);
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t got = retry([&] { return ::pread(fd, to + done, bytes - done, off_t(offset + done)); });
+    RWKV_CHECK(Error, got >= 0, path_, ": cannot read ", bytes, " bytes at byte ", offset, ": ", reason(errno));
+    RWKV_CHECK(Error, got > 0, path_, ": expected ", bytes, " bytes at byte ", offset, ", the file ends after ", done,
+               ": it was cut short while in use");
+    done += size_t(got);
+  }
+}
+
+void write_atomically(const std::string& path, std::span<const std::byte> bytes) {
+  check_path(path);
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/." : path.substr(0, slash);
+  {
+    TemporaryFile file(path, folder);
+    for (size_t done = 0; done < bytes.size();) {
+      const ssize_t wrote = retry([&] { return ::write(file.fd(), bytes.data() + done, bytes.size() - done); });
+      RWKV_CHECK(Error, wrote > 0, "cannot write ", path, ": ", done, " of ", bytes.size(),
+                 " bytes were written: ", wrote < 0 ? reason(errno) : "the device took no more");
+      done += size_t(wrote);
+    }
+    RWKV_CHECK(Error, retry([&] { return ::fsync(file.fd()); }) == 0, "cannot write ", path, ": ", reason(errno));
+    RWKV_CHECK(Error, file.rename_to(path), "cannot write ", path, ": cannot rename the new file: ", reason(errno));
+  }
+  // The new name itself survives a crash only once the folder is on the disk.
+  const Descriptor parent(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  // Write-only folders cannot be opened and some file systems cannot sync one: the file itself is written.
+  if (parent.fd < 0 && errno == EACCES) return;
+  const bool synced = parent.fd >= 0 && (retry([&] { return ::fsync(parent.fd); }) == 0 || errno == EINVAL);
+  RWKV_CHECK(Error, synced, "wrote ", path, ", but cannot sync its folder ", folder, ": ", reason(errno));
+}
+
+std::shared_ptr<std::byte> map_pages(size_t bytes) {
+  constexpr size_t kHuge = size_t(2) << 20;
+  RWKV_CHECK(DeviceError, bytes <= SIZE_MAX - 2 * kHuge, "cannot allocate ", bytes, " bytes of memory");
+  const size_t size = std::max(kHuge, (bytes + kHuge - 1) / kHuge * kHuge);
+  // One huge page more than needed, so that an aligned start lies inside; the rest is given back at once.
+  void* mapped = ::mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  RWKV_CHECK(DeviceError, mapped != MAP_FAILED, "cannot allocate ", bytes, " bytes of memory: ", reason(errno));
+  auto* raw = static_cast<std::byte*>(mapped);
+  const size_t skip = (kHuge - reinterpret_cast<uintptr_t>(raw) % kHuge) % kHuge;
+  if (skip > 0) ::munmap(raw, skip);
+  if (skip < kHuge) ::munmap(raw + skip + size, kHuge - skip);
+#ifdef MADV_HUGEPAGE
+  if (bytes >= kHuge) ::madvise(raw + skip, size, MADV_HUGEPAGE);
+#endif
+  return {raw + skip, [size](std::byte* pages) { ::munmap(pages, size); }};
+}
+
+int64_t process_id() { return ::getpid(); }
+
+}  // namespace rwkv

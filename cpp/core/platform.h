@@ -1,0 +1,34 @@
+// Everything the operating system is asked for. The one file of the library that knows POSIX is platform.cpp.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace rwkv {
+
+// A regular file opened for reading. Directories, fifos and devices are refused without blocking on them.
+class File {
+ public:
+  explicit File(const std::string& path);  // throws Error: absent, not permitted, not a regular file
+  uint64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+  void read(uint64_t offset, void* dst, size_t bytes) const;  // pread; throws Error when cut short
+
+ private:
+  std::string path_;
+  std::shared_ptr<void> handle_;
+  uint64_t size_ = 0;
+};
+
+// Writes a new file beside `path`, syncs it, renames it over `path` and syncs the folder: a crash leaves the old
+// file or the new one, never a mixture.
+void write_atomically(const std::string& path, std::span<const std::byte> bytes);
+
+// Anonymous memory, zeroed, 2 MiB aligned, huge pages asked for. Throws Error saying how much was wanted.
+std::shared_ptr<std::byte> map_pages(size_t bytes);
+
+int64_t process_id();
+
+}  // namespace rwkv

@@ -1,0 +1,113 @@
+#include "core/pth.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "core/bounds.h"
+#include "core/error.h"
+#include "core/pickle.h"
+#include "core/text.h"
+#include "core/zip.h"
+
+namespace rwkv {
+namespace {
+
+constexpr uint64_t kMaxPickle = uint64_t(64) << 20;
+// Tensors may share storages, but a small file must not describe memory without end.
+constexpr uint64_t kMaxSharing = 8;
+
+const ZipEntry* find(const std::vector<ZipEntry>& entries, const std::string& name) {
+  const auto at =
+      std::lower_bound(entries.begin(), entries.end(), name,
+                       [](const ZipEntry& entry, const std::string& wanted) { return entry.name < wanted; });
+  return at != entries.end() && at->name == name ? &*at : nullptr;
+}
+
+std::string read_entry(const File& file, const ZipEntry& entry, uint64_t most) {
+  RWKV_CHECK(ModelFormatError, entry.size <= most, shown(entry.name), ": expected at most ", most, " bytes, found ",
+             entry.size);
+  std::string bytes(size_t(entry.size), '\0');
+  file.read(entry.offset, bytes.data(), bytes.size());
+  return bytes;
+}
+
+const ZipEntry& find_pickle(const std::vector<ZipEntry>& entries) {
+  const ZipEntry* found = nullptr;
+  for (const ZipEntry& entry : entries) {
+    if (!entry.name.ends_with("/data.pkl")) continue;
+    RWKV_CHECK(ModelFormatError, !found, "expected one data.pkl in the zip archive, found ", shown(found->name),
+               " and ", shown(entry.name));
+    found = &entry;
+  }
+  RWKV_CHECK(ModelFormatError, found, "expected a data.pkl in the zip archive, as torch.save writes it, found none");
+  return *found;
+}
+
+// One more than the largest element index that the tensor reaches in its storage; nothing when that overflows.
+std::optional<uint64_t> reach(const PickledTensor& tensor, uint64_t count) {
+  uint64_t last = uint64_t(tensor.storage_offset);
+  if (count == 0) return last;
+  for (size_t i = 0; i < tensor.shape.size(); ++i) {
+    const auto step = checked_product(uint64_t(tensor.shape[i] - 1), uint64_t(tensor.stride[i]));
+    if (!step || *step > UINT64_MAX - 1 - last) return std::nullopt;
+    last += *step;
+  }
+  return last + 1;
+}
+
+// `budget` is what all tensors together may still describe.
+TensorInfo locate(PickledTensor&& tensor, const std::string& root, const std::vector<ZipEntry>& entries,
+                  uint64_t& budget) {
+  const std::string name = shown(tensor.name);
+  const ZipEntry* entry = find(entries, root + "data/" + tensor.storage);
+  RWKV_CHECK(ModelFormatError, entry, name, ": expected its storage as ", shown(root + "data/" + tensor.storage),
+             " in the zip archive, found none");
+  const uint64_t elements = uint64_t(tensor.storage_elements);
+  const auto storage_bytes = checked_product(elements, size_of(tensor.dtype));
+  RWKV_CHECK(ModelFormatError, storage_bytes && *storage_bytes <= entry->size, name, ": expected a storage of ",
+             elements, " ", name_of(tensor.dtype), " values, found ", entry->size, " bytes in ", shown(entry->name));
+  RWKV_CHECK(ModelFormatError, tensor.shape.size() == tensor.stride.size(), name, ": expected as many strides as the ",
+             tensor.shape.size(), " dimensions, found ", tensor.stride.size());
+  const auto count = checked_count(tensor.shape);
+  const auto end = count ? reach(tensor, *count) : std::nullopt;
+  RWKV_CHECK(ModelFormatError, end && *end <= elements, name, ": the shape ", shape_text(tensor.shape),
+             " with strides ", shape_text(tensor.stride), " from element ", tensor.storage_offset,
+             " reaches outside its storage of ", elements, " elements");
+  RWKV_CHECK(ModelFormatError, *count <= elements, name, ": expected a tensor within its storage of ", elements,
+             " elements, found ", shape_text(tensor.shape), " repeating them");
+  const uint64_t bytes = *count * size_of(tensor.dtype);
+  RWKV_CHECK(ModelFormatError, bytes <= budget, name, ": the tensors up to this one are more than ", kMaxSharing,
+             " times as large as the file");
+  budget -= bytes;
+  const uint64_t offset = entry->offset + uint64_t(tensor.storage_offset) * size_of(tensor.dtype);
+  return {std::move(tensor.name), tensor.dtype, std::move(tensor.shape), std::move(tensor.stride), offset};
+}
+
+}  // namespace
+
+std::vector<TensorInfo> read_pth_index(const File& file) {
+  const std::vector<ZipEntry> entries = read_zip_directory(file);
+  const ZipEntry& pickle = find_pickle(entries);
+  const std::string root = pickle.name.substr(0, pickle.name.size() - std::string_view("data.pkl").size());
+  if (const ZipEntry* order = find(entries, root + "byteorder")) {
+    const std::string found = read_entry(file, *order, 64);
+    RWKV_CHECK(ModelFormatError, found == "little", "expected little-endian values, found the byte order '",
+               shown(found), "'");
+  }
+  std::vector<PickledTensor> pickled = read_pickled_state_dict(read_entry(file, pickle, kMaxPickle));
+  RWKV_CHECK(ModelFormatError, !pickled.empty(), "expected a dict of tensors in data.pkl, found no tensor in it");
+
+  std::vector<std::string_view> names;
+  for (const PickledTensor& tensor : pickled) names.push_back(tensor.name);
+  std::sort(names.begin(), names.end());
+  const auto twice = std::adjacent_find(names.begin(), names.end());
+  RWKV_CHECK(ModelFormatError, twice == names.end(), "expected different tensor names, found ", shown(*twice),
+             " twice");
+
+  uint64_t budget = checked_product(file.size(), kMaxSharing).value_or(UINT64_MAX);
+  std::vector<TensorInfo> tensors;
+  for (PickledTensor& tensor : pickled) tensors.push_back(locate(std::move(tensor), root, entries, budget));
+  return tensors;
+}
+
+}  // namespace rwkv

@@ -1,0 +1,294 @@
+#include "cpu/backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "core/platform.h"
+
+namespace rwkv::cpu {
+
+namespace {
+
+constexpr int kWkvTokens = 48;   // tokens of one head per kernel call: their results stay in L1
+constexpr int kMixColumns = 256;  // columns of one lerp per packing call, for the same reason
+
+// Worker's share of n equal pieces.
+struct Share {
+  int begin, end;
+  Share(int n, int worker, int workers)
+      : begin(int(int64_t(n) * worker / workers)), end(int(int64_t(n) * (worker + 1) / workers)) {}
+};
+
+int sequence_of(const Batch& batch, int row) {
+  return int(std::upper_bound(batch.start.begin(), batch.start.end(), row) - batch.start.begin()) - 1;
+}
+
+bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
+
+}  // namespace
+
+CpuBackend::CpuBackend(const DeviceOptions& options) : kernels_(choose_kernels()), pool_(options.threads) {
+  scratch_.resize(size_t(pool_.size()));
+}
+
+std::string CpuBackend::description() const {
+  return join("cpu ", kernels_.name, ", ", pool_.size(), pool_.size() == 1 ? " thread" : " threads");
+}
+
+// ---- memory ----
+
+Memory CpuBackend::allocate(size_t bytes) { return {map_pages(bytes), bytes}; }
+
+void CpuBackend::prepare(int64_t width) {
+  if (width <= width_) return;
+  width_ = width;
+  // The greatest need is mix: the normalised rows of a tile, the one before it and one to spare, and a block of lerps.
+  // wkv needs kWkvTokens rows of two heads.
+  const int64_t mix = (kernels_.tile + 2) * row_stride(width) + int64_t(kernels_.tile) * kMixColumns;
+  const int64_t wkv = int64_t(kWkvTokens) * 2 * width;
+  for (Memory& m : scratch_) m = allocate(size_t(std::max(mix, wkv)) * sizeof(float));
+}
+
+size_t CpuBackend::operand_bytes(Format format, int rows, int cols) const {
+  return size_t(rows) * size_t(padded_k(cols)) * size_t(size_of(format));
+}
+
+size_t CpuBackend::linear_bytes(Format format, int rows, int cols) const {
+  return size_t(panels_of(rows)) * kPanel * size_t(padded_k(cols)) * size_t(size_of(format));
+}
+
+void CpuBackend::pack(const Linear& w, int row, int count, const void* src, DType dtype) {
+  const int k = w.cols, kp = padded_k(k), panels = panels_of(count);
+  const auto* bytes = static_cast<const std::byte*>(src);
+  pool_.run([&](int worker) {
+    constexpr int kBlock = 64;
+    float block[kPanel][kBlock];
+    const Share share(panels, worker, pool_.size());
+    for (int p = share.begin; p < share.end; p++) {
+      std::byte* panel = w.data + size_t(row / kPanel + p) * kPanel * size_t(kp) * size_t(size_of(w.format));
+      for (int k0 = 0; k0 < k; k0 += kBlock) {
+        const int kn = std::min(kBlock, k - k0);
+        for (int r = 0; r < kPanel; r++) {
+          const int at = p * kPanel + r;
+          if (at >= count) continue;  // rows past the matrix stay zero, as the arena is
+          kernels_.widen(bytes + (size_t(at) * size_t(k) + size_t(k0)) * rwkv::size_of(dtype), dtype, kn, block[r]);
+          if (w.format == Format::f32) {
+            float* d = reinterpret_cast<float*>(panel) + size_t(k0) * kPanel + r;
+            for (int i = 0; i < kn; i++) d[size_t(i) * kPanel] = block[r][i];
+          } else {
+            uint16_t* d = reinterpret_cast<uint16_t*>(panel) + size_t(k0) * kPanel + r * 2;
+            for (int i = 0; i < kn; i++) d[size_t(i / 2) * kPanel * 2 + i % 2] = f32_to_bf16(block[r][i]);
+          }
+        }
+      }
+    }
+  });
+}
+
+// A vector lies as it is. A matrix lies per head as [key][value], values padded to whole vectors.
+size_t CpuBackend::state_bytes(const StatePart& part) const {
+  if (!is_matrix(part)) return size_t(part.count()) * sizeof(float);
+  return size_t(part.shape[0] * part.shape[2]) * size_t(padded_n(int(part.shape[1]))) * sizeof(float);
+}
+
+void CpuBackend::read_state(const StatePart& part, const std::byte* device, float* host) const {
+  const auto* d = reinterpret_cast<const float*>(device);
+  if (!is_matrix(part)) return void(std::memcpy(host, d, size_t(part.count()) * sizeof(float)));
+  const int64_t heads = part.shape[0], values = part.shape[1], keys = part.shape[2], ld = padded_n(int(values));
+  for (int64_t h = 0; h < heads; h++, host += values * keys, d += keys * ld)
+    for (int64_t k0 = 0; k0 < keys; k0 += 16)
+      for (int64_t v = 0; v < values; v++)
+        for (int64_t k = k0; k < std::min(k0 + 16, keys); k++) host[v * keys + k] = d[k * ld + v];
+}
+
+void CpuBackend::write_state(const StatePart& part, std::byte* device, const float* host) const {
+  auto* d = reinterpret_cast<float*>(device);
+  if (!is_matrix(part)) return void(std::memcpy(d, host, size_t(part.count()) * sizeof(float)));
+  const int64_t heads = part.shape[0], values = part.shape[1], keys = part.shape[2], ld = padded_n(int(values));
+  std::memset(d, 0, state_bytes(part));
+  for (int64_t h = 0; h < heads; h++, host += values * keys, d += keys * ld)
+    for (int64_t k0 = 0; k0 < keys; k0 += 16)
+      for (int64_t v = 0; v < values; v++)
+        for (int64_t k = k0; k < std::min(k0 + 16, keys); k++) d[k * ld + v] = host[v * keys + k];
+}
+
+// ---- rows ----
+
+void CpuBackend::layer_norm(const float* x, const Norm& norm, int n, float* y) const {
+  kernels_.layer_norm(x, norm.weight.as<float>(), norm.bias.as<float>(), n, norm.eps, y);
+}
+
+void CpuBackend::pack_rows(const float* x, size_t ld, int begin, int count, int k0, int kn, const Operand& out) const {
+  const int k = padded_k(out.cols), tiles = tile_count(out.rows, kernels_.tile);
+  const int k_end = k0 + kn == out.cols ? k : k0 + kn;
+  const auto start = [&](int i) { return tile_start(out.rows, tiles, i); };
+  int tile = int(int64_t(begin) * tiles / out.rows);
+  while (start(tile + 1) <= begin) tile++;
+  for (int row = begin; row < begin + count; tile++) {
+    const int at = row - start(tile), width = start(tile + 1) - start(tile);
+    const int rows = std::min(width - at, begin + count - row);
+    std::byte* data = out.data + size_t(start(tile)) * size_t(k) * size_t(size_of(out.format));
+    kernels_.pack_rows(out.format, x + size_t(row - begin) * ld, ld, rows, k0, kn, k_end, data, width, at);
+    row += rows;
+  }
+}
+
+void CpuBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x) {
+  const int rows = int(batch.token.size()), c = int(table.cols);
+  pool_.run([&](int worker) {
+    auto* wide = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    const Share share(rows, worker, pool_.size());
+    for (int i = share.begin; i < share.end; i++) {
+      const size_t at = size_t(batch.token[size_t(i)]) * size_t(table.stride) * rwkv::size_of(table.dtype);
+      kernels_.widen(table.as<std::byte>() + at, table.dtype, c, wide);
+      layer_norm(wide, norm, c, x.row(i));
+    }
+  });
+}
+
+void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t> rows, Tensor y, Operand out) {
+  const int n = int(rows.size()), tiles = tile_count(n, kernels_.tile), c = int(x.cols);
+  pool_.run([&](int worker) {
+    auto* buffer = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    const Share share(tiles, worker, pool_.size());
+    for (int i = share.begin; i < share.end; i++) {
+      const int begin = tile_start(n, tiles, i), end = tile_start(n, tiles, i + 1);
+      for (int row = begin; row < end; row++) {
+        float* to = buffer + int64_t(row - begin) * row_stride(c);
+        layer_norm(x.row(rows[size_t(row)]), norm, c, to);
+        if (y) std::copy_n(to, c, y.row(row));
+      }
+      if (out) pack_rows(buffer, size_t(row_stride(c)), begin, end - begin, 0, c, out);
+    }
+  });
+}
+
+void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch) {
+  const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile);
+  pool_.run([&](int worker) {
+    auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    const Share share(tiles, worker, pool_.size());
+    for (int i = share.begin; i < share.end; i++)
+      mix_tile(x, norm, jobs, shift, batch, tile_start(rows, tiles, i), tile_start(rows, tiles, i + 1), scratch);
+  });
+}
+
+void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift,
+                          const Batch& batch, int begin, int end, float* scratch) const {
+  const int c = int(x.cols);
+  const int64_t ld = row_stride(c);
+  float* xn = scratch + ld;  // row -1 is the one before the tile
+  float* last = xn + kernels_.tile * ld;
+  float* lerped = last + ld;
+
+  const float* previous[64];
+  int sequence = sequence_of(batch, begin);
+  const int first = sequence;
+  for (int row = begin; row < end; row++) {
+    if (row == batch.start[size_t(sequence) + 1]) sequence++;
+    layer_norm(x.row(row), norm, c, xn + (row - begin) * ld);
+    if (row == batch.start[size_t(sequence)]) {
+      previous[row - begin] = reinterpret_cast<const float*>(batch.src[size_t(sequence)] + shift);
+    } else {
+      if (row == begin) layer_norm(x.row(row - 1), norm, c, xn - ld);
+      previous[row - begin] = xn + (row - begin - 1) * ld;
+    }
+  }
+  for (const MixJob& job : jobs)
+    for (int k0 = 0; k0 < c; k0 += kMixColumns) {
+      const int kn = std::min(kMixColumns, c - k0);
+      for (int i = 0; i < end - begin; i++)
+        kernels_.lerp(xn + i * ld + k0, previous[i] + k0, job.mu.as<float>() + k0, kn, lerped + i * kMixColumns);
+      pack_rows(lerped, kMixColumns, begin, end - begin, k0, kn, job.out);
+    }
+  // Whoever has read a sequence's old shift writes its new one: src and dst may be the same slot.
+  for (int s = first; s <= sequence; s++) {
+    if (batch.start[size_t(s)] < begin) continue;
+    layer_norm(x.row(batch.start[size_t(s) + 1] - 1), norm, c, last);
+    std::copy_n(last, c, reinterpret_cast<float*>(batch.dst[size_t(s)] + shift));
+  }
+}
+
+// ---- products ----
+
+void CpuBackend::linear(std::span<const LinearJob> jobs) {
+  // Jobs one behind the other, cut into pieces of equal bytes at panel borders.
+  int64_t total = 0;
+  for (const LinearJob& job : jobs) total += int64_t(panels_of(job.w.rows)) * padded_k(job.w.cols);
+  pool_.run([&](int worker) {
+    const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
+    int64_t at = 0;
+    for (const LinearJob& job : jobs) {
+      const int panels = panels_of(job.w.rows), k = padded_k(job.w.cols);
+      const auto panel_at = [&](int64_t position) {
+        return int(std::clamp<int64_t>((position - at + k - 1) / k, 0, panels));
+      };
+      const int p0 = begin <= at ? 0 : panel_at(begin), p1 = end <= at ? 0 : panel_at(end);
+      at += int64_t(panels) * k;
+      if (p0 >= p1) continue;
+      const Product product{job.w.data, job.w.format, k, job.x.data, job.x.rows, job.y.as<float>(),
+                            size_t(job.y.stride), job.act, job.out.data, job.out.format, padded_k(job.out.cols),
+                            job.out.cols, job.sum.as<float>(), size_t(job.sum.stride)};
+      kernels_.product(product, p0, p1);
+    }
+  });
+}
+
+// ---- the recurrence ----
+
+void CpuBackend::wkv(const Wkv7& p, size_t state, const Batch& batch, Operand y) {
+  // An item is one head of one sequence; two heads where the head size is odd, so that pairs of bf16 stay whole.
+  const int heads = p.head_size % 2 ? 2 : 1, items_per_sequence = (p.heads + heads - 1) / heads;
+  const int items = int(batch.src.size()) * items_per_sequence;
+  std::atomic<int> next{0};
+  pool_.run([&](int worker) {
+    auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      const int head = i % items_per_sequence * heads;
+      wkv_heads(p, state, batch, i / items_per_sequence, head, std::min(heads, p.heads - head), scratch, y);
+    }
+  });
+}
+
+void CpuBackend::wkv_heads(const Wkv7& p, size_t state, const Batch& batch, int sequence, int head, int heads,
+                           float* scratch, Operand y) const {
+  const int n = p.head_size, begin = batch.start[size_t(sequence)], end = batch.start[size_t(sequence) + 1];
+  const size_t ldy = size_t(heads) * size_t(n);
+  for (int row = begin; row < end; row += kWkvTokens) {
+    const int tokens = std::min(kWkvTokens, end - row);
+    for (int h = head; h < head + heads; h++) {
+      const int64_t c = int64_t(h) * n, at = row * p.r.stride + c;
+      const size_t slot = state + size_t(h) * size_t(n) * size_t(padded_n(n)) * sizeof(float);
+      const std::byte* src = row == begin ? batch.src[size_t(sequence)] : batch.dst[size_t(sequence)];
+      const auto channel = [&](const Tensor& t) { return t ? t.as<float>() + c : nullptr; };
+      kernels_.wkv7({n, tokens, size_t(p.r.stride), p.r.as<float>() + at, p.w.as<float>() + at, p.k.as<float>() + at,
+                     p.v.as<float>() + at, p.a.as<float>() + at, p.g.as<float>() + at,
+                     p.v_mix ? p.v_mix.as<float>() + at : nullptr, p.v_first.as<float>() + at, channel(p.w0),
+                     channel(p.a0), channel(p.v0), channel(p.k_k), channel(p.k_a), channel(p.r_k),
+                     channel(p.out.weight), channel(p.out.bias), p.out.eps,
+                     reinterpret_cast<const float*>(src + slot),
+                     reinterpret_cast<float*>(batch.dst[size_t(sequence)] + slot), scratch + size_t(h - head) * size_t(n), ldy});
+    }
+    pack_rows(scratch, ldy, row, tokens, head * n, heads * n, y);
+  }
+}
+
+// ---- results ----
+
+bool CpuBackend::all_finite(const Tensor& x) {
+  std::atomic<bool> finite{true};
+  pool_.run([&](int worker) {
+    const Share share(int(x.rows), worker, pool_.size());
+    for (int i = share.begin; i < share.end; i++)
+      if (!kernels_.all_finite(x.row(i), size_t(x.cols))) finite.store(false, std::memory_order_relaxed);
+  });
+  return finite.load(std::memory_order_relaxed);
+}
+
+void CpuBackend::sample(const Tensor& logits, std::span<const SampleJob> jobs, std::span<int32_t> tokens) {
+  for (size_t i = 0; i < jobs.size(); i++)
+    tokens[i] = sample_row(logits.row(int64_t(i)), int(logits.cols), jobs[i], sampling_);
+}
+
+}  // namespace rwkv::cpu

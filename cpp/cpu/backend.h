@@ -1,0 +1,49 @@
+#pragma once
+#include "backend/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/sample.h"
+#include "cpu/threads.h"
+
+namespace rwkv::cpu {
+
+// The verbs as loops over rows, heads and panels on a pool of threads.
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const DeviceOptions& options);
+
+  std::string description() const override;
+  Memory allocate(size_t bytes) override;
+  void prepare(int64_t width) override;
+  size_t operand_bytes(Format, int rows, int cols) const override;
+  int64_t row_stride(int64_t cols) const override { return panels_of(int(cols)) * int64_t(kPanel); }
+  size_t linear_bytes(Format, int rows, int cols) const override;
+  void pack(const Linear& w, int row, int count, const void* src, DType dtype) override;
+  size_t state_bytes(const StatePart&) const override;
+  void read_state(const StatePart&, const std::byte* device, float* host) const override;
+  void write_state(const StatePart&, std::byte* device, const float* host) const override;
+
+  void embed(const Tensor& table, const Norm&, const Batch&, Tensor x) override;
+  void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) override;
+  void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&) override;
+  void linear(std::span<const LinearJob>) override;
+  bool all_finite(const Tensor& x) override;
+  void sample(const Tensor& logits, std::span<const SampleJob>, std::span<int32_t> tokens) override;
+  void wkv(const Wkv7&, size_t state, const Batch&, Operand y) override;
+
+ private:
+  void layer_norm(const float* x, const Norm&, int n, float* y) const;
+  void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, int begin, int end,
+                float* scratch) const;
+  void wkv_heads(const Wkv7&, size_t state, const Batch&, int sequence, int head, int heads, float* scratch,
+                 Operand y) const;
+  // Where rows [begin, begin + count) of columns [k0, k0 + kn) go in an operand.
+  void pack_rows(const float* x, size_t ld, int begin, int count, int k0, int kn, const Operand& out) const;
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::vector<Memory> scratch_;  // one per worker
+  int64_t width_ = 0;
+  SampleScratch sampling_;
+};
+
+}  // namespace rwkv::cpu

@@ -1,0 +1,123 @@
+// RWKV-7's recurrence, one head, with everything that happens inside a head.
+//
+// The state lies as [key][value] with values in lanes: no sum crosses lanes, every lane adds over the keys in ascending
+// order, and one pass over the state per token also forms the next token's S kk. Values are swept in slices (all tokens
+// of one slice before the next), so a slice stays in L1.
+namespace rwkv::cpu {
+namespace {
+
+// What the tokens of a block need besides the state, rows of padded_n. kk has a row more: the last token has no next.
+constexpr int kWkvBlock = kMaxHead;
+struct WkvBlock {
+  alignas(64) float r[kWkvBlock], w[kWkvBlock], k[kWkvBlock], v[kWkvBlock], b[kWkvBlock], y[kWkvBlock];
+  alignas(64) float kk[2 * kWkvBlock];
+};
+
+// The vectors of one token: decay, in-context rate, the mixed value, the normalised removal key. Returns sum r k r_k.
+inline float wkv7_token(const Wkv7Head& p, size_t at, float* r, float* w, float* k, float* v, float* b, float* kk) {
+  const int n = p.n, ld = padded_n(n);
+  const Floats one = all(1.0f), decay = all(-0x1.368b30p-1f);  // exp(-1/2)
+  const float squares = sum_row(n, [&](Floats s, int i) {
+    const Floats q = mul(load_first(p.k + at + i, n - i), load_first(p.k_k + i, n - i));
+    store(kk + i, q);
+    return fma(q, q, s);
+  });
+  const Floats norm = div(one, max(all(1e-12f), sqrt(all(squares))));
+  RowSum bonus;
+  for (int i = 0; i < ld; i += kLanes) {
+    const int count = n - i;
+    const auto token = [=](const float* x) { return load_first(x + at + i, count); };
+    const auto channel = [=](const float* x) { return load_first(x + i, count); };
+    const Floats a = sigmoid(add(channel(p.a0), token(p.a)));
+    const Floats key = mul(token(p.k), fma(sub(a, one), channel(p.k_a), one));
+    const Floats q = mul(load(kk + i), norm);
+    Floats value = token(p.v);
+    if (p.v_mix) {
+      const Floats gate = sigmoid(add(channel(p.v0), token(p.v_mix)));
+      value = fma(sub(token(p.v_first), value), gate, value);
+    } else {
+      store_first(p.v_first + at + i, value, count);
+    }
+    store(r + i, token(p.r));
+    store(w + i, exp(mul(decay, sigmoid(add(channel(p.w0), token(p.w))))));
+    store(k + i, key);
+    store(v + i, value);
+    store(kk + i, q);
+    store(b + i, sub(zero(), mul(q, a)));
+    Floats& s = bonus.part[i / kLanes % kParts];
+    s = fma(mul(token(p.r), key), channel(p.r_k), s);
+  }
+  return bonus.total();
+}
+
+// C vectors of values from `at` on: S <- S diag(w) - (S kk)(kk a)^T + v k^T, y = S r, for all tokens of a block.
+template <int C>
+void wkv7_sweep(const float* src, float* dst, int n, int tokens, int at, WkvBlock& block) {
+  const int ld = padded_n(n);
+  Floats removed[C];  // S kk of the token to come
+  for (int c = 0; c < C; c++) removed[c] = zero();
+  for (int i = 0; i < n; i++)
+    for (int c = 0; c < C; c++) removed[c] = fma(all(block.kk[i]), load(src + i * ld + at + c * kLanes), removed[c]);
+  for (int t = 0; t < tokens; t++, src = dst) {
+    const float *r = block.r + t * ld, *w = block.w + t * ld, *k = block.k + t * ld, *b = block.b + t * ld;
+    const float* next = block.kk + (t + 1) * ld;
+    Floats v[C], y[C], sum[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      v[c] = load(block.v + t * ld + at + c * kLanes);
+      y[c] = sum[c] = zero();
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+      const Floats wi = all(w[i]), bi = all(b[i]), ki = all(k[i]), ri = all(r[i]), ni = all(next[i]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) {
+        const int j = i * ld + at + c * kLanes;
+        const Floats s = fma(ki, v[c], fma(bi, removed[c], mul(wi, load(src + j))));
+        store(dst + j, s);
+        y[c] = fma(ri, s, y[c]);
+        sum[c] = fma(ni, s, sum[c]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      store(block.y + t * ld + at + c * kLanes, y[c]);
+      removed[c] = sum[c];
+    }
+  }
+}
+
+void wkv7(const Wkv7Head& p) {
+  const int n = p.n, ld = padded_n(n), most = kWkvBlock / ld;
+  const float* src = p.src;
+  WkvBlock block;
+  float bonus[kWkvBlock / 16];
+  for (int begin = 0; begin < p.tokens; begin += most, src = p.dst) {
+    const int tokens = p.tokens - begin < most ? p.tokens - begin : most;
+    for (int t = 0; t < tokens; t++) {
+      const int o = t * ld;
+      bonus[t] = wkv7_token(p, size_t(begin + t) * p.ld, block.r + o, block.w + o, block.k + o, block.v + o, block.b + o,
+                            block.kk + o);
+    }
+    for (int i = 0; i < ld; i++) block.kk[tokens * ld + i] = 0;
+
+    int at = 0;
+    for (; at + kWkvVectors * kLanes <= ld; at += kWkvVectors * kLanes)
+      wkv7_sweep<kWkvVectors>(src, p.dst, n, tokens, at, block);
+    for (; at < ld; at += kLanes) wkv7_sweep<1>(src, p.dst, n, tokens, at, block);
+
+    for (int t = 0; t < tokens; t++) {
+      const float *y = block.y + t * ld, *v = block.v + t * ld, *g = p.g + size_t(begin + t) * p.ld;
+      float* out = p.y + size_t(begin + t) * p.ldy;
+      const Moments m = moments(y, n, p.eps);
+      for (int i = 0; i < n; i += kLanes) {
+        const Floats d = mul(sub(load(y + i), m.mean), m.scale);
+        const Floats normed = fma(d, load_first(p.ln_weight + i, n - i), load_first(p.ln_bias + i, n - i));
+        store_first(out + i, mul(fma(all(bonus[t]), load(v + i), normed), load_first(g + i, n - i)), n - i);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::cpu

@@ -1,0 +1,77 @@
+// Eight lanes: AVX2, FMA and F16C. The names are explained in avx512.h; the bits are the same.
+#pragma once
+#include <immintrin.h>
+
+#include "cpu/kernels.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 6 of 16 registers
+constexpr int kTileTokens = 6;
+constexpr int kWkvVectors = 2;
+
+using Floats = __m256;
+using Ints = __m256i;
+
+inline Floats zero() { return _mm256_setzero_ps(); }
+inline Floats all(float a) { return _mm256_set1_ps(a); }
+inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm256_storeu_ps(p, a); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+inline Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+inline Floats sqrt(Floats a) { return _mm256_sqrt_ps(a); }
+inline Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+inline Floats select_less(Floats a, Floats b, Floats x, Floats y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+inline Ints select_nan(Floats a, Ints x, Ints y) {
+  return _mm256_blendv_epi8(y, x, _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+}
+
+inline Ints first(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Floats load_first(const float* p, int count) { return _mm256_maskload_ps(p, first(count)); }
+inline void store_first(float* p, Floats a, int count) {
+  if (count >= kLanes) return store(p, a);  // masked stores are slow on some machines
+  _mm256_maskstore_ps(p, first(count), a);
+}
+inline Floats keep_first(Floats a, int count) { return _mm256_and_ps(a, _mm256_castsi256_ps(first(count))); }
+
+inline Ints all(int a) { return _mm256_set1_epi32(a); }
+inline Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const Ints*>(p)); }
+inline void store_ints(void* p, Ints a) { _mm256_storeu_si256(static_cast<Ints*>(p), a); }
+inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+inline Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+inline Ints bit_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+inline Ints bit_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+template <int n>
+inline Ints shift_left(Ints a) { return _mm256_slli_epi32(a, n); }
+template <int n>
+inline Ints shift_right(Ints a) { return _mm256_srli_epi32(a, n); }
+template <int n>
+inline Ints shift_right_signed(Ints a) { return _mm256_srai_epi32(a, n); }
+inline Ints bits(Floats a) { return _mm256_castps_si256(a); }
+inline Floats floats(Ints a) { return _mm256_castsi256_ps(a); }
+
+inline Floats load_f16(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline Ints load_u16(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+
+inline float sum16(const Floats* s) {
+  const __m256 a = _mm256_add_ps(s[0], s[1]);
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+inline void prefetch_l1(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_l2(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+
+}  // namespace
+}  // namespace rwkv::cpu

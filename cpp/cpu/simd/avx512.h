@@ -1,0 +1,91 @@
+// Sixteen lanes: AVX-512 F, BW, DQ, VL, and BF16 where the file is compiled for it. Every simd/*.h offers the same names
+// with the same meaning; avx2.h and avx512.h agree in every bit.
+#pragma once
+// g++ 12 warns about its own header, where a value is undefined on purpose.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "cpu/kernels.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kTileVectors = 2;   // the product's accumulators: 2 x 12 of 32 registers
+constexpr int kTileTokens = 12;
+constexpr int kWkvVectors = 4;    // values of the recurrence per sweep
+
+using Floats = __m512;
+using Ints = __m512i;
+
+inline Floats zero() { return _mm512_setzero_ps(); }
+inline Floats all(float a) { return _mm512_set1_ps(a); }
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+inline Floats sqrt(Floats a) { return _mm512_sqrt_ps(a); }
+// b where either is NaN: put the constant first and NaN goes through.
+inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+// a < b ? x : y, y where a or b is NaN
+inline Floats select_less(Floats a, Floats b, Floats x, Floats y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+// a is NaN ? x : y
+inline Ints select_nan(Floats a, Ints x, Ints y) {
+  return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), y, x);
+}
+
+// The first `count` lanes (any int; all of them from kLanes on), the others zero or untouched.
+inline __mmask16 first(int count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1); }
+inline Floats load_first(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
+inline void store_first(float* p, Floats a, int count) { _mm512_mask_storeu_ps(p, first(count), a); }
+inline Floats keep_first(Floats a, int count) { return _mm512_maskz_mov_ps(first(count), a); }
+
+inline Ints all(int a) { return _mm512_set1_epi32(a); }
+inline Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+inline void store_ints(void* p, Ints a) { _mm512_storeu_si512(p, a); }
+inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+inline Ints bit_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+inline Ints bit_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
+template <int n>
+inline Ints shift_left(Ints a) { return _mm512_slli_epi32(a, n); }
+template <int n>
+inline Ints shift_right(Ints a) { return _mm512_srli_epi32(a, n); }
+template <int n>
+inline Ints shift_right_signed(Ints a) { return _mm512_srai_epi32(a, n); }
+inline Ints bits(Floats a) { return _mm512_castps_si512(a); }
+inline Floats floats(Ints a) { return _mm512_castsi512_ps(a); }
+
+// kLanes values of 16 bits
+inline Floats load_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+inline Ints load_u16(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+
+// Sixteen lanes to one number: lane i with i + 8, then i + 4, i + 2, i + 1.
+inline float sum16(const Floats* s) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(*s), _mm512_extractf32x8_ps(*s, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+inline void prefetch_l1(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_l2(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+
+#ifdef __AVX512BF16__
+#define RWKV_DOT_PAIRS  // dot_pairs exists: acc + w.odd * x.odd, then + w.even * x.even, pairs of bf16 in 32 bits
+inline Floats dot_pairs(Floats acc, Ints w, Ints x) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+}
+#endif
+
+}  // namespace
+}  // namespace rwkv::cpu

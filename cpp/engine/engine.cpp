@@ -1,0 +1,203 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/platform.h"
+#include "engine/snapshot.h"
+#include "engine/state_pool.h"
+#include "model/model.h"
+
+namespace rwkv {
+
+namespace {
+
+// Calls one after the other hold their states until the last has ended.
+std::vector<std::unique_ptr<State::Use>> use_all(std::span<const Sequence> sequences) {
+  std::vector<std::unique_ptr<State::Use>> uses;
+  uses.reserve(sequences.size());
+  for (const Sequence& s : sequences) uses.push_back(std::make_unique<State::Use>(*s.state));
+  return uses;
+}
+
+// Logits of the last call as a one-row tensor.
+Tensor as_row(const std::vector<float>& values) {
+  const auto n = int64_t(values.size());
+  return {const_cast<float*>(values.data()), DType::f32, 1, n, n};
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
+    : model_(std::move(model)),
+      pool_(std::make_shared<StatePool>(model_->backend(), model_->layout())),
+      initial_(pool_->make_initial()),
+      scratch_(model_->backend()->allocate(model_->scratch_bytes())),
+      process_(process) {}
+
+Engine::~Engine() = default;
+
+std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOptions& options) {
+  RWKV_CHECK(Error, options.threads >= 0 && options.threads <= 1024, "threads: expected 1 to 1024, found ", options.threads);
+  const Checkpoint file = Checkpoint::open(path);
+  const auto report = [&](int64_t done, int64_t total) {
+    if (options.poll) options.poll();
+    if (options.progress) options.progress(done, total);
+  };
+  auto model = Model::load(file, options.strategy, {options.threads}, report);
+  return std::shared_ptr<Engine>(new Engine(std::move(model), process_id()));
+}
+
+const Config& Engine::config() const { return model_->config(); }
+const std::string& Engine::fingerprint() const { return model_->fingerprint(); }
+std::string Engine::description() const { return model_->backend()->description(); }
+size_t Engine::weight_bytes() const { return model_->weight_bytes(); }
+size_t Engine::state_bytes() const { return model_->layout().portable_bytes(); }
+
+void Engine::check_process() const {
+  RWKV_CHECK(DeviceError, process_id() == process_, "expected the process that opened the engine (", process_, "), found its child (",
+             process_id(), "): threads do not survive os.fork(); open the engine in the child, or use spawn");
+}
+
+void Engine::check_mine(const State& state) const {
+  RWKV_CHECK(StateError, state.engine().get() == this, "expected a state of this engine, found one of another; ",
+             "to_bytes() and state_from_bytes() carry it over");
+}
+
+std::shared_ptr<State> Engine::new_state() {
+  check_process();
+  return std::make_shared<State>(shared_from_this(), StateContents{initial_, 0, -1, nullptr});
+}
+
+// ---- steps ----
+
+void Engine::check_sequences(std::span<const Sequence> sequences) const {
+  const int vocab = config().n_vocab;
+  std::vector<const State*> states;
+  for (const Sequence& s : sequences) {
+    check_mine(*s.state);
+    states.push_back(s.state);
+    RWKV_CHECK(Error, !s.tokens.empty(), "expected at least one token, found none");
+    for (size_t i = 0; i < s.tokens.size(); i++)
+      RWKV_CHECK(Error, s.tokens[i] >= 0 && s.tokens[i] < vocab, "token ", i, ": expected an id from 0 to ", vocab - 1,
+                 ", found ", s.tokens[i]);
+  }
+  std::ranges::sort(states);
+  RWKV_CHECK(StateError, std::ranges::adjacent_find(states) == states.end(),
+             "expected every state once in a batch, found one twice; fork() gives a second handle");
+}
+
+size_t Engine::result_size(std::span<const Sequence> sequences, Output output) const {
+  size_t tokens = 0;
+  for (const Sequence& s : sequences) tokens += s.tokens.size();
+  switch (output) {
+    case Output::last: return sequences.size() * size_t(config().n_vocab);
+    case Output::all: return tokens * size_t(config().n_vocab);
+    case Output::hidden: return tokens * size_t(config().n_embd);
+    case Output::none: break;
+  }
+  return 0;
+}
+
+std::vector<float> Engine::forward(std::span<const Sequence> sequences, Output output, const Poll& poll,
+                                   const Progress& progress) {
+  check_sequences(sequences);
+  std::vector<float> result(result_size(sequences, output));
+  forward(sequences, output, result, poll, progress);
+  return result;
+}
+
+void Engine::forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll,
+                     const Progress& progress) {
+  check_process();
+  check_sequences(sequences);
+  if (sequences.empty()) return;
+  RWKV_CHECK(Error, result.size() == result_size(sequences, output), "result: expected room for ",
+             result_size(sequences, output), " floats, found ", result.size());
+  const auto uses = use_all(sequences);
+  std::lock_guard lock(mutex_);
+
+  // Everything a step needs is there before it begins: slots to write to, room for the logits, the lists of a panel.
+  const size_t count = sequences.size();
+  int64_t total = 0;
+  std::vector<std::shared_ptr<StateSlot>> target(count);
+  std::vector<std::shared_ptr<std::vector<float>>> logits(count);
+  for (size_t s = 0; s < count; s++) {
+    total += int64_t(sequences[s].tokens.size());
+    target[s] = pool_->take();
+    if (output == Output::last || output == Output::all)
+      logits[s] = std::make_shared<std::vector<float>>(size_t(config().n_vocab));
+  }
+  const int64_t panels = (total + model_->panel_rows() - 1) / model_->panel_rows();
+  const int64_t rows = std::min<int64_t>((total + panels - 1) / panels + 23, model_->panel_rows()) / 24 * 24;
+  const int64_t step = total <= model_->panel_rows() ? total : std::max<int64_t>(rows, 24);
+
+  std::vector<int32_t> token, start, out;
+  std::vector<const std::byte*> src;
+  std::vector<std::byte*> dst;
+  std::vector<size_t> ending;  // for each row of `out` the sequence that ends with it, or count
+  const auto room = size_t(std::min<int64_t>(step, total));
+  token.reserve(room), out.reserve(room), ending.reserve(room);
+  start.reserve(count + 1), src.reserve(count), dst.reserve(count);
+
+  const bool every_row = output == Output::all || output == Output::hidden;
+  const Model::Result kind = output == Output::hidden ? Model::Result::hidden
+                             : output == Output::none ? Model::Result::none
+                                                      : Model::Result::logits;
+  size_t s = 0, at = 0, written = 0;  // the next token to read, the next float to write
+  for (int64_t done = 0; done < total; done += int64_t(token.size())) {
+    token.clear(), start.clear(), out.clear(), ending.clear(), src.clear(), dst.clear();
+    while (s < count && int64_t(token.size()) < step) {
+      const auto& tokens = sequences[s].tokens;
+      const size_t n = std::min(tokens.size() - at, size_t(step) - token.size());
+      start.push_back(int32_t(token.size()));
+      src.push_back(at == 0 ? sequences[s].state->contents_.slot->data() : target[s]->data());
+      dst.push_back(target[s]->data());
+      for (size_t i = 0; i < n; i++) {
+        const bool last = at + i + 1 == tokens.size();
+        // The last row of a panel goes to the end in any case: that is where numbers that are not finite show.
+        if (every_row || last || (kind == Model::Result::none && i + 1 == n)) {
+          out.push_back(int32_t(token.size()));
+          ending.push_back(last ? s : count);
+        }
+        token.push_back(tokens[at + i]);
+      }
+      at += n;
+      if (at == tokens.size()) s++, at = 0;
+    }
+    start.push_back(int32_t(token.size()));
+
+    size_t row = 0;
+    model_->forward({token, start, src, dst}, out, kind, scratch_, poll, [&](const Tensor& values) {
+      for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
+        std::copy_n(values.row(i), values.cols, result.data() + written);
+        if (kind == Model::Result::logits && ending[row] < count) std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
+      }
+    });
+    if (progress) progress(done + int64_t(token.size()), total);
+  }
+
+  for (size_t i = 0; i < count; i++) {
+    StateContents& state = sequences[i].state->contents_;
+    state = {std::move(target[i]), state.tokens_seen + int64_t(sequences[i].tokens.size()), sequences[i].tokens.back(),
+             std::move(logits[i])};
+  }
+}
+
+std::vector<int32_t> Engine::sample(std::span<const State* const> states, std::span<const SampleJob> jobs) {
+  check_process();
+  RWKV_CHECK(Error, states.size() == jobs.size(), "sample: expected ", states.size(), " jobs, found ", jobs.size());
+  std::vector<int32_t> tokens(states.size());
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < states.size(); i++) {
+    check_mine(*states[i]);
+    const auto logits = states[i]->last_logits();
+    RWKV_CHECK(StateError, logits, "sample: expected a state with last logits, found none; step it with output 'last' or ",
+               "'all' first");
+    model_->backend()->sample(as_row(*logits), jobs.subspan(i, 1), std::span(tokens).subspan(i, 1));
+  }
+  return tokens;
+}
+
+}  // namespace rwkv

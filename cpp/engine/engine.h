@@ -1,0 +1,90 @@
+// Floor 3: one model, its states, and the calls that step them.
+#pragma once
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/backend.h"
+#include "engine/state.h"
+#include "model/config.h"
+
+namespace rwkv {
+
+class Model;
+class StatePool;
+struct Batch;
+
+enum class Output { last, all, none, hidden };
+
+// Called between panels of work from the calling thread; whatever it throws ends the call and leaves every state as it
+// was.
+using Poll = std::function<void()>;
+using Progress = std::function<void(int64_t done, int64_t total)>;
+
+struct EngineOptions {
+  std::string strategy = "auto";
+  int threads = 0;    // 0: one per core this process may use
+  Progress progress;  // bytes of weights read
+  Poll poll;
+};
+
+struct Sequence {
+  std::span<const int32_t> tokens;  // at least one
+  State* state;
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  static std::shared_ptr<Engine> open(const std::string& path, const EngineOptions& options = {});
+  ~Engine();
+
+  const Config& config() const;
+  const std::string& fingerprint() const;  // hex SHA-256 of configuration and sampled weights
+  std::string description() const;         // "cpu avx512, 2 threads"
+  size_t weight_bytes() const;             // packed
+  size_t state_bytes() const;              // of one state, portable form
+
+  std::shared_ptr<State> new_state();
+
+  // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none (),
+  // hidden (sum of T, C) after ln_out. On any error no state has changed.
+  void forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll = {},
+               const Progress& progress = {});
+  size_t result_size(std::span<const Sequence> sequences, Output output) const;  // floats
+  std::vector<float> forward(std::span<const Sequence> sequences, Output output = Output::last, const Poll& poll = {},
+                             const Progress& progress = {});
+
+  // One token from each state's last logits, as each job says.
+  std::vector<int32_t> sample(std::span<const State* const> states, std::span<const SampleJob> jobs);
+
+  // ---- portable states ----
+  size_t snapshot_size(const State& state) const;
+  void to_bytes(const State& state, std::span<std::byte> snapshot);  // of exactly that size
+  std::vector<std::byte> to_bytes(const State& state);
+  std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true);
+  void save(const State& state, const std::string& path);
+  std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
+  std::vector<StateArray> parts(const State& state);
+  std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
+  bool equal(const State& a, const State& b);  // same contents, bit for bit: parts, tokens seen, last token, last logits
+
+ private:
+  Engine(std::shared_ptr<const Model> model, int64_t process);
+  void check_process() const;                  // throws DeviceError after os.fork()
+  void check_mine(const State& state) const;  // throws StateError for another engine's state
+  std::string header_of(const StateContents& contents) const;
+  void check_sequences(std::span<const Sequence> sequences) const;
+
+  std::shared_ptr<const Model> model_;
+  std::shared_ptr<StatePool> pool_;
+  std::shared_ptr<const StateSlot> initial_;
+  Arena scratch_;
+  int64_t process_;
+  std::mutex mutex_;  // one call computes at a time
+};
+
+}  // namespace rwkv

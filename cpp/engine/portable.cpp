@@ -1,0 +1,144 @@
+// Engine's portable states: to and from bytes, files and named arrays.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/platform.h"
+#include "engine/engine.h"
+#include "engine/snapshot.h"
+#include "engine/state_pool.h"
+#include "model/model.h"
+
+namespace rwkv {
+
+namespace {
+
+// Part by part, layer by layer: the order of the portable form.
+template <class F>
+void for_each_part(const StateLayout& layout, const F& visit) {
+  for (size_t p = 0; p < layout.parts.size(); p++)
+    for (int layer = 0; layer < layout.layers; layer++) visit(layout.parts[p], p, layer, layout.offset(layer, int(p)));
+}
+
+}  // namespace
+
+size_t Engine::snapshot_size(const State& state) const {
+  const StateContents contents = state.contents();
+  return header_of(contents).size() + state_bytes() +
+         (contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0);
+}
+
+std::string Engine::header_of(const StateContents& contents) const {
+  return snapshot_header(config(), fingerprint(), {contents.tokens_seen, contents.last_token},
+                         snapshot_tensors(config(), model_->layout(), contents.last_logits != nullptr));
+}
+
+void Engine::to_bytes(const State& state, std::span<std::byte> snapshot) {
+  check_process();
+  check_mine(state);
+  const StateContents contents = state.contents();
+  const std::string header = header_of(contents);
+  const size_t logits = contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0;
+  const size_t size = header.size() + state_bytes() + logits;
+  RWKV_CHECK(StateError, snapshot.size() == size, "snapshot: expected room for ", size, " bytes, found ", snapshot.size());
+  std::memcpy(snapshot.data(), header.data(), header.size());
+  std::byte* to = snapshot.data() + header.size();  // 64-byte aligned within the file, so floats within the buffer
+  for_each_part(model_->layout(), [&](const StatePart& part, size_t, int, size_t offset) {
+    pool_->backend().read_state(part, contents.slot->data() + offset, reinterpret_cast<float*>(to));
+    to += size_t(part.count()) * sizeof(float);
+  });
+  if (logits) std::memcpy(to, contents.last_logits->data(), logits);
+  seal_snapshot(snapshot);
+}
+
+std::vector<std::byte> Engine::to_bytes(const State& state) {
+  std::vector<std::byte> snapshot(snapshot_size(state));
+  to_bytes(state, snapshot);
+  return snapshot;
+}
+
+std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes, bool check_weights) {
+  check_process();
+  const StateLayout& layout = model_->layout();
+  const SnapshotView view = read_snapshot(bytes, config(), fingerprint(), layout, check_weights);
+  auto slot = pool_->take();
+  std::vector<float> values;
+  for_each_part(layout, [&](const StatePart& part, size_t p, int layer, size_t offset) {
+    values.resize(size_t(part.count()));
+    std::memcpy(values.data(), view.parts[p].data() + size_t(layer) * values.size() * sizeof(float), values.size() * sizeof(float));
+    pool_->backend().write_state(part, slot->data() + offset, values.data());
+  });
+  std::shared_ptr<std::vector<float>> logits;
+  if (!view.last_logits.empty()) {
+    logits = std::make_shared<std::vector<float>>(view.last_logits.size() / sizeof(float));
+    std::memcpy(logits->data(), view.last_logits.data(), view.last_logits.size());
+  }
+  return std::make_shared<State>(shared_from_this(),
+                                 StateContents{std::move(slot), view.info.tokens_seen, view.info.last_token, std::move(logits)});
+}
+
+void Engine::save(const State& state, const std::string& path) { write_atomically(path, to_bytes(state)); }
+
+std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights) {
+  const File file(path);
+  const auto tensors = snapshot_tensors(config(), model_->layout(), true);
+  // A state is as large as its model says; the rest is for the header, which later releases may lengthen.
+  const uint64_t most = state_bytes() + uint64_t(config().n_vocab) * sizeof(float) + (1 << 20);
+  RWKV_CHECK(StateError, file.size() <= most, path, ": expected a state of at most ", most, " bytes, found ", file.size());
+  std::vector<std::byte> bytes(size_t(file.size()));
+  file.read(0, bytes.data(), bytes.size());
+  try {
+    return state_from_bytes(bytes, check_weights);
+  } catch (const StateError& e) {
+    throw StateError(join(path, ": ", e.what()));
+  }
+}
+
+std::vector<StateArray> Engine::parts(const State& state) {
+  check_process();
+  check_mine(state);
+  const StateContents contents = state.contents();
+  std::vector<StateArray> arrays;
+  for (const TensorInfo& t : snapshot_tensors(config(), model_->layout(), false))
+    arrays.push_back({t.name, t.shape, std::vector<float>(size_t(t.count()))});
+  for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
+    pool_->backend().read_state(part, contents.slot->data() + offset, arrays[p].values.data() + layer * part.count());
+  });
+  return arrays;
+}
+
+std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> parts) {
+  check_process();
+  const auto expected = snapshot_tensors(config(), model_->layout(), false);
+  std::vector<const StateArray*> ordered;
+  for (const TensorInfo& want : expected) {
+    const auto found = std::ranges::find_if(parts, [&](const StateArray& a) { return a.name == want.name; });
+    RWKV_CHECK(StateError, found != parts.end(), "state: expected the part ", want.name, ", found none of that name");
+    RWKV_CHECK(StateError, found->shape == want.shape && int64_t(found->values.size()) == want.count(), "state: ", want.name,
+               ": expected ", shape_text(want.shape), ", found ", shape_text(found->shape));
+    RWKV_CHECK(StateError, std::ranges::all_of(found->values, [](float v) { return std::isfinite(v); }), "state: ",
+               want.name, ": expected finite numbers, found NaN or infinity");
+    ordered.push_back(&*found);
+  }
+  RWKV_CHECK(StateError, parts.size() == expected.size(), "state: expected ", expected.size(), " parts, found ", parts.size());
+  auto slot = pool_->take();
+  for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
+    pool_->backend().write_state(part, slot->data() + offset, ordered[p]->values.data() + layer * part.count());
+  });
+  return std::make_shared<State>(shared_from_this(), StateContents{std::move(slot), 0, -1, nullptr});
+}
+
+bool Engine::equal(const State& a, const State& b) {
+  const StateContents p = a.contents(), q = b.contents();
+  if (p.tokens_seen != q.tokens_seen || p.last_token != q.last_token) return false;
+  const auto &u = p.last_logits, &v = q.last_logits;
+  const bool same_logits =
+      u == v || (u && v && u->size() == v->size() && std::memcmp(u->data(), v->data(), u->size() * sizeof(float)) == 0);
+  if (!same_logits || p.slot == q.slot) return same_logits;
+  const auto x = parts(a), y = parts(b);
+  for (size_t i = 0; i < x.size(); i++)
+    if (std::memcmp(x[i].values.data(), y[i].values.data(), x[i].values.size() * sizeof(float)) != 0) return false;
+  return true;
+}
+
+}  // namespace rwkv

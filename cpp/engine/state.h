@@ -1,0 +1,65 @@
+#pragma once
+#include <atomic>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+
+namespace rwkv {
+
+class Engine;
+class StateSlot;  // one slot of the pool; forks share it until one of them steps
+
+// What a handle stands for. A slot that a handle holds is never written again: steps go to a slot of their own.
+struct StateContents {
+  std::shared_ptr<const StateSlot> slot;
+  int64_t tokens_seen = 0;
+  int32_t last_token = -1;                                // -1 before the first
+  std::shared_ptr<const std::vector<float>> last_logits;  // (V) after the last token; null when the last call made none
+};
+
+// The whole context of one sequence: an opaque handle. Not copyable; fork() is the only way to a second one.
+class State {
+ public:
+  State(std::shared_ptr<Engine> engine, StateContents contents)
+      : engine_(std::move(engine)), contents_(std::move(contents)) {}
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  // A second handle on the same contents. Copies nothing: whichever steps first moves on to a slot of its own.
+  std::shared_ptr<State> fork() const { return std::make_shared<State>(engine_, contents()); }
+
+  const std::shared_ptr<Engine>& engine() const { return engine_; }
+  StateContents contents() const;  // throws ConcurrentUseError while a call steps this handle
+  int64_t tokens_seen() const { return contents().tokens_seen; }
+  int32_t last_token() const { return contents().last_token; }
+  std::shared_ptr<const std::vector<float>> last_logits() const { return contents().last_logits; }
+
+  // Holds the handle for one call; a second one at the same time throws ConcurrentUseError.
+  class Use {
+   public:
+    explicit Use(const State& state);
+    ~Use();
+    Use(const Use&) = delete;
+
+   private:
+    const State& state_;
+  };
+
+ private:
+  friend class Engine;
+  std::shared_ptr<Engine> engine_;
+  StateContents contents_;
+  mutable std::atomic<bool> busy_{false};
+};
+
+// A named part of a state in its portable form, over all layers: (L, C), or (L, H, N, N) [value, key].
+struct StateArray {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
+
+}  // namespace rwkv

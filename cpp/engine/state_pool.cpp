@@ -1,0 +1,49 @@
+#include "engine/state_pool.h"
+
+namespace rwkv {
+
+namespace {
+
+constexpr size_t kSlabBytes = 8 << 20;
+
+}  // namespace
+
+StateSlot::~StateSlot() { pool_->give_back(data_); }
+
+StatePool::StatePool(std::shared_ptr<Backend> backend, StateLayout layout)
+    : backend_(std::move(backend)), layout_(std::move(layout)) {}
+
+std::shared_ptr<StateSlot> StatePool::take() {
+  std::byte* data;
+  {
+    std::lock_guard lock(mutex_);
+    if (free_.empty()) {
+      const size_t slots = std::max<size_t>(1, kSlabBytes / layout_.slot_bytes);
+      slabs_.push_back(backend_->allocate(slots * layout_.slot_bytes));
+      // Room for every slot's return: giving back must not fail.
+      free_.reserve(free_.capacity() + slots);
+      for (size_t i = slots; i-- > 0;) free_.push_back(slabs_.back().data.get() + i * layout_.slot_bytes);
+    }
+    data = free_.back();
+    free_.pop_back();
+  }
+  return std::make_shared<StateSlot>(shared_from_this(), data);
+}
+
+std::shared_ptr<const StateSlot> StatePool::make_initial() {
+  auto slot = take();
+  for (int layer = 0; layer < layout_.layers; layer++)
+    for (size_t p = 0; p < layout_.parts.size(); p++) {
+      const StatePart& part = layout_.parts[p];
+      const std::vector<float> values(size_t(part.count()), part.initial);
+      backend_->write_state(part, slot->data() + layout_.offset(layer, int(p)), values.data());
+    }
+  return slot;
+}
+
+void StatePool::give_back(std::byte* data) {
+  std::lock_guard lock(mutex_);
+  free_.push_back(data);
+}
+
+}  // namespace rwkv

@@ -1,0 +1,46 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace rwkv {
+
+// A vocabulary in the World file format (one line a token: id, Python literal, length in bytes) and greedy
+// longest-match encoding over it.
+class Tokenizer {
+ public:
+  static std::shared_ptr<const Tokenizer> open(const std::string& path);          // throws ModelFormatError
+  static std::shared_ptr<const Tokenizer> parse(std::string_view text, const std::string& name);  // name: for messages
+  ~Tokenizer();
+
+  int size() const;  // largest id + 1
+  std::vector<int32_t> encode(std::string_view bytes) const;  // throws Error at a byte no token begins with
+  // The token's bytes; empty for id 0 (end of text) and ids without a token. Throws Error for a negative id.
+  std::string_view bytes_of(int32_t id) const;
+  std::string decode_bytes(std::span<const int32_t> ids) const;
+  std::string decode(std::span<const int32_t> ids) const;  // valid UTF-8: what is none becomes U+FFFD, as Python's "replace"
+
+ private:
+  struct Data;
+  explicit Tokenizer(std::unique_ptr<const Data> data);
+  std::unique_ptr<const Data> data_;
+};
+
+// Decodes a stream of tokens so that no character is ever split: bytes wait until they are a whole character, or until
+// it is certain that they never will be (then each maximal broken part becomes one U+FFFD).
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {}
+  std::string put(int32_t id);  // text that has become certain; valid UTF-8
+  std::string finish();         // what still waits
+  const std::string& pending() const { return pending_; }
+
+ private:
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::string pending_;
+};
+
+}  // namespace rwkv

@@ -1,0 +1,18 @@
+#pragma once
+#include <string>
+
+#include "core/checkpoint.h"
+
+namespace rwkv {
+
+// The numbers of a model, all read from the shapes of its tensors.
+struct Config {
+  std::string version;  // "7"
+  int n_layer = 0, n_embd = 0, n_head = 0, head_size = 0, n_ffn = 0, n_vocab = 0;
+};
+
+// Recognises the version from the tensor names and reads the shapes. Throws ModelFormatError, naming the version of a
+// model that this build does not run.
+Config read_config(const Checkpoint& file);
+
+}  // namespace rwkv

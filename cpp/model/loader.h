@@ -1,0 +1,54 @@
+#pragma once
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/arena.h"
+#include "core/checkpoint.h"
+#include "model/fingerprint.h"
+
+namespace rwkv {
+
+using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
+
+// Carries tensors from a file into the weights arena, packed for the device. Used twice over the same code: with a
+// counting arena it checks names and shapes and measures, with a real one it reads.
+class Loader {
+ public:
+  explicit Loader(const Checkpoint& file) : file_(file) {}
+  void enter(Backend& backend, Arena& arena) { backend_ = &backend, arena_ = &arena; }  // where the next tensors go
+  void report(const LoadProgress& progress, int64_t bytes_total) { progress_ = progress, bytes_total_ = bytes_total; }
+
+  bool has(const std::string& name) const { return file_.find(name) != nullptr; }
+  int64_t dimension(const std::string& name, size_t index) const;  // of a tensor that must be there
+
+  // A (rows, cols) matrix to multiply with; `transposed`: the file holds it as (cols, rows).
+  Linear matrix(const std::string& name, int rows, int cols, Format format, bool transposed = false);
+  // (1, count) float32; the file's shape may have dimensions of one beside those given.
+  Tensor vector(const std::string& name, const std::vector<int64_t>& shape);
+  Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
+  void skip(const std::string& name) { used_.insert(name); }          // known, not used
+
+  void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
+  int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
+  const Fingerprint& fingerprint() const { return fingerprint_; }
+
+ private:
+  const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape);
+  void read(const TensorInfo& tensor, int64_t first, int64_t count);  // into staging_, sampling on the way
+  void finish(const TensorInfo& tensor);                              // hands the samples over
+
+  const Checkpoint& file_;
+  Backend* backend_ = nullptr;
+  Arena* arena_ = nullptr;
+  Fingerprint fingerprint_;
+  LoadProgress progress_;
+  std::set<std::string> used_;
+  std::vector<std::byte> staging_;
+  std::vector<float> samples_;
+  int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0;
+};
+
+}  // namespace rwkv

@@ -1,0 +1,158 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "core/error.h"
+
+namespace rwkv {
+
+namespace {
+
+// The precision that loses nothing of what the file holds.
+Format native_format(const Checkpoint& file) {
+  const TensorInfo* t = file.find("head.weight");
+  return t && t->dtype == DType::bf16 ? Format::bf16 : Format::f32;
+}
+
+std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, int layers, const DeviceOptions& options) {
+  const auto specs = parse_strategy(strategy, native);
+  std::map<std::string, std::shared_ptr<Backend>> backends;
+  std::vector<Model::Stage> stages;
+  int first = 0;
+  for (const StageSpec& spec : specs) {
+    const int left = layers - first, count = spec.layers ? spec.layers : left;
+    RWKV_CHECK(StrategyError, count > 0 && count <= left, "strategy '", strategy, "': expected ", layers,
+               " layers in all, found ", first + std::max(count, 1));
+    auto& backend = backends[spec.device];
+    if (!backend) backend = open_backend(spec.device, options);
+    stages.push_back({backend, first, count, spec.format, {}});
+    first += count;
+  }
+  RWKV_CHECK(StrategyError, first == layers, "strategy '", strategy, "': expected ", layers, " layers in all, found ", first);
+  return stages;
+}
+
+// Rows whose largest part of a layer, 4 C F multiply-adds per row, takes some 50 ms on a small machine; whole tiles of
+// every kernel.
+int rows_for(const Config& c) {
+  constexpr int64_t kBudget = 4'200'000'000, kTile = 24;
+  const int64_t rows = kBudget / (int64_t(c.n_embd) * c.n_ffn) / kTile * kTile;
+  return int(std::clamp<int64_t>(rows, 48, 264));
+}
+
+}  // namespace
+
+std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_view strategy, const DeviceOptions& options,
+                                         const LoadProgress& progress) {
+  std::shared_ptr<Model> model(new Model);
+  model->config_ = read_config(file);
+  model->stages_ = open_stages(strategy, native_format(file), model->config_.n_layer, options);
+
+  Loader measure(file);
+  model->build(measure);
+  measure.check_all_used();
+  for (Stage& stage : model->stages_) {
+    model->weight_bytes_ += stage.weights.used();
+    stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
+    stage.backend->prepare(std::max(model->config_.n_embd, model->config_.n_ffn));
+  }
+  Loader loader(file);
+  loader.report(progress, measure.bytes());
+  model->build(loader);
+  model->fingerprint_ = loader.fingerprint().hex(model->config_);
+  model->layout_ = StateLayout(v7::state_parts(model->config_), model->config_.n_layer, *model->backend());
+  model->panel_rows_ = rows_for(model->config_);
+  return model;
+}
+
+void Model::build(Loader& loader) {
+  const Config& c = config_;
+  const auto norm = [&](const std::string& name) {
+    return Norm{loader.vector(name + ".weight", {c.n_embd}), loader.vector(name + ".bias", {c.n_embd}), 1e-5f};
+  };
+  std::vector<v7::Layer> layers;
+  for (Stage& stage : stages_) {
+    loader.enter(*stage.backend, stage.weights);
+    if (&stage == &stages_.front()) {
+      embedding_ = loader.table("emb.weight", c.n_vocab, c.n_embd);
+      embedding_norm_ = norm("blocks.0.ln0");
+    }
+    for (int i = stage.first; i < stage.first + stage.count; i++) layers.push_back(v7::load_layer(loader, c, i, stage.format));
+    if (&stage == &stages_.back()) {
+      out_norm_ = norm("ln_out");
+      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.format);
+    }
+  }
+  layers_ = std::move(layers);
+}
+
+namespace {
+
+// What a step needs beside the layers' own scratch.
+struct StepScratch {
+  Tensor x, hidden, logits;
+  Operand operand;
+
+  StepScratch(Arena& arena, const Backend& b, const Config& c, const Linear& head, int rows, int results)
+      : x(arena.take(DType::f32, rows, c.n_embd, b.row_stride(c.n_embd))),
+        hidden(arena.take(DType::f32, results, c.n_embd, b.row_stride(c.n_embd))),
+        logits(arena.take(DType::f32, results, c.n_vocab, b.row_stride(c.n_vocab))),
+        operand{arena.take(b.operand_bytes(head.format, results, c.n_embd)), head.format, results, c.n_embd} {}
+};
+
+}  // namespace
+
+size_t Model::scratch_bytes() const {
+  Arena arena;
+  StepScratch(arena, *backend(), config_, head_, panel_rows_, kResultRows);
+  std::visit([&](const auto& layers) { v7::Scratch(arena, *backend(), layers, panel_rows_); }, layers_);
+  return arena.used();
+}
+
+void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& arena,
+                    const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const {
+  const int tokens = int(batch.token.size());
+  arena.reset();
+  StepScratch step(arena, *backend(), config_, head_, tokens, std::min<int>(kResultRows, int(rows.size())));
+  const auto check = [&] {
+    if (poll) poll();
+  };
+
+  backend()->embed(embedding_, embedding_norm_, batch, step.x);
+  const auto& layers = std::get<std::vector<v7::Layer>>(layers_);
+  v7::Scratch scratch(arena, *backend(), layers, tokens);
+  for (const Stage& stage : stages_) {
+    scratch.set_format(stage.format);
+    for (int i = stage.first; i < stage.first + stage.count; i++) {
+      const v7::Layer& layer = layers[size_t(i)];
+      v7::time_mix(*stage.backend, layer.time_mix, config_, layout_.offset(i, v7::kShiftAtt), layout_.offset(i, v7::kWkv), batch,
+                   scratch, step.x);
+      check();
+      v7::channel_mix(*stage.backend, layer.channel_mix, layout_.offset(i, v7::kShiftFfn), batch, scratch, step.x);
+      check();
+    }
+  }
+
+  Backend& b = *stages_.back().backend;
+  for (size_t at = 0; at < rows.size(); at += kResultRows) {
+    const auto part = rows.subspan(at, std::min<size_t>(kResultRows, rows.size() - at));
+    Tensor hidden = step.hidden, logits = step.logits;
+    Operand operand = step.operand;
+    hidden.rows = logits.rows = int64_t(part.size());
+    operand.rows = int(part.size());
+    b.norm(step.x, out_norm_, part, hidden, result == Result::logits ? operand : Operand{});
+    RWKV_CHECK(NonFiniteError, b.all_finite(hidden), "expected finite numbers after the last layer, found NaN or infinity; ",
+               "the states are unchanged");
+    if (result == Result::hidden) take(hidden);
+    if (result != Result::logits) continue;
+    const LinearJob head[] = {{operand, head_, logits}};
+    b.linear(head);
+    RWKV_CHECK(NonFiniteError, b.all_finite(logits), "expected finite logits, found NaN or infinity; the states are unchanged");
+    take(logits);
+    check();
+  }
+}
+
+}  // namespace rwkv

@@ -1,0 +1,70 @@
+// Floor 2: what an RWKV is. Immutable once loaded, shared by every engine on it.
+#pragma once
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "model/config.h"
+#include "model/rwkv7.h"
+#include "model/state_layout.h"
+#include "model/strategy.h"
+
+namespace rwkv {
+
+class Model {
+ public:
+  // A stretch of layers, the device that runs them and their weights.
+  struct Stage {
+    std::shared_ptr<Backend> backend;
+    int first, count;
+    Format format;
+    Arena weights;
+  };
+  // The layers of exactly one version.
+  using Layers = std::variant<std::vector<v7::Layer>>;
+
+  static std::shared_ptr<const Model> load(const Checkpoint& file, std::string_view strategy, const DeviceOptions& options,
+                                           const LoadProgress& progress);
+
+  const Config& config() const { return config_; }
+  const std::string& fingerprint() const { return fingerprint_; }
+  const StateLayout& layout() const { return layout_; }
+  const std::shared_ptr<Backend>& backend() const { return stages_.front().backend; }
+  size_t weight_bytes() const { return weight_bytes_; }
+
+  // Most rows of one forward: enough to compute at full speed, few enough that a part of a layer takes some 50 ms.
+  int panel_rows() const { return panel_rows_; }
+  // Most rows of logits or hidden vectors at a time.
+  static constexpr int kResultRows = 48;
+  // Bytes of scratch that forward needs.
+  size_t scratch_bytes() const;
+
+  enum class Result { none, hidden, logits };
+  // Steps the batch (at most panel_rows rows) and hands the wanted results of `rows` to `take`, in order, at most
+  // kResultRows at a time: a (n, C) or (n, V) tensor that is valid during the call. With Result::none the rows are still
+  // computed to the end, so that what is not finite is found. Throws NonFiniteError, or what `poll` throws; then dst slots
+  // are undefined and src slots untouched (except where they are the same).
+  void forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& scratch,
+               const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const;
+
+ private:
+  Model() = default;
+  void build(Loader& loader);  // twice: with counting arenas, then with real ones
+
+  Config config_;
+  std::string fingerprint_;
+  size_t weight_bytes_ = 0;
+  std::vector<Stage> stages_;
+  Layers layers_;
+  StateLayout layout_;
+  int panel_rows_ = 0;
+
+  Tensor embedding_;  // (V, C) in the file's precision
+  Norm embedding_norm_, out_norm_;
+  Linear head_;  // (V, C)
+};
+
+}  // namespace rwkv

@@ -1,0 +1,125 @@
+#include "model/rwkv7.h"
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "core/error.h"
+
+namespace rwkv::v7 {
+
+std::vector<StatePart> state_parts(const Config& c) {
+  return {{"att.shift", {c.n_embd}}, {"att.wkv", {c.n_head, c.head_size, c.head_size}}, {"ffn.shift", {c.n_embd}}};
+}
+
+Layer load_layer(Loader& loader, const Config& c, int index, Format format) {
+  const std::string block = join("blocks.", index, "."), att = block + "att.", ffn = block + "ffn.";
+  const auto vector = [&](const std::string& name) { return loader.vector(name, {c.n_embd}); };
+  const auto norm = [&](const std::string& name, float eps) {
+    return Norm{vector(name + ".weight"), vector(name + ".bias"), eps};
+  };
+  const auto square = [&](const char* name) { return loader.matrix(att + name, c.n_embd, c.n_embd, format); };
+  // Low-rank pairs are stored (in, out).
+  const auto rank_in = [&](const char* name) {
+    return loader.matrix(att + name, int(loader.dimension(att + name, 1)), c.n_embd, format, true);
+  };
+  const auto rank_out = [&](const char* name, const Linear& in) {
+    return loader.matrix(att + name, c.n_embd, in.rows, format, true);
+  };
+
+  Layer layer;
+  layer.format = format;
+  TimeMix& t = layer.time_mix;
+  t.norm = norm(block + "ln1", 1e-5f);
+  t.mu_r = vector(att + "x_r"), t.mu_w = vector(att + "x_w"), t.mu_k = vector(att + "x_k");
+  t.mu_v = vector(att + "x_v"), t.mu_a = vector(att + "x_a"), t.mu_g = vector(att + "x_g");
+  t.receptance = square("receptance.weight"), t.key = square("key.weight"), t.value = square("value.weight");
+  t.w1 = rank_in("w1"), t.a1 = rank_in("a1"), t.g1 = rank_in("g1");
+  if (index > 0) t.v1 = rank_in("v1");
+  t.w2 = rank_out("w2", t.w1), t.a2 = rank_out("a2", t.a1), t.g2 = rank_out("g2", t.g1);
+  if (index > 0) t.v2 = rank_out("v2", t.v1);
+  t.output = square("output.weight");
+  t.w0 = vector(att + "w0"), t.a0 = vector(att + "a0");
+  t.k_k = vector(att + "k_k"), t.k_a = vector(att + "k_a"), t.r_k = loader.vector(att + "r_k", {c.n_head, c.head_size});
+  t.out = norm(att + "ln_x", 64e-5f);
+  if (index > 0) {
+    t.v0 = vector(att + "v0");
+  } else {  // some files carry them, nothing uses them
+    for (const char* name : {"v0", "v1", "v2"}) loader.skip(att + name);
+  }
+
+  ChannelMix& f = layer.channel_mix;
+  f.norm = norm(block + "ln2", 1e-5f);
+  f.mu = vector(ffn + "x_k");
+  f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
+  f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);
+  return layer;
+}
+
+Scratch::Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>& layers, int rows) {
+  const TimeMix& first = layers.front().time_mix;
+  const int c = first.key.rows, f = layers.front().channel_mix.key.rows;
+  // Ranks may differ from layer to layer: each buffer is as wide as the widest, and a product uses what it needs.
+  int rank_of_w = 0, rank_of_a = 0, rank_of_g = 0, rank_of_v = 0;
+  for (const Layer& layer : layers) {
+    const TimeMix& t = layer.time_mix;
+    rank_of_w = std::max(rank_of_w, t.w1.rows), rank_of_a = std::max(rank_of_a, t.a1.rows);
+    rank_of_g = std::max(rank_of_g, t.g1.rows), rank_of_v = std::max(rank_of_v, t.v1.rows);
+  }
+  const auto tensor = [&](int cols) { return arena.take(DType::f32, rows, cols, backend.row_stride(cols)); };
+  const auto operand = [&](int cols) {
+    const size_t bytes = std::max(backend.operand_bytes(Format::f32, rows, cols), backend.operand_bytes(Format::bf16, rows, cols));
+    return Operand{arena.take(bytes), Format::f32, rows, cols};
+  };
+  for (Tensor* t : {&r, &w, &k, &v, &a, &g, &v_mix, &v_first, &partial}) *t = tensor(c);
+  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &y}) *o = operand(c);
+  low_w = tensor(rank_of_w), rank_w = operand(rank_of_w);
+  low_a = tensor(rank_of_a), rank_a = operand(rank_of_a);
+  low_g = tensor(rank_of_g), rank_g = operand(rank_of_g);
+  low_v = tensor(rank_of_v), rank_v = operand(rank_of_v);
+  hidden = tensor(f), key = operand(f);
+}
+
+void Scratch::set_format(Format format) {
+  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &rank_w, &rank_a, &rank_g, &rank_v, &y, &key})
+    o->format = format;
+}
+
+void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch, Scratch& s,
+              const Tensor& x) {
+  const bool first = !p.v1;
+  const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_w, s.mixed_w}, {p.mu_k, s.mixed_k},
+                          {p.mu_v, s.mixed_v}, {p.mu_a, s.mixed_a}, {p.mu_g, s.mixed_g}};
+  b.mix(x, p.norm, mixes, shift, batch);
+
+  s.rank_w.cols = p.w1.rows, s.rank_a.cols = p.a1.rows, s.rank_g.cols = p.g1.rows, s.rank_v.cols = p.v1.rows;
+  const LinearJob in[] = {{s.mixed_r, p.receptance, s.r},
+                          {s.mixed_k, p.key, s.k},
+                          {s.mixed_v, p.value, s.v},
+                          {s.mixed_w, p.w1, s.low_w, Act::tanh, s.rank_w},
+                          {s.mixed_a, p.a1, s.low_a, Act::none, s.rank_a},
+                          {s.mixed_g, p.g1, s.low_g, Act::sigmoid, s.rank_g},
+                          {s.mixed_v, p.v1, s.low_v, Act::none, s.rank_v}};
+  b.linear(std::span(in).first(first ? 6 : 7));
+
+  const LinearJob out[] = {
+      {s.rank_w, p.w2, s.w}, {s.rank_a, p.a2, s.a}, {s.rank_g, p.g2, s.g}, {s.rank_v, p.v2, s.v_mix}};
+  b.linear(std::span(out).first(first ? 3 : 4));
+
+  b.wkv({s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a, p.r_k, p.out,
+         config.n_head, config.head_size},
+        wkv, batch, s.y);
+
+  const LinearJob residual[] = {{s.y, p.output, s.partial, Act::none, {}, x}};
+  b.linear(residual);
+}
+
+void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x) {
+  const MixJob mixes[] = {{p.mu, s.mixed_k}};
+  b.mix(x, p.norm, mixes, shift, batch);
+  const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key}};
+  b.linear(key);
+  const LinearJob residual[] = {{s.key, p.value, s.partial, Act::none, {}, x}};
+  b.linear(residual);
+}
+
+}  // namespace rwkv::v7

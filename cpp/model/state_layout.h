@@ -1,0 +1,37 @@
+#pragma once
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace rwkv {
+
+// The named parts of a state and where each layer's lie in a slot.
+struct StateLayout {
+  std::vector<StatePart> parts;
+  int layers = 0;
+  std::vector<size_t> offsets;  // (layers, parts) bytes
+  size_t slot_bytes = 0;
+
+  StateLayout() = default;
+  StateLayout(std::vector<StatePart> layer_parts, int layer_count, const Backend& backend)
+      : parts(std::move(layer_parts)), layers(layer_count) {
+    Arena arena;
+    for (int i = 0; i < layers; i++)
+      for (const StatePart& part : parts) {
+        offsets.push_back(arena.used());
+        arena.take(backend.state_bytes(part));
+      }
+    slot_bytes = arena.used();
+  }
+
+  size_t offset(int layer, int part) const { return offsets[size_t(layer) * parts.size() + size_t(part)]; }
+
+  // Bytes of the portable form.
+  size_t portable_bytes() const {
+    size_t floats = 0;
+    for (const StatePart& part : parts) floats += size_t(part.count());
+    return floats * size_t(layers) * sizeof(float);
+  }
+};
+
+}  // namespace rwkv

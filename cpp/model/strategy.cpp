@@ -1,0 +1,76 @@
+#include "model/strategy.h"
+
+#include <charconv>
+
+#include "core/error.h"
+
+namespace rwkv {
+
+namespace {
+
+constexpr int kMaxLayers = 1 << 16;
+
+std::vector<std::string_view> words_of(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\r";
+  std::vector<std::string_view> words;
+  for (size_t at = 0; (at = text.find_first_not_of(kSpace, at)) != text.npos;) {
+    const size_t end = std::min(text.find_first_of(kSpace, at), text.size());
+    words.push_back(text.substr(at, end - at));
+    at = end;
+  }
+  return words;
+}
+
+Format parse_format(std::string_view word, std::string_view text) {
+  if (word == "fp32") return Format::f32;
+  if (word == "bf16") return Format::bf16;
+  throw StrategyError(join("strategy '", text, "': expected a precision (fp32, bf16), found '", word, "'"));
+}
+
+int parse_layers(std::string_view word, std::string_view text) {
+  const std::string_view digits = word.substr(1);
+  int layers = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), layers);
+  RWKV_CHECK(StrategyError, error == std::errc() && end == digits.data() + digits.size() && layers > 0 && layers <= kMaxLayers,
+             "strategy '", text, "': expected a number of layers such as *10, found '", word, "'");
+  return layers;
+}
+
+StageSpec parse_stage(std::string_view stage, std::string_view text) {
+  const auto words = words_of(stage);
+  RWKV_CHECK(StrategyError, !words.empty(), "strategy '", text, "': expected a device and a precision, found nothing");
+  StageSpec spec;
+  spec.device = words[0];
+  RWKV_CHECK(StrategyError, words[0] == "cpu" || words[0].starts_with("cuda"), "strategy '", text,
+             "': expected a device (cpu, cuda, cuda:N), found '", words[0], "'");
+  RWKV_CHECK(DeviceError, words[0] == "cpu", "strategy '", text, "': this build has no CUDA backend, so '", words[0],
+             "' cannot be used; cpu can");
+  RWKV_CHECK(StrategyError, words.size() > 1, "strategy '", text, "': expected a precision (fp32, bf16) after '",
+             words[0], "', found nothing");
+  spec.format = parse_format(words[1], text);
+  if (words.size() > 2) {
+    RWKV_CHECK(StrategyError, words[2].starts_with("*"), "strategy '", text,
+               "': expected a number of layers such as *10, found '", words[2], "'");
+    spec.layers = parse_layers(words[2], text);
+  }
+  RWKV_CHECK(StrategyError, words.size() <= 3, "strategy '", text, "': expected '->' or the end, found '", words[3], "'");
+  return spec;
+}
+
+}  // namespace
+
+std::vector<StageSpec> parse_strategy(std::string_view text, Format native) {
+  const auto words = words_of(text);
+  if (words.size() == 1 && words[0] == "auto") return {{"cpu", native, 0}};
+  std::vector<StageSpec> stages;
+  for (size_t at = 0;;) {
+    const size_t arrow = text.find("->", at);
+    stages.push_back(parse_stage(text.substr(at, arrow == text.npos ? text.npos : arrow - at), text));
+    if (arrow == text.npos) return stages;
+    RWKV_CHECK(StrategyError, stages.back().layers > 0, "strategy '", text,
+               "': expected a number of layers such as *10 before '->', found nothing");
+    at = arrow + 2;
+  }
+}
+
+}  // namespace rwkv

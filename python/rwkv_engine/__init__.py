@@ -1,0 +1,55 @@
+"""Inference engine for RWKV language models.
+
+>>> import rwkv_engine as rwkv
+>>> engine = rwkv.Engine("demo")
+>>> result = engine.generate("def main(", rwkv.SamplingParams(temperature=0, max_tokens=8))
+>>> len(result.tokens)
+8
+"""
+
+from __future__ import annotations
+
+try:
+    from . import _core as _core
+except ImportError as error:
+    raise ImportError(
+        "rwkv_engine found no compiled module that it can load (rwkv_engine._core): "
+        f"{error}. Did you forget to compile? `pip install .` in the project's folder does it"
+    ) from error
+
+from .config import Config
+from .engine import Engine
+from .errors import (
+    ConcurrentUseError,
+    DeviceError,
+    Error,
+    ModelFormatError,
+    NonFiniteError,
+    StateError,
+    StrategyError,
+)
+from .generation import Piece, Result, Usage
+from .params import SamplingParams
+from .state import State
+from .text import StreamDecoder, Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConcurrentUseError",
+    "Config",
+    "DeviceError",
+    "Engine",
+    "Error",
+    "ModelFormatError",
+    "NonFiniteError",
+    "Piece",
+    "Result",
+    "SamplingParams",
+    "State",
+    "StateError",
+    "StrategyError",
+    "StreamDecoder",
+    "Tokenizer",
+    "Usage",
+]

@@ -1,0 +1,61 @@
+"""Arguments on their way into C++: nothing is rounded, wrapped or guessed."""
+
+from __future__ import annotations
+
+import operator
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Error
+
+Array: TypeAlias = NDArray[np.float32]
+Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Progress: TypeAlias = Callable[[int, int], object]
+Tokens: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+
+DATA = pathlib.Path(__file__).resolve().parent / "data"
+DEMO = "demo"
+
+
+def path_bytes(path: Path, name: str) -> bytes:
+    """Return a path as the bytes that the operating system knows it by."""
+    try:
+        return os.fsencode(path)
+    except TypeError:
+        raise TypeError(f"{name}: expected a path, found {type(path).__name__}") from None
+
+
+def model_path(model: Path) -> bytes:
+    """Return the path of a model that may be called by its short name."""
+    path = path_bytes(DATA / "demo-rwkv7-1.2M.pth" if model == DEMO else model, "model")
+    if path.startswith(b"hf:"):
+        raise Error(
+            f"model: expected a file, found {os.fsdecode(path)!r}: this release downloads nothing; "
+            "download the file and pass its path"
+        )
+    return path
+
+
+def integer(value: object, name: str, low: int, high: int) -> int:
+    """Return `value` if it is an integer from `low` to `high`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, found {type(value).__name__}")
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise Error(f"{name}: expected an integer from {low} to {high}, found {number}")
+    return number
+
+
+def real(value: object, name: str, high: float) -> float:
+    """Return `value` if it is a number from 0 to `high`; NaN is none."""
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
+    number = float(value)
+    if not 0 <= number <= high:
+        raise Error(f"{name}: expected a number from 0 to {high:g}, found {number}")
+    return number

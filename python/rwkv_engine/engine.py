@@ -1,0 +1,199 @@
+"""One model, its states, and the calls that step them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._arguments import Array, Path, Progress, Tokens, integer, model_path, path_bytes
+from .config import Config
+from .generation import Prompt, Result, Stream
+from .params import SamplingParams
+from .state import State, core_of, parts_of
+from .text import Tokenizer, tokenizer_for
+
+
+class Engine:
+    """One model, ready to run.
+
+    Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C
+    ends a long call. After ``os.fork()`` the child must open an engine of its own.
+
+    Parameters
+    ----------
+    model : path or "demo"
+        A .pth or .safetensors file, or the small model that comes with the package.
+    strategy : str, default "auto"
+        Where layers run and how matrices are stored: "cpu fp32", "cpu bf16", or several such as
+        "cpu bf16 *10 -> cpu fp32" (the first 10 layers so, the rest so). "auto" keeps the
+        precision of the file.
+    threads : int, optional
+        1 to 1024; by default one for each core that this process may use.
+    tokenizer : path or Tokenizer, optional
+        By default the World vocabulary for a model with 65,536 token ids, and the demo's own.
+    progress : callable, optional
+        Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading.
+
+    Raises
+    ------
+    Error
+        Or one of its kinds, for a file, strategy or device that cannot be used.
+
+    Examples
+    --------
+    >>> import rwkv_engine as rwkv
+    >>> engine = rwkv.Engine("demo", "cpu fp32", threads=2)
+    >>> engine.config.version, engine.config.n_vocab
+    ('7', 1024)
+    """
+
+    __slots__ = ("_config", "_core", "_tokenizer")
+
+    def __init__(
+        self,
+        model: Path,
+        strategy: str = "auto",
+        *,
+        threads: int | None = None,
+        tokenizer: Path | Tokenizer | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if not isinstance(strategy, str):
+            raise TypeError(f"strategy: expected str, found {type(strategy).__name__}")
+        words = strategy.encode(errors="surrogatepass")
+        count = 0 if threads is None else integer(threads, "threads", 1, 1024)
+        self._core = _core.Engine.open(model_path(model), words, count, progress)
+        self._config = Config._of(self._core.config)
+        self._tokenizer = tokenizer_for(model, tokenizer, self._config.n_vocab)
+
+    @property
+    def config(self) -> Config:
+        """The numbers of the model."""
+        return self._config
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that name the weights, whatever the strategy and the container."""
+        return self._core.fingerprint
+
+    @property
+    def description(self) -> str:
+        """Where the model runs, such as "cpu avx2, 2 threads"."""
+        return self._core.description
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary. Raises Error if none was given and none is known for the model."""
+        return self._tokenizer()
+
+    def new_state(self) -> State:
+        """Return the state before any token."""
+        return State(self._core.new_state())
+
+    def forward(
+        self,
+        tokens: Tokens,
+        state: State,
+        output: str = "last",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Step a state in place through T >= 1 tokens, sequence or array of ids from 0 to V - 1.
+
+        Results and state have the same bits however a text is split into calls. A call that fails
+        leaves the state as it was; ``progress(tokens_done, T)`` may make it fail by raising.
+
+        Returns
+        -------
+        float32 array or None
+            (V,) logits after the last token for output "last", (T, V) after every token for "all",
+            None for "none", and (T, C) vectors after the final norm for "hidden".
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> engine.forward([1, 2, 3], engine.new_state(), output="all").shape
+        (3, 1024)
+        """
+        rows = self._core.forward([tokens], [core_of(state)], output, progress)
+        return rows[0] if rows is not None and output == "last" else rows
+
+    def forward_batch(
+        self,
+        tokens: Sequence[Tokens],
+        states: Sequence[State],
+        output: str = "last",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Step B states, each through tokens of its own, with the bits of `forward`; all or none.
+
+        Returns
+        -------
+        (B, V) float32 for "last", None for "none", for the others a list of B arrays.
+        """
+        sequences = list(tokens)
+        rows = self._core.forward(sequences, [core_of(s) for s in states], output, progress)
+        if rows is None or output == "last":
+            return rows
+        return np.split(rows, np.cumsum([len(s) for s in sequences])[:-1]) if sequences else []
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        state: State | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Read a prompt, text or ids, and write what comes after it.
+
+        The state, by default a new one, is stepped in place through the prompt and every token
+        written. With an empty prompt the text goes on from the state's last logits; a new state
+        reads token 0, the end of a document, instead. ``progress(tokens_done, tokens_total)`` is
+        called while the prompt is read.
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> greedy = rwkv.SamplingParams(temperature=0, max_tokens=4)
+        >>> first = engine.generate("def main(", greedy)
+        >>> rest = engine.generate("", greedy, state=first.state)
+        >>> first.usage.completion_tokens, rest.finish_reason
+        (4, 'length')
+        """
+        return self.stream(prompt, params, state, progress).result()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        state: State | None = None,
+        progress: Progress | None = None,
+    ) -> Stream:
+        """Return `generate` as an iterator of pieces (``.text .token``); close() stops the work."""
+        return Stream(self, prompt, params, state, progress)
+
+    def state_from_bytes(
+        self, blob: bytes | bytearray | memoryview, check_weights: bool = True
+    ) -> State:
+        """Return the state that `State.to_bytes` wrote, on any device and with any strategy.
+
+        Raises StateError if it is damaged or another model's; with ``check_weights=False`` other
+        weights of the same shape may have made it.
+        """
+        data = blob if isinstance(blob, bytes) else bytes(memoryview(blob))
+        return State(self._core.state_from_bytes(data, bool(check_weights)))
+
+    def load_state(self, path: Path, check_weights: bool = True) -> State:
+        """Return the state in a file that `State.save` wrote; otherwise as `state_from_bytes`."""
+        return State(self._core.load_state(path_bytes(path, "path"), bool(check_weights)))
+
+    def state_from_numpy(self, parts: Mapping[str, Array]) -> State:
+        """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them."""
+        return State(self._core.state_from_parts(parts_of(parts)))
+
+    def __repr__(self) -> str:
+        return f"<Engine RWKV-{self._config.version} on {self.description}>"

@@ -1,0 +1,84 @@
+"""What is in a model file, read from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from typing import Any
+
+from . import _core
+from ._arguments import Path, model_path
+from .config import Config
+
+_MATRIX_BYTES = {"cpu fp32": 4, "cpu bf16": 2}
+
+
+def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
+    """Return what the command ``rwkv-engine inspect`` shows, as plain values.
+
+    Examples
+    --------
+    >>> from rwkv_engine.inspection import inspect
+    >>> found = inspect("demo")
+    >>> found["version"], found["n_layer"] * found["n_embd"] > 0
+    ('7', True)
+    """
+    path = model_path(model)
+    container, core, state_bytes, listed = _core.inspect(path)
+    config = Config._of(core)
+    found: dict[str, Any] = {
+        "path": os.fsdecode(path),
+        "container": container,
+        **asdict(config),
+        "parameters": sum(math.prod(shape) for _, _, shape, _ in listed),
+        "bytes": sum(math.prod(shape) * size for _, _, shape, size in listed),
+        "state_bytes": state_bytes,
+        "memory_bytes": {
+            strategy: sum(
+                math.prod(shape) * _bytes_in_memory(name, shape, size, matrix)
+                for name, _, shape, size in listed
+            )
+            for strategy, matrix in _MATRIX_BYTES.items()
+        },
+    }
+    if tensors:
+        found["tensors"] = [
+            {"name": name, "dtype": dtype, "shape": list(shape)} for name, dtype, shape, _ in listed
+        ]
+    return found
+
+
+def _bytes_in_memory(name: str, shape: tuple[int, ...], in_file: int, matrix: int) -> int:
+    if name == "emb.weight":
+        return in_file
+    return matrix if sum(size > 1 for size in shape) == 2 else 4
+
+
+def report(found: dict[str, Any], as_json: bool) -> str:
+    """Return it as text."""
+    if as_json:
+        return json.dumps(found, indent=2)
+    sizes = (
+        "layers {n_layer}, embedding {n_embd}, heads {n_head} of {head_size}, ffn {n_ffn}, "
+        "vocabulary {n_vocab}"
+    )
+    lines = [
+        f"{found['path']}: RWKV-{found['version']}, {found['container']}",
+        sizes.format(**found),
+        f"parameters {found['parameters']:,}, {_megabytes(found['bytes'])} in the file",
+        f"one state {_megabytes(found['state_bytes'])}",
+    ]
+    lines += [
+        f'"{strategy}" needs about {_megabytes(count)} for the weights'
+        for strategy, count in found["memory_bytes"].items()
+    ]
+    for tensor in found.get("tensors", []):
+        shape = ", ".join(map(str, tensor["shape"]))
+        lines.append(f"{tensor['name']}  {tensor['dtype']}  ({shape})")
+    return "\n".join(lines)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

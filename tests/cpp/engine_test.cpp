@@ -1,0 +1,183 @@
+// The engine through its C++ interface: what a program relies on that links the library without Python.
+#include "engine/engine.h"
+
+#include <cstdlib>
+#include <new>
+#include <thread>
+
+#include "check.h"
+#include "model/model.h"
+#include "tiny_model.h"
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+std::shared_ptr<rwkv::Engine> open(const tiny::Shape& shape = {}, const char* strategy = "cpu fp32", int threads = 2) {
+  const tiny::TempFile file("engine.safetensors");
+  return rwkv::Engine::open(tiny::Model(shape).write(file), {strategy, threads, {}, {}});
+}
+
+std::vector<int32_t> tokens(int n, int vocab = 40) {
+  std::vector<int32_t> t;
+  for (int i = 0; i < n; i++) t.push_back((i * 7 + i / 3) % vocab);
+  return t;
+}
+
+std::vector<float> run(rwkv::Engine& engine, rwkv::State& state, std::span<const int32_t> t,
+                       rwkv::Output output = rwkv::Output::last) {
+  const rwkv::Sequence sequence[] = {{t, &state}};
+  return engine.forward(sequence, output);
+}
+
+}  // namespace
+
+// Counts every allocation of the process, to see that a step makes none.
+void* operator new(size_t size) {
+  allocations++;
+  if (void* p = std::malloc(size)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+
+TEST(pieces_give_the_bits_of_the_whole) {
+  for (const char* strategy : {"cpu fp32", "cpu bf16", "cpu bf16 *1 -> cpu fp32"}) {
+    const auto engine = open({.layers = 3}, strategy);
+    const auto t = tokens(100);
+    auto whole = engine->new_state(), pieces = engine->new_state();
+    const auto expected = run(*engine, *whole, t, rwkv::Output::all);
+    std::vector<float> found;
+    for (size_t at = 0; at < t.size();) {
+      const size_t n = std::min<size_t>(1 + at % 17, t.size() - at);
+      const auto part = run(*engine, *pieces, std::span(t).subspan(at, n), rwkv::Output::all);
+      found.insert(found.end(), part.begin(), part.end());
+      at += n;
+    }
+    CHECK(expected == found);
+    CHECK(engine->equal(*whole, *pieces));
+    CHECK(whole->tokens_seen() == 100);
+  }
+}
+
+TEST(more_rows_than_a_panel) {
+  const auto engine = open();
+  const auto t = tokens(1000);
+  auto whole = engine->new_state(), pieces = engine->new_state();
+  const auto expected = run(*engine, *whole, t);
+  for (int i = 0; i < 9; i++) run(*engine, *pieces, std::span(t).subspan(size_t(i) * 111, 111), rwkv::Output::none);
+  CHECK(!pieces->last_logits());
+  CHECK(run(*engine, *pieces, std::span(t).subspan(999)) == expected);
+  CHECK(engine->equal(*whole, *pieces));
+}
+
+TEST(ragged_batch_equals_each_alone) {
+  const auto engine = open();
+  const auto t = tokens(700);
+  const size_t lengths[] = {1, 300, 7, 64, 299, 2};
+  std::vector<std::shared_ptr<rwkv::State>> states;
+  std::vector<rwkv::Sequence> batch;
+  for (size_t n : lengths) {
+    states.push_back(engine->new_state());
+    batch.push_back({std::span(t).first(n), states.back().get()});
+  }
+  const auto rows = engine->forward(batch, rwkv::Output::last);
+  for (size_t i = 0; i < batch.size(); i++) {
+    auto alone = engine->new_state();
+    const auto expected = run(*engine, *alone, batch[i].tokens);
+    CHECK(std::equal(expected.begin(), expected.end(), rows.begin() + ptrdiff_t(i * expected.size())));
+    CHECK(engine->equal(*alone, *states[i]));
+  }
+}
+
+TEST(forks_go_their_own_ways) {
+  const auto engine = open();
+  auto a = engine->new_state();
+  run(*engine, *a, tokens(9));
+  auto b = a->fork();
+  CHECK(engine->equal(*a, *b));
+  const int32_t x[] = {3}, y[] = {4};
+  const auto kept = a->fork();
+  run(*engine, *a, x);
+  CHECK(engine->equal(*b, *kept));
+  run(*engine, *b, y);
+  CHECK(!engine->equal(*a, *b));
+  const rwkv::Sequence both[] = {{y, a.get()}, {y, a.get()}};
+  CHECK_THROWS(engine->forward(both), rwkv::StateError, "once in a batch");
+}
+
+TEST(saved_and_restored) {
+  const auto engine = open();
+  auto a = engine->new_state();
+  run(*engine, *a, tokens(20));
+  const tiny::TempFile file("a.state");
+  engine->save(*a, file);
+  auto b = engine->load_state(file);
+  CHECK(engine->equal(*a, *b));
+  CHECK(run(*engine, *a, tokens(5)) == run(*engine, *b, tokens(5)));
+  auto c = engine->state_from_parts(engine->parts(*a));
+  CHECK(run(*engine, *c, tokens(5)) == run(*engine, *b, tokens(5)));
+}
+
+TEST(what_is_not_finite_changes_nothing) {
+  tiny::Model model({});
+  model.fill("blocks.1.ffn.key.weight", std::nanf(""));
+  const tiny::TempFile file("nan.safetensors");
+  const auto engine = rwkv::Engine::open(model.write(file), {"cpu fp32", 1, {}, {}});
+  auto state = engine->new_state();
+  const auto before = engine->to_bytes(*state);
+  for (rwkv::Output output : {rwkv::Output::last, rwkv::Output::none, rwkv::Output::hidden})
+    CHECK_THROWS(run(*engine, *state, tokens(3), output), rwkv::NonFiniteError, "expected finite");
+  CHECK(engine->to_bytes(*state) == before);
+}
+
+TEST(a_call_that_is_stopped_changes_nothing) {
+  const auto engine = open();
+  auto state = engine->new_state();
+  run(*engine, *state, tokens(3));
+  const auto before = engine->to_bytes(*state);
+  const auto t = tokens(600);
+  const rwkv::Sequence sequence[] = {{t, state.get()}};
+  int polls = 0;
+  const auto stop = [&] {
+    if (++polls == 5) throw rwkv::Error("stopped");
+  };
+  CHECK_THROWS(engine->forward(sequence, rwkv::Output::last, stop), rwkv::Error, "stopped");
+  CHECK(engine->to_bytes(*state) == before);
+}
+
+TEST(a_step_allocates_nothing) {
+  const tiny::TempFile path("step.safetensors");
+  const auto file = rwkv::Checkpoint::open(tiny::Model({}).write(path));
+  for (const char* strategy : {"cpu fp32", "cpu bf16"}) {
+    const auto model = rwkv::Model::load(file, strategy, {2}, {});
+    rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
+    const rwkv::Memory slots = model->backend()->allocate(2 * model->layout().slot_bytes);
+    const auto t = tokens(100);
+    const int32_t start[] = {0, 100}, rows[] = {50, 99};
+    const std::byte* src[] = {slots.data.get()};
+    std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
+    const long before = allocations;
+    model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
+    CHECK(allocations == before);
+  }
+}
+
+TEST(calls_that_cannot_be) {
+  const auto engine = open();
+  auto state = engine->new_state();
+  const int32_t high[] = {40}, low[] = {-1};
+  CHECK_THROWS(run(*engine, *state, {}), rwkv::Error, "expected at least one token, found none");
+  CHECK_THROWS(run(*engine, *state, high), rwkv::Error, "expected an id from 0 to 39, found 40");
+  CHECK_THROWS(run(*engine, *state, low), rwkv::Error, "found -1");
+  CHECK_THROWS(open({}, "cpu fp31"), rwkv::StrategyError, "expected a precision (fp32, bf16), found 'fp31'");
+  CHECK_THROWS(open({}, "cpu bf16 *3"), rwkv::StrategyError, "expected 2 layers in all, found 3");
+  CHECK_THROWS(open({}, "cpu bf16 *1"), rwkv::StrategyError, "expected 2 layers in all, found 1");
+  CHECK_THROWS(open({}, "cuda fp16"), rwkv::DeviceError, "no CUDA backend");
+  const auto other = open();
+  CHECK_THROWS(run(*other, *state, tokens(1)), rwkv::StateError, "of this engine");
+  const rwkv::State::Use use(*state);
+  CHECK_THROWS(run(*engine, *state, tokens(1)), rwkv::ConcurrentUseError, "one use of a state handle at a time");
+}
+
+CHECK_MAIN

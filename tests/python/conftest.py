@@ -1,0 +1,60 @@
+"""Options, and the C++ side of the project built for its tests: once, then only what has changed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--run-slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow; --run-slow runs it"))
+
+
+def find_tool(name):
+    """A program of this environment, whether or not the environment is activated."""
+    here = os.path.dirname(sys.executable)
+    return shutil.which(name, path=os.pathsep.join([here, os.environ.get("PATH", os.defpath)]))
+
+
+@pytest.fixture(scope="session")
+def tool():
+    def require(name):
+        found = find_tool(name)
+        if found is None:
+            pytest.skip(f"{name} is not installed; the extra `test` brings it")
+        return found
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def cpp_build(tool):
+    """The folder with the built C++ tests, examples and library objects."""
+    build = ROOT / "build" / "tests"
+    ninja = tool("ninja")
+    configure = [
+        tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        "-DCMAKE_BUILD_TYPE=Release", "-DRWKV_BUILD_TESTS=ON", "-DRWKV_BUILD_PYTHON=OFF",
+    ]  # fmt: skip
+    for command in (configure, [ninja, "-C", build]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.fail(
+                f"{' '.join(map(str, command))}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}",
+                pytrace=False,
+            )
+    return build

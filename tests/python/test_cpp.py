@@ -1,0 +1,33 @@
+"""The C++ tests and examples, one test for each program."""
+
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEMO = ROOT / "python" / "rwkv_engine" / "data" / "demo-rwkv7-1.2M.pth"
+PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "cpp").glob("*_test.cpp"))
+
+
+def run(*command, timeout=300):
+    done = subprocess.run(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_cpp(cpp_build, program, tmp_path):
+    output = run(cpp_build / program)
+    assert output.rstrip().endswith(" 0 failures"), output
+
+
+def test_example_embed(cpp_build, tmp_path):
+    output = run(cpp_build / "embed", DEMO, tmp_path / "a.state")
+    assert "agree after 6 tokens" in output and output.count("\n") == 1

@@ -1,0 +1,140 @@
+"""What the engine keeps in memory: the packed weights while loading, nothing more with every token."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from helpers import SMALL, folder, model, python, random_model, save
+
+pytestmark = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc"
+)
+
+RSS = """
+import sys
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
+import numpy as np
+import rwkv_engine as rwkv
+"""
+
+LOADING = (
+    RSS
+    + """
+before = anonymous()
+peak = before
+calls = 0
+def sample(done, total):
+    global peak, calls
+    peak, calls = max(peak, anonymous()), calls + 1
+engine = rwkv.Engine(sys.argv[1], sys.argv[2], threads=2, progress=sample)
+sample(0, 0)
+state = engine.new_state()
+engine.forward(list(range(200)), state)
+print(calls, peak - before, anonymous() - before)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """About 230 MB in bf16. Every layer repeats the second one's numbers: what they are does not matter here."""
+    weights = random_model(L=2, C=1024, N=64, V=20_000, ranks=(64, 64, 32, 128))
+    for i in range(2, 6):
+        weights |= {
+            name.replace("blocks.1.", f"blocks.{i}."): t
+            for name, t in weights.items()
+            if "blocks.1." in name
+        }
+    halves = {
+        name: (t.view(np.uint32) >> 16).astype(np.uint16) for name, t in weights.items()
+    }  # bf16 as its bits
+    return save(folder() / "large.pth", halves), weights
+
+
+@pytest.mark.parametrize("strategy", ["cpu bf16", "cpu fp32"])
+def test_loading_needs_the_packed_weights_and_little_more(large, strategy):
+    path, weights = large
+    matrix_bytes = 2 if strategy == "cpu bf16" else 4
+    packed = sum(
+        t.size * (matrix_bytes if t.ndim == 2 and name != "emb.weight" else 2)
+        for name, t in weights.items()
+    )
+    calls, peak, after = map(int, python(LOADING, path, strategy).split())
+    allowed = packed * 1.1 + 40e6
+    assert calls > 10
+    assert peak <= allowed, (
+        f"peak while loading {peak / 1e6:.0f} MB, packed weights {packed / 1e6:.0f} MB"
+    )
+    assert after <= allowed, (
+        f"{after / 1e6:.0f} MB after 200 tokens, packed weights {packed / 1e6:.0f} MB"
+    )
+
+
+STREAM = (
+    RSS
+    + """
+engine = rwkv.Engine(sys.argv[1], "cpu fp32", threads=2)
+tokens = np.random.default_rng(0).integers(0, 40, 10_000)
+state = engine.new_state()
+sizes = []
+for i in range(int(sys.argv[2])):
+    engine.forward(tokens, state, output="none")
+    for branch in state.fork(8):
+        engine.forward(tokens[:3], branch)
+    engine.state_from_bytes(state.to_bytes())
+    for token in tokens[:200]:
+        engine.forward([token], state)
+    sizes.append(anonymous())
+print(max(sizes[len(sizes) // 4:]) - sizes[len(sizes) // 4], state.tokens_seen)
+"""
+)
+
+
+@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_long_stream_keeps_nothing(rounds):
+    growth, seen = map(int, python(STREAM, model(**SMALL).path(), rounds, timeout=600).split())
+    assert seen == rounds * 10_200
+    assert growth < 2e6, f"{growth} bytes more after {seen} tokens"
+
+
+FAILED = (
+    RSS
+    + """
+sizes = []
+for i in range(60):
+    try:
+        rwkv.Engine(sys.argv[1], "cpu fp32", threads=2)
+    except rwkv.ModelFormatError:
+        pass
+    else:
+        sys.exit("loaded")
+    sizes.append(anonymous())
+print(sizes[-1] - sizes[10])
+"""
+)
+
+
+def test_failed_loads_keep_nothing(tmp_path):
+    """The last tensor in the file's order is wrong, so most of the work has been done when it is found."""
+    weights = random_model(L=2, C=256, N=64, V=2000, ranks=(8, 8, 8, 8))
+    weights["head.weight"] = weights["head.weight"][:, :-1]
+    assert int(python(FAILED, save(tmp_path / "bad.pth", weights))) < 2e6
+
+
+def test_a_state_costs_what_it_holds():
+    code = (
+        RSS
+        + """
+engine = rwkv.Engine(sys.argv[1], "cpu fp32", threads=1)
+states = [engine.new_state() for _ in range(64)]
+for state in states:
+    engine.forward([1], state, output="none")
+before = anonymous()
+branches = [branch for state in states for branch in state.fork(200)]
+print(anonymous() - before, sum(b.nbytes for b in branches))
+"""
+    )
+    grown, held = map(int, python(code, model(**SMALL).path()).split())
+    assert held > 100e6 and grown < held / 10, "forks share until they step"

@@ -1,0 +1,66 @@
+"""Against the `rwkv` package from PyPI, which is how most people run these models."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import child_environment, engine, model, relative
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.skipif(
+        not (importlib.util.find_spec("torch") and importlib.util.find_spec("rwkv")),
+        reason="torch or rwkv is not installed",
+    ),
+]
+
+# The package chooses its model class from the environment when it is imported, so it gets a process of its own. It
+# wants the path without ".pth" and tensors in the layout of the official files.
+ORACLE = """
+import os, sys
+import numpy as np
+os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON=sys.argv[4], RWKV_CUDA_ON="0")
+from rwkv.model import RWKV
+model = RWKV(sys.argv[1].removesuffix(".pth"), "cpu fp32")
+tokens = np.load(sys.argv[2]).tolist()
+logits, state = model.forward(tokens, None, full_output=True)
+rows = [logits.numpy()]
+for token in tokens[:8]:
+    logits, state = model.forward([token], state)
+    rows.append(logits.numpy()[None])
+np.savez(sys.argv[3], logits=np.concatenate(rows), wkv=np.stack([s.numpy() for s in state[1::3]]))
+"""
+
+CASES = {
+    "4 layers": dict(L=4, C=256, N=64, V=1000, ranks=(32, 32, 16, 64), layer0_v=True),
+    "12 layers of 768": dict(L=12, C=768, N=64, V=4000, ranks=(64, 64, 32, 128), layer0_v=True),
+}
+
+
+@pytest.mark.parametrize("jit", ["0", "1"])
+@pytest.mark.parametrize("case", CASES)
+def test_same_logits_as_the_rwkv_package(case, jit, tmp_path):
+    if case != "4 layers" and jit == "0":
+        pytest.skip("once is enough at this size")
+    m = model(**CASES[case])
+    tokens = m.tokens(256)
+    np.save(tmp_path / "tokens.npy", tokens)
+    arguments = [m.path("bf16"), tmp_path / "tokens.npy", tmp_path / "expected.npz", jit]
+    subprocess.run(
+        [sys.executable, "-c", ORACLE, *map(str, arguments)],
+        check=True,
+        timeout=600,
+        stdout=subprocess.DEVNULL,
+        env=child_environment(),
+    )
+    expected = np.load(tmp_path / "expected.npz")
+    e = engine("cpu fp32", dtype="bf16", **CASES[case])
+    state = e.new_state()
+    found = [e.forward(tokens, state, output="all")]
+    found += [e.forward([token], state)[None] for token in tokens[:8]]
+    found = np.concatenate(found)
+    assert (found.argmax(1) == expected["logits"].argmax(1)).all()
+    assert relative(found, expected["logits"]) <= 1e-4
+    assert relative(state.to_numpy()["att.wkv"], expected["wkv"]) <= 1e-4
