@@ -1,7 +1,7 @@
 #include "bind.h"
 #include "core/checkpoint.h"
 #include "model/config.h"
-#include "model/rwkv7.h"
+#include "model/state_layout.h"
 
 namespace {
 
@@ -22,7 +22,7 @@ py::tuple inspect(const py::bytes& path) {
     tensors = file.tensors();
   }
   size_t state_floats = 0;
-  for (const auto& part : rwkv::v7::state_parts(config))
+  for (const auto& part : rwkv::state_parts(config))
     state_floats += static_cast<size_t>(part.count()) * static_cast<size_t>(config.n_layer);
   py::list rows;
   for (const TensorInfo& t : tensors)

@@ -1,12 +1,12 @@
 // The machine's limits for the Python benchmarks, which load this as a shared library (see common.py).
+#include "simd/limits.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
-
-#include "simd/limits.h"
 
 namespace {
 
@@ -51,7 +51,8 @@ extern "C" double rwkv_read_bandwidth(int threads) {
   double best = 0;
   for (const limits::Reader& reader : limits::kReaders) {
     if (!has(reader.name)) continue;
-    const double seconds = best_time(threads, 2, [&](int i) { sink = sink + reader.read(data + size_t(i) * share, share); });
+    const double seconds =
+        best_time(threads, 2, [&](int i) { sink = sink + reader.read(data + size_t(i) * share, share); });
     best = std::max(best, double(share) * threads / seconds / 1e9);
   }
   return best;
@@ -63,6 +64,7 @@ extern "C" double rwkv_fma_peak(int threads) {
   double best = 0;
   for (const limits::Peak& peak : limits::kPeaks)
     if (has(peak.name))
-      best = std::max(best, peak.operations * kRounds * threads / best_time(threads, 2, [&](int) { peak.run(kRounds); }) / 1e9);
+      best = std::max(
+          best, peak.operations * kRounds * threads / best_time(threads, 2, [&](int) { peak.run(kRounds); }) / 1e9);
   return best;
 }

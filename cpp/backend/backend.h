@@ -40,22 +40,23 @@ struct Norm {
 
 // Which rows belong to which sequence. Decode is every sequence one row long.
 struct Batch {
-  std::span<const int32_t> token;       // (T) token ids, all in [0, V)
-  std::span<const int32_t> start;       // (S + 1) row where each sequence begins; none is empty
+  std::span<const int32_t> token;         // (T) token ids, all in [0, V)
+  std::span<const int32_t> start;         // (S + 1) row where each sequence begins; none is empty
   std::span<const std::byte* const> src;  // (S) each sequence's state before the call; may be shared or equal to dst
   std::span<std::byte* const> dst;        // (S) each sequence's state after the call; all different
 };
 
 enum class Act : uint8_t { none, tanh, sigmoid, relu2 };  // relu2: max(0, x)^2
 
-// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y is the result.
+// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y is the
+// result.
 struct LinearJob {
-  Operand x;          // (T, in)
-  Linear w;           // (out, in)
-  Tensor y;           // (T, out) f32; with `out` or `sum` it holds partial sums only
+  Operand x;  // (T, in)
+  Linear w;   // (out, in)
+  Tensor y;   // (T, out) f32; with `out` or `sum` it holds partial sums only
   Act act = Act::none;
-  Operand out = {};   // (T, out)
-  Tensor sum = {};    // (T, out) f32
+  Operand out = {};  // (T, out)
+  Tensor sum = {};   // (T, out) f32
 };
 
 // One lerp of the token shift: out = xn + (previous xn - xn) * mu.
@@ -66,11 +67,11 @@ struct MixJob {
 
 // RWKV-7's recurrence with everything that happens inside a head; formulas in model/rwkv7.h.
 struct Wkv7 {
-  Tensor r, w, k, v, a, g;                 // (T, C) f32; w, a as the low-rank products leave them, before bias and gate
-  Tensor v_mix;                            // (T, C) f32, before bias and sigmoid; empty in the first layer
-  Tensor v_first;                          // (T, C) f32; written in the first layer, read in the others
-  Tensor w0, a0, v0, k_k, k_a, r_k;        // (1, C); v0 empty in the first layer
-  Norm out;                                // group norm, one group per head
+  Tensor r, w, k, v, a, g;           // (T, C) f32; w, a as the low-rank products leave them, before bias and gate
+  Tensor v_mix;                      // (T, C) f32, before bias and sigmoid; empty in the first layer
+  Tensor v_first;                    // (T, C) f32; written in the first layer, read in the others
+  Tensor w0, a0, v0, k_k, k_a, r_k;  // (1, C); v0 empty in the first layer
+  Norm out;                          // group norm, one group per head
   int heads = 0, head_size = 0;
 };
 

@@ -21,8 +21,8 @@ class Arena {
   Arena() = default;
   explicit Arena(Memory memory) : memory_(std::move(memory)) {}
 
-  std::byte* take(size_t bytes);                                                  // null while counting
-  Tensor take(DType dtype, int64_t rows, int64_t cols, int64_t stride = 0);       // stride 0: cols
+  std::byte* take(size_t bytes);                                             // null while counting
+  Tensor take(DType dtype, int64_t rows, int64_t cols, int64_t stride = 0);  // stride 0: cols
   void reset() { used_ = 0; }
   size_t used() const { return used_; }
   bool counting() const { return memory_.data == nullptr; }

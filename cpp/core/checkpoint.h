@@ -16,7 +16,7 @@ struct TensorInfo {
   std::vector<int64_t> stride;  // elements; torch views may be strided
   uint64_t offset = 0;          // bytes from the start of the file to the first element
 
-  int64_t count() const;        // elements
+  int64_t count() const;  // elements
   bool contiguous() const;
 };
 std::string shape_text(const std::vector<int64_t>& shape);  // "(2048, 96)"

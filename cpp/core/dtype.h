@@ -10,8 +10,8 @@ static_assert(std::endian::native == std::endian::little, "files are read as lit
 
 enum class DType : uint8_t { f32, f16, bf16, f64, i64, i32, i16, i8, u8, boolean };
 
-size_t size_of(DType dtype);             // bytes per element
-std::string_view name_of(DType dtype);   // "f32", ...
+size_t size_of(DType dtype);            // bytes per element
+std::string_view name_of(DType dtype);  // "f32", ...
 inline bool is_float(DType dtype) { return dtype <= DType::f64; }
 
 inline float bf16_to_f32(uint16_t h) { return std::bit_cast<float>(uint32_t(h) << 16); }

@@ -1,3 +1,4 @@
+// One pass of recursive descent over text that is known to be UTF-8.
 #include "core/json.h"
 
 #include <algorithm>

@@ -21,8 +21,6 @@ class JsonReader {
   void skip();         // any value
   void finish();       // nothing but spaces may follow
 
-  size_t position() const { return at_; }
-
  private:
   class Nested;
 

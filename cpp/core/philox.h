@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011): random bits as a pure
-// function of a key and a counter, so that whoever draws, in whatever order, draws the same.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011): random bits as a
+// pure function of a key and a counter, so that whoever draws, in whatever order, draws the same.
 #pragma once
 #include <array>
 #include <cstdint>

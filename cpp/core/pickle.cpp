@@ -1,3 +1,4 @@
+// A stack machine over small nodes. Lists, floats and the like are one and the same node: nothing made of them matters.
 #include "core/pickle.h"
 
 #include <algorithm>
@@ -62,7 +63,8 @@ class Machine {
       nodes_[kSmallIntegers + i].kind = Kind::integer;
       nodes_[kSmallIntegers + i].value = i;
     }
-    // Five bytes hold a number; nothing shorter than three makes a new value many times in an honest file.
+    // Honest files spend three bytes or more on each new value (smaller integers are here already); a file that spends
+    // one would make the machine many times larger than itself.
     max_nodes_ = nodes_.size() + 1024 + pickle.size() / 3;
   }
 

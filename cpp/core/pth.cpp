@@ -1,3 +1,4 @@
+// A checkpoint is a zip archive: data.pkl describes the tensors, data/0, data/1, ... are their storages.
 #include "core/pth.h"
 
 #include <algorithm>

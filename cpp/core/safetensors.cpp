@@ -1,3 +1,4 @@
+// The header is taken as a claim: every number is checked against the shape and the size of the file before it is used.
 #include "core/safetensors.h"
 
 #include <algorithm>

@@ -50,9 +50,13 @@ void pick(const Axis* axis, size_t axes, const std::byte* src, std::byte* dst) {
 class Reader {
  public:
   Reader(const File& file, const TensorInfo& tensor)
-      : file_(file), tensor_(tensor), width_(int64_t(size_of(tensor.dtype))) {
-    inner_.resize(tensor.shape.size() + 1, 1);
-    for (size_t i = tensor.shape.size(); i-- > 0;) inner_[i] = inner_[i + 1] * tensor.shape[i];
+      : file_(file), tensor_(tensor), width_(int64_t(size_of(tensor.dtype))), inner_(tensor.shape.size() + 1, 1) {
+    int64_t span = 1;
+    for (size_t i = tensor.shape.size(); i-- > 0;) {
+      inner_[i] = inner_[i + 1] * tensor.shape[i];
+      span += (tensor.shape[i] - 1) * tensor.stride[i];
+    }
+    window_size_ = size_t(std::min(kWindow, span * width_));
   }
 
   // The elements [first, first + count) of the sub-tensor that has the axes from `axis` on and starts at element `src`.
@@ -91,7 +95,7 @@ class Reader {
     }
     const bool dense = span / kMaxWaste <= count;
     if (span <= (dense ? kWindow : kCheapWindow) / width_) {
-      if (!window_) window_ = std::make_unique_for_overwrite<std::byte[]>(kWindow);
+      if (!window_) window_ = std::make_unique_for_overwrite<std::byte[]>(window_size_);
       file_.read(place(src), window_.get(), size_t(span * width_));
       return pick(axes, dst);
     }
@@ -119,6 +123,7 @@ class Reader {
   const TensorInfo& tensor_;
   int64_t width_;
   std::vector<int64_t> inner_;  // elements in one index of the axis before
+  size_t window_size_ = 0;
   std::unique_ptr<std::byte[]> window_;
 };
 

@@ -12,7 +12,9 @@ struct Tensor {
   int64_t stride = 0;  // elements from one row to the next
 
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   float* row(int64_t i) const { return static_cast<float*>(data) + i * stride; }  // of an f32 tensor
   explicit operator bool() const { return data != nullptr; }
 };

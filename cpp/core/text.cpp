@@ -1,3 +1,4 @@
+// UTF-8 as Unicode defines it, and bytes made fit for a message.
 #include "core/text.h"
 
 #include <cstdint>

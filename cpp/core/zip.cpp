@@ -1,3 +1,4 @@
+// Read from the end, as zip is meant to be: end record, directory, then each local header against its entry.
 #include "core/zip.h"
 
 #include <algorithm>

@@ -10,7 +10,7 @@ namespace rwkv::cpu {
 
 namespace {
 
-constexpr int kWkvTokens = 48;   // tokens of one head per kernel call: their results stay in L1
+constexpr int kWkvTokens = 48;    // tokens of one head per kernel call: their results stay in L1
 constexpr int kMixColumns = 256;  // columns of one lerp per packing call, for the same reason
 
 // Worker's share of n equal pieces.
@@ -164,7 +164,8 @@ void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t
   });
 }
 
-void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch) {
+void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift,
+                     const Batch& batch) {
   const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile);
   pool_.run([&](int worker) {
     auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
@@ -227,9 +228,20 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
       const int p0 = begin <= at ? 0 : panel_at(begin), p1 = end <= at ? 0 : panel_at(end);
       at += int64_t(panels) * k;
       if (p0 >= p1) continue;
-      const Product product{job.w.data, job.w.format, k, job.x.data, job.x.rows, job.y.as<float>(),
-                            size_t(job.y.stride), job.act, job.out.data, job.out.format, padded_k(job.out.cols),
-                            job.out.cols, job.sum.as<float>(), size_t(job.sum.stride)};
+      const Product product{job.w.data,
+                            job.w.format,
+                            k,
+                            job.x.data,
+                            job.x.rows,
+                            job.y.as<float>(),
+                            size_t(job.y.stride),
+                            job.act,
+                            job.out.data,
+                            job.out.format,
+                            padded_k(job.out.cols),
+                            job.out.cols,
+                            job.sum.as<float>(),
+                            size_t(job.sum.stride)};
       kernels_.product(product, p0, p1);
     }
   });
@@ -262,13 +274,30 @@ void CpuBackend::wkv_heads(const Wkv7& p, size_t state, const Batch& batch, int 
       const size_t slot = state + size_t(h) * size_t(n) * size_t(padded_n(n)) * sizeof(float);
       const std::byte* src = row == begin ? batch.src[size_t(sequence)] : batch.dst[size_t(sequence)];
       const auto channel = [&](const Tensor& t) { return t ? t.as<float>() + c : nullptr; };
-      kernels_.wkv7({n, tokens, size_t(p.r.stride), p.r.as<float>() + at, p.w.as<float>() + at, p.k.as<float>() + at,
-                     p.v.as<float>() + at, p.a.as<float>() + at, p.g.as<float>() + at,
-                     p.v_mix ? p.v_mix.as<float>() + at : nullptr, p.v_first.as<float>() + at, channel(p.w0),
-                     channel(p.a0), channel(p.v0), channel(p.k_k), channel(p.k_a), channel(p.r_k),
-                     channel(p.out.weight), channel(p.out.bias), p.out.eps,
+      kernels_.wkv7({n,
+                     tokens,
+                     size_t(p.r.stride),
+                     p.r.as<float>() + at,
+                     p.w.as<float>() + at,
+                     p.k.as<float>() + at,
+                     p.v.as<float>() + at,
+                     p.a.as<float>() + at,
+                     p.g.as<float>() + at,
+                     p.v_mix ? p.v_mix.as<float>() + at : nullptr,
+                     p.v_first.as<float>() + at,
+                     channel(p.w0),
+                     channel(p.a0),
+                     channel(p.v0),
+                     channel(p.k_k),
+                     channel(p.k_a),
+                     channel(p.r_k),
+                     channel(p.out.weight),
+                     channel(p.out.bias),
+                     p.out.eps,
                      reinterpret_cast<const float*>(src + slot),
-                     reinterpret_cast<float*>(batch.dst[size_t(sequence)] + slot), scratch + size_t(h - head) * size_t(n), ldy});
+                     reinterpret_cast<float*>(batch.dst[size_t(sequence)] + slot),
+                     scratch + size_t(h - head) * size_t(n),
+                     ldy});
     }
     pack_rows(scratch, ldy, row, tokens, head * n, heads * n, y);
   }

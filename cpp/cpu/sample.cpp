@@ -25,8 +25,8 @@ void check(const SampleJob& job) {
 int argmax(const float* logits, int n) {
   int best = 0;
   for (int i = 0; i < n; ++i) {
-    RWKV_CHECK(NonFiniteError, logits[i] < kInfinity, "logit of token ", i, ": expected a finite number or -inf, found ",
-               logits[i]);
+    RWKV_CHECK(NonFiniteError, logits[i] < kInfinity, "logit of token ", i,
+               ": expected a finite number or -inf, found ", logits[i]);
     if (logits[i] > logits[best]) best = i;
   }
   RWKV_CHECK(NonFiniteError, logits[best] > -kInfinity, "logits: expected one above -inf among ", n, ", found none");

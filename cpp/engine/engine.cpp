@@ -39,7 +39,8 @@ Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
 Engine::~Engine() = default;
 
 std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOptions& options) {
-  RWKV_CHECK(Error, options.threads >= 0 && options.threads <= 1024, "threads: expected 1 to 1024, found ", options.threads);
+  RWKV_CHECK(Error, options.threads >= 0 && options.threads <= 1024, "threads: expected 1 to 1024, found ",
+             options.threads);
   const Checkpoint file = Checkpoint::open(path);
   const auto report = [&](int64_t done, int64_t total) {
     if (options.poll) options.poll();
@@ -56,8 +57,9 @@ size_t Engine::weight_bytes() const { return model_->weight_bytes(); }
 size_t Engine::state_bytes() const { return model_->layout().portable_bytes(); }
 
 void Engine::check_process() const {
-  RWKV_CHECK(DeviceError, process_id() == process_, "expected the process that opened the engine (", process_, "), found its child (",
-             process_id(), "): threads do not survive os.fork(); open the engine in the child, or use spawn");
+  RWKV_CHECK(DeviceError, process_id() == process_, "expected the process that opened the engine (", process_,
+             "), found its child (", process_id(),
+             "): threads do not survive os.fork(); open the engine in the child, or use spawn");
 }
 
 void Engine::check_mine(const State& state) const {
@@ -92,10 +94,14 @@ size_t Engine::result_size(std::span<const Sequence> sequences, Output output) c
   size_t tokens = 0;
   for (const Sequence& s : sequences) tokens += s.tokens.size();
   switch (output) {
-    case Output::last: return sequences.size() * size_t(config().n_vocab);
-    case Output::all: return tokens * size_t(config().n_vocab);
-    case Output::hidden: return tokens * size_t(config().n_embd);
-    case Output::none: break;
+    case Output::last:
+      return sequences.size() * size_t(config().n_vocab);
+    case Output::all:
+      return tokens * size_t(config().n_vocab);
+    case Output::hidden:
+      return tokens * size_t(config().n_embd);
+    case Output::none:
+      break;
   }
   return 0;
 }
@@ -172,7 +178,8 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
     model_->forward({token, start, src, dst}, out, kind, scratch_, poll, [&](const Tensor& values) {
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
         std::copy_n(values.row(i), values.cols, result.data() + written);
-        if (kind == Model::Result::logits && ending[row] < count) std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
+        if (kind == Model::Result::logits && ending[row] < count)
+          std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
       }
     });
     if (progress) progress(done + int64_t(token.size()), total);
@@ -193,8 +200,8 @@ std::vector<int32_t> Engine::sample(std::span<const State* const> states, std::s
   for (size_t i = 0; i < states.size(); i++) {
     check_mine(*states[i]);
     const auto logits = states[i]->last_logits();
-    RWKV_CHECK(StateError, logits, "sample: expected a state with last logits, found none; step it with output 'last' or ",
-               "'all' first");
+    RWKV_CHECK(StateError, logits,
+               "sample: expected a state with last logits, found none; step it with output 'last' or ", "'all' first");
     model_->backend()->sample(as_row(*logits), jobs.subspan(i, 1), std::span(tokens).subspan(i, 1));
   }
   return tokens;

@@ -50,8 +50,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   std::shared_ptr<State> new_state();
 
-  // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none (),
-  // hidden (sum of T, C) after ln_out. On any error no state has changed.
+  // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
+  // (), hidden (sum of T, C) after ln_out. On any error no state has changed.
   void forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll = {},
                const Progress& progress = {});
   size_t result_size(std::span<const Sequence> sequences, Output output) const;  // floats
@@ -70,11 +70,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
   std::vector<StateArray> parts(const State& state);
   std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
-  bool equal(const State& a, const State& b);  // same contents, bit for bit: parts, tokens seen, last token, last logits
+  bool equal(const State& a,
+             const State& b);  // same contents, bit for bit: parts, tokens seen, last token, last logits
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
-  void check_process() const;                  // throws DeviceError after os.fork()
+  void check_process() const;                 // throws DeviceError after os.fork()
   void check_mine(const State& state) const;  // throws StateError for another engine's state
   std::string header_of(const StateContents& contents) const;
   void check_sequences(std::span<const Sequence> sequences) const;

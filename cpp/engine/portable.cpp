@@ -40,7 +40,8 @@ void Engine::to_bytes(const State& state, std::span<std::byte> snapshot) {
   const std::string header = header_of(contents);
   const size_t logits = contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0;
   const size_t size = header.size() + state_bytes() + logits;
-  RWKV_CHECK(StateError, snapshot.size() == size, "snapshot: expected room for ", size, " bytes, found ", snapshot.size());
+  RWKV_CHECK(StateError, snapshot.size() == size, "snapshot: expected room for ", size, " bytes, found ",
+             snapshot.size());
   std::memcpy(snapshot.data(), header.data(), header.size());
   std::byte* to = snapshot.data() + header.size();  // 64-byte aligned within the file, so floats within the buffer
   for_each_part(model_->layout(), [&](const StatePart& part, size_t, int, size_t offset) {
@@ -65,7 +66,8 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
   std::vector<float> values;
   for_each_part(layout, [&](const StatePart& part, size_t p, int layer, size_t offset) {
     values.resize(size_t(part.count()));
-    std::memcpy(values.data(), view.parts[p].data() + size_t(layer) * values.size() * sizeof(float), values.size() * sizeof(float));
+    std::memcpy(values.data(), view.parts[p].data() + size_t(layer) * values.size() * sizeof(float),
+                values.size() * sizeof(float));
     pool_->backend().write_state(part, slot->data() + offset, values.data());
   });
   std::shared_ptr<std::vector<float>> logits;
@@ -73,8 +75,8 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
     logits = std::make_shared<std::vector<float>>(view.last_logits.size() / sizeof(float));
     std::memcpy(logits->data(), view.last_logits.data(), view.last_logits.size());
   }
-  return std::make_shared<State>(shared_from_this(),
-                                 StateContents{std::move(slot), view.info.tokens_seen, view.info.last_token, std::move(logits)});
+  return std::make_shared<State>(shared_from_this(), StateContents{std::move(slot), view.info.tokens_seen,
+                                                                   view.info.last_token, std::move(logits)});
 }
 
 void Engine::save(const State& state, const std::string& path) { write_atomically(path, to_bytes(state)); }
@@ -84,7 +86,8 @@ std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_we
   const auto tensors = snapshot_tensors(config(), model_->layout(), true);
   // A state is as large as its model says; the rest is for the header, which later releases may lengthen.
   const uint64_t most = state_bytes() + uint64_t(config().n_vocab) * sizeof(float) + (1 << 20);
-  RWKV_CHECK(StateError, file.size() <= most, path, ": expected a state of at most ", most, " bytes, found ", file.size());
+  RWKV_CHECK(StateError, file.size() <= most, path, ": expected a state of at most ", most, " bytes, found ",
+             file.size());
   std::vector<std::byte> bytes(size_t(file.size()));
   file.read(0, bytes.data(), bytes.size());
   try {
@@ -114,13 +117,14 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   for (const TensorInfo& want : expected) {
     const auto found = std::ranges::find_if(parts, [&](const StateArray& a) { return a.name == want.name; });
     RWKV_CHECK(StateError, found != parts.end(), "state: expected the part ", want.name, ", found none of that name");
-    RWKV_CHECK(StateError, found->shape == want.shape && int64_t(found->values.size()) == want.count(), "state: ", want.name,
-               ": expected ", shape_text(want.shape), ", found ", shape_text(found->shape));
-    RWKV_CHECK(StateError, std::ranges::all_of(found->values, [](float v) { return std::isfinite(v); }), "state: ",
-               want.name, ": expected finite numbers, found NaN or infinity");
+    RWKV_CHECK(StateError, found->shape == want.shape && int64_t(found->values.size()) == want.count(),
+               "state: ", want.name, ": expected ", shape_text(want.shape), ", found ", shape_text(found->shape));
+    RWKV_CHECK(StateError, std::ranges::all_of(found->values, [](float v) { return std::isfinite(v); }),
+               "state: ", want.name, ": expected finite numbers, found NaN or infinity");
     ordered.push_back(&*found);
   }
-  RWKV_CHECK(StateError, parts.size() == expected.size(), "state: expected ", expected.size(), " parts, found ", parts.size());
+  RWKV_CHECK(StateError, parts.size() == expected.size(), "state: expected ", expected.size(), " parts, found ",
+             parts.size());
   auto slot = pool_->take();
   for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
     pool_->backend().write_state(part, slot->data() + offset, ordered[p]->values.data() + layer * part.count());

@@ -104,8 +104,9 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
              " bytes, found ", bytes.size());
   uint64_t header_size;
   std::memcpy(&header_size, bytes.data(), 8);
-  RWKV_CHECK(StateError, header_size <= kMaxHeader && header_size <= bytes.size() - 8, "state: expected a header of at most ",
-             std::min<uint64_t>(kMaxHeader, bytes.size() - 8), " bytes, found one of ", header_size);
+  RWKV_CHECK(StateError, header_size <= kMaxHeader && header_size <= bytes.size() - 8,
+             "state: expected a header of at most ", std::min<uint64_t>(kMaxHeader, bytes.size() - 8),
+             " bytes, found one of ", header_size);
   RWKV_CHECK(StateError, std::memcmp(bytes.data() + 8, kPrefix.data(), kPrefix.size()) == 0,
              "state: expected a file that begins with ", kPrefix, ", found other bytes: not a saved state");
   const std::string written(reinterpret_cast<const char*>(bytes.data()) + kDigestAt, kDigestSize);
@@ -132,11 +133,12 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
   view.info.last_token = int32_t(number(header, "last_token", -1, config.n_vocab - 1));
   const bool with_logits = std::ranges::any_of(header.tensors, [](const TensorInfo& t) { return t.name == kLogits; });
   const auto expected = snapshot_tensors(config, layout, with_logits);
-  RWKV_CHECK(StateError, header.tensors.size() == expected.size(), "state: expected ", expected.size(), " tensors, found ",
-             header.tensors.size());
+  RWKV_CHECK(StateError, header.tensors.size() == expected.size(), "state: expected ", expected.size(),
+             " tensors, found ", header.tensors.size());
   for (const TensorInfo& want : expected) {
     const auto t = std::ranges::find_if(header.tensors, [&](const TensorInfo& t) { return t.name == want.name; });
-    RWKV_CHECK(StateError, t != header.tensors.end(), "state: expected the tensor ", want.name, ", found none of that name");
+    RWKV_CHECK(StateError, t != header.tensors.end(), "state: expected the tensor ", want.name,
+               ", found none of that name");
     RWKV_CHECK(StateError, t->shape == want.shape && t->dtype == DType::f32, "state: ", want.name, ": expected f32 ",
                shape_text(want.shape), ", found ", name_of(t->dtype), " ", shape_text(t->shape));
     const auto data = bytes.subspan(size_t(t->offset), size_t(t->count()) * 4);

@@ -65,8 +65,8 @@ std::vector<int32_t> Tokenizer::encode(std::string_view bytes) const {
   const uint8_t* const end = begin + bytes.size();
   for (const uint8_t* at = begin; at != end;) {
     const Trie::Match match = data_->trie.longest(at, end);
-    RWKV_CHECK(Error, match.id >= 0, "text, byte ", at - begin, ": expected a byte that a token of the vocabulary begins ",
-               "with, found value ", int{*at});
+    RWKV_CHECK(Error, match.id >= 0, "text, byte ", at - begin,
+               ": expected a byte that a token begins with, found value ", int{*at});
     ids.push_back(match.id);
     at += match.length;
   }

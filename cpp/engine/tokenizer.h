@@ -12,16 +12,17 @@ namespace rwkv {
 // longest-match encoding over it.
 class Tokenizer {
  public:
-  static std::shared_ptr<const Tokenizer> open(const std::string& path);          // throws ModelFormatError
+  static std::shared_ptr<const Tokenizer> open(const std::string& path);  // throws ModelFormatError
   static std::shared_ptr<const Tokenizer> parse(std::string_view text, const std::string& name);  // name: for messages
   ~Tokenizer();
 
-  int size() const;  // largest id + 1
+  int size() const;                                           // largest id + 1
   std::vector<int32_t> encode(std::string_view bytes) const;  // throws Error at a byte no token begins with
   // The token's bytes; empty for id 0 (end of text) and ids without a token. Throws Error for a negative id.
   std::string_view bytes_of(int32_t id) const;
   std::string decode_bytes(std::span<const int32_t> ids) const;
-  std::string decode(std::span<const int32_t> ids) const;  // valid UTF-8: what is none becomes U+FFFD, as Python's "replace"
+  std::string decode(
+      std::span<const int32_t> ids) const;  // valid UTF-8: what is none becomes U+FFFD, as Python's "replace"
 
  private:
   struct Data;

@@ -8,8 +8,8 @@
 namespace rwkv {
 namespace {
 
-// Finds room: a base that no node has, with a free cell for each label. Bit sets answer for 64 bases at a time, and words
-// that have become hopeless are left behind, so placing a node costs a bounded time whatever the vocabulary.
+// Finds room: a base that no node has, with a free cell for each label. Bit sets answer for 64 bases at a time, and
+// words that have become hopeless are left behind, so placing a node costs a bounded time whatever the vocabulary.
 class Places {
  public:
   explicit Places(uint32_t lowest) : first_(lowest / 64) {}
@@ -55,8 +55,8 @@ class Places {
 }  // namespace
 
 Trie::Trie(const Vocabulary& vocabulary, const std::string& name, size_t max_cells) {
-  // A node is the run of sorted tokens that share their first `depth` bytes. Breadth first, so that the nodes every match
-  // begins with lie together.
+  // A node is the run of sorted tokens that share their first `depth` bytes. Breadth first, so that the nodes every
+  // match begins with lie together.
   struct Node {
     uint32_t begin, end, depth, cell;
   };

@@ -1,5 +1,5 @@
-// Longest match over a double array: a node's child for byte c is the cell at base + c, if that cell is labelled c. No two
-// nodes share a base, so the label alone proves whose child a cell is: one load and one comparison per byte of text.
+// Longest match over a double array: a node's child for byte c is the cell at base + c, if that cell is labelled c. No
+// two nodes share a base, so the label alone proves whose child a cell is: one load and one comparison per byte.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -1,5 +1,5 @@
-// What is a character and what is not: UTF-8 as Python's decoder sees it. Broken input is cut into maximal subparts (the
-// longest beginning that some character has, else one byte), each worth one U+FFFD.
+// What is a character and what is not: UTF-8 as Python's decoder sees it. Broken input is cut into maximal subparts
+// (the longest beginning that some character has, else one byte), each worth one U+FFFD.
 #pragma once
 #include <cstddef>
 #include <string>

@@ -113,7 +113,8 @@ class Line {
     } else if (c == 'U' && !raw) {
       code_point(hexadecimal(8), raw, out);
     } else {
-      fail("expected after \\ one of n t r a b f v \\ ' \" x", raw ? "" : " u U", " or an octal digit, found ", found());
+      fail("expected after \\ one of n t r a b f v \\ ' \" x", raw ? "" : " u U", " or an octal digit, found ",
+           found());
     }
   }
 
@@ -159,7 +160,8 @@ class Line {
 Vocabulary parse_vocabulary(std::string_view text, const std::string& name) {
   RWKV_CHECK(ModelFormatError, text.size() <= Vocabulary::kMaxFileBytes, name, ": expected a vocabulary of at most ",
              Vocabulary::kMaxFileBytes, " bytes, found ", text.size());
-  RWKV_CHECK(ModelFormatError, !text.empty(), name, ": expected a line `id literal length` per token, found an empty file");
+  RWKV_CHECK(ModelFormatError, !text.empty(), name,
+             ": expected a line `id literal length` per token, found an empty file");
   Vocabulary vocabulary;
   std::vector<int32_t> line_of_id;  // 0: the id is free
   for (int32_t number = 1; !text.empty(); ++number) {

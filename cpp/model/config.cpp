@@ -10,7 +10,7 @@ namespace rwkv {
 
 namespace {
 
-constexpr int64_t kMaxHeadSize = 1024;  // the recurrence keeps some vectors of a head on the stack
+constexpr int64_t kMaxHeadSize = 1024;          // the recurrence keeps some vectors of a head on the stack
 constexpr int64_t kMaxSize = int64_t(1) << 24;  // no model has a dimension near this; products of two stay in 64 bits
 
 bool has_part(const Checkpoint& file, std::string_view part) {
@@ -52,19 +52,6 @@ const TensorInfo& required(const Checkpoint& file, const std::string& name, size
   return *t;
 }
 
-// Tensors may share bytes (tied weights), and strided ones may repeat them without end: a file must not name more
-// weights than its size can justify.
-void check_density(const Checkpoint& file) {
-  uint64_t named = 0;
-  const uint64_t most = 4 * File(file.path()).size();
-  for (const TensorInfo& t : file.tensors()) {
-    const uint64_t bytes = uint64_t(t.count()) * size_of(t.dtype);
-    RWKV_CHECK(ModelFormatError, bytes <= most && (named += bytes) <= most, file.path(),
-               ": expected tensors of at most four times the file's size, found more at ", t.name, " ",
-               shape_text(t.shape));
-  }
-}
-
 }  // namespace
 
 Config read_config(const Checkpoint& file) {
@@ -73,7 +60,6 @@ Config read_config(const Checkpoint& file) {
              ": expected the tensors of an RWKV model (such as blocks.0.att.r_k), found ", file.tensors().size(),
              " tensors of other names");
   RWKV_CHECK(ModelFormatError, version == "7", file.path(), ": this is RWKV-", version, "; this release runs RWKV-7");
-  check_density(file);
 
   Config c;
   c.version = version;
@@ -87,8 +73,8 @@ Config read_config(const Checkpoint& file) {
   c.n_ffn = int(key[0]);
   RWKV_CHECK(ModelFormatError, r_k[0] * r_k[1] == emb[1], file.path(),
              ": blocks.0.att.r_k: expected heads x head size = ", emb[1], " (the embedding), found ", shape_text(r_k));
-  RWKV_CHECK(ModelFormatError, r_k[1] <= kMaxHeadSize, file.path(), ": blocks.0.att.r_k: expected a head size of at most ",
-             kMaxHeadSize, ", found ", shape_text(r_k));
+  RWKV_CHECK(ModelFormatError, r_k[1] <= kMaxHeadSize, file.path(),
+             ": blocks.0.att.r_k: expected a head size of at most ", kMaxHeadSize, ", found ", shape_text(r_k));
   while (file.find(join("blocks.", c.n_layer, ".att.r_k"))) c.n_layer++;
   return c;
 }

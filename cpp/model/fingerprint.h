@@ -9,8 +9,9 @@
 
 namespace rwkv {
 
-// Names a model by its weights: SHA-256 over the configuration and up to 4,096 values, at fixed strides, of every tensor
-// that the model uses, by canonical (.pth) name and orientation, in float32. Independent of container and strategy.
+// Names a model by its weights: SHA-256 over the configuration and up to 4,096 values, at fixed strides, of every
+// tensor that the model uses, by canonical (.pth) name and orientation, in float32. Independent of container and
+// strategy.
 class Fingerprint {
  public:
   static constexpr int64_t kSamples = 4096;

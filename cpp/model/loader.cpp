@@ -24,8 +24,8 @@ bool same_shape(const std::vector<int64_t>& found, const std::vector<int64_t>& e
 int64_t Loader::dimension(const std::string& name, size_t index) const {
   const TensorInfo* t = file_.find(name);
   RWKV_CHECK(ModelFormatError, t, file_.path(), ": expected the tensor ", name, ", found none of that name");
-  RWKV_CHECK(ModelFormatError, index < t->shape.size() && t->shape[index] > 0 && t->shape[index] < (1 << 24), file_.path(),
-             ": ", name, ": expected a matrix, found shape ", shape_text(t->shape));
+  RWKV_CHECK(ModelFormatError, index < t->shape.size() && t->shape[index] > 0 && t->shape[index] < (1 << 24),
+             file_.path(), ": ", name, ": expected a matrix, found shape ", shape_text(t->shape));
   return t->shape[index];
 }
 
@@ -71,10 +71,12 @@ Linear Loader::matrix(const std::string& name, int rows, int cols, Format format
     std::vector<std::byte> turned(size_t(t.count() * element));
     for (int64_t c = 0; c < cols; c++)
       for (int64_t r = 0; r < rows; r++)
-        std::memcpy(&turned[size_t((r * cols + c) * element)], &staging_[size_t((c * rows + r) * element)], size_t(element));
+        std::memcpy(&turned[size_t((r * cols + c) * element)], &staging_[size_t((c * rows + r) * element)],
+                    size_t(element));
     backend_->pack(w, 0, rows, turned.data(), t.dtype);
   } else {
-    const int64_t step = std::max<int64_t>(1, kStagingBytes / (cols * element * Backend::kPackRows)) * Backend::kPackRows;
+    const int64_t step =
+        std::max<int64_t>(1, kStagingBytes / (cols * element * Backend::kPackRows)) * Backend::kPackRows;
     for (int64_t row = 0; row < rows; row += step) {
       const int64_t count = std::min<int64_t>(step, rows - row);
       read(t, row * cols, count * cols);
@@ -112,8 +114,8 @@ Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {
 
 void Loader::check_all_used() const {
   for (const TensorInfo& t : file_.tensors())
-    RWKV_CHECK(ModelFormatError, used_.contains(t.name), file_.path(), ": expected only the tensors of this model, found ",
-               t.name, " ", shape_text(t.shape));
+    RWKV_CHECK(ModelFormatError, used_.contains(t.name), file_.path(),
+               ": expected only the tensors of this model, found ", t.name, " ", shape_text(t.shape));
 }
 
 }  // namespace rwkv

@@ -31,7 +31,7 @@ class Loader {
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
   void skip(const std::string& name) { used_.insert(name); }          // known, not used
 
-  void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
+  void check_all_used() const;              // throws ModelFormatError naming a tensor nobody asked for
   int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
   const Fingerprint& fingerprint() const { return fingerprint_; }
 

@@ -16,7 +16,8 @@ Format native_format(const Checkpoint& file) {
   return t && t->dtype == DType::bf16 ? Format::bf16 : Format::f32;
 }
 
-std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, int layers, const DeviceOptions& options) {
+std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, int layers,
+                                      const DeviceOptions& options) {
   const auto specs = parse_strategy(strategy, native);
   std::map<std::string, std::shared_ptr<Backend>> backends;
   std::vector<Model::Stage> stages;
@@ -30,7 +31,8 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
     stages.push_back({backend, first, count, spec.format, {}});
     first += count;
   }
-  RWKV_CHECK(StrategyError, first == layers, "strategy '", strategy, "': expected ", layers, " layers in all, found ", first);
+  RWKV_CHECK(StrategyError, first == layers, "strategy '", strategy, "': expected ", layers, " layers in all, found ",
+             first);
   return stages;
 }
 
@@ -44,8 +46,10 @@ int rows_for(const Config& c) {
 
 }  // namespace
 
-std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_view strategy, const DeviceOptions& options,
-                                         const LoadProgress& progress) {
+std::vector<StatePart> state_parts(const Config& config) { return v7::state_parts(config); }
+
+std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_view strategy,
+                                         const DeviceOptions& options, const LoadProgress& progress) {
   std::shared_ptr<Model> model(new Model);
   model->config_ = read_config(file);
   model->stages_ = open_stages(strategy, native_format(file), model->config_.n_layer, options);
@@ -62,7 +66,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_vie
   loader.report(progress, measure.bytes());
   model->build(loader);
   model->fingerprint_ = loader.fingerprint().hex(model->config_);
-  model->layout_ = StateLayout(v7::state_parts(model->config_), model->config_.n_layer, *model->backend());
+  model->layout_ = StateLayout(state_parts(model->config_), model->config_.n_layer, *model->backend());
   model->panel_rows_ = rows_for(model->config_);
   return model;
 }
@@ -79,7 +83,8 @@ void Model::build(Loader& loader) {
       embedding_ = loader.table("emb.weight", c.n_vocab, c.n_embd);
       embedding_norm_ = norm("blocks.0.ln0");
     }
-    for (int i = stage.first; i < stage.first + stage.count; i++) layers.push_back(v7::load_layer(loader, c, i, stage.format));
+    for (int i = stage.first; i < stage.first + stage.count; i++)
+      layers.push_back(v7::load_layer(loader, c, i, stage.format));
     if (&stage == &stages_.back()) {
       out_norm_ = norm("ln_out");
       head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.format);
@@ -127,8 +132,8 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
     scratch.set_format(stage.format);
     for (int i = stage.first; i < stage.first + stage.count; i++) {
       const v7::Layer& layer = layers[size_t(i)];
-      v7::time_mix(*stage.backend, layer.time_mix, config_, layout_.offset(i, v7::kShiftAtt), layout_.offset(i, v7::kWkv), batch,
-                   scratch, step.x);
+      v7::time_mix(*stage.backend, layer.time_mix, config_, layout_.offset(i, v7::kShiftAtt),
+                   layout_.offset(i, v7::kWkv), batch, scratch, step.x);
       check();
       v7::channel_mix(*stage.backend, layer.channel_mix, layout_.offset(i, v7::kShiftFfn), batch, scratch, step.x);
       check();
@@ -143,13 +148,14 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
     hidden.rows = logits.rows = int64_t(part.size());
     operand.rows = int(part.size());
     b.norm(step.x, out_norm_, part, hidden, result == Result::logits ? operand : Operand{});
-    RWKV_CHECK(NonFiniteError, b.all_finite(hidden), "expected finite numbers after the last layer, found NaN or infinity; ",
-               "the states are unchanged");
+    RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
+               "expected finite numbers after the last layer, found NaN or infinity; ", "the states are unchanged");
     if (result == Result::hidden) take(hidden);
     if (result != Result::logits) continue;
     const LinearJob head[] = {{operand, head_, logits}};
     b.linear(head);
-    RWKV_CHECK(NonFiniteError, b.all_finite(logits), "expected finite logits, found NaN or infinity; the states are unchanged");
+    RWKV_CHECK(NonFiniteError, b.all_finite(logits),
+               "expected finite logits, found NaN or infinity; the states are unchanged");
     take(logits);
     check();
   }

@@ -26,8 +26,8 @@ class Model {
   // The layers of exactly one version.
   using Layers = std::variant<std::vector<v7::Layer>>;
 
-  static std::shared_ptr<const Model> load(const Checkpoint& file, std::string_view strategy, const DeviceOptions& options,
-                                           const LoadProgress& progress);
+  static std::shared_ptr<const Model> load(const Checkpoint& file, std::string_view strategy,
+                                           const DeviceOptions& options, const LoadProgress& progress);
 
   const Config& config() const { return config_; }
   const std::string& fingerprint() const { return fingerprint_; }
@@ -44,9 +44,9 @@ class Model {
 
   enum class Result { none, hidden, logits };
   // Steps the batch (at most panel_rows rows) and hands the wanted results of `rows` to `take`, in order, at most
-  // kResultRows at a time: a (n, C) or (n, V) tensor that is valid during the call. With Result::none the rows are still
-  // computed to the end, so that what is not finite is found. Throws NonFiniteError, or what `poll` throws; then dst slots
-  // are undefined and src slots untouched (except where they are the same).
+  // kResultRows at a time: a (n, C) or (n, V) tensor that is valid during the call. With Result::none the rows are
+  // still computed to the end, so that what is not finite is found. Throws NonFiniteError, or what `poll` throws; then
+  // dst slots are undefined and src slots untouched (except where they are the same).
   void forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& scratch,
                const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const;
 

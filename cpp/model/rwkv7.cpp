@@ -67,7 +67,8 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>&
   }
   const auto tensor = [&](int cols) { return arena.take(DType::f32, rows, cols, backend.row_stride(cols)); };
   const auto operand = [&](int cols) {
-    const size_t bytes = std::max(backend.operand_bytes(Format::f32, rows, cols), backend.operand_bytes(Format::bf16, rows, cols));
+    const size_t bytes =
+        std::max(backend.operand_bytes(Format::f32, rows, cols), backend.operand_bytes(Format::bf16, rows, cols));
     return Operand{arena.take(bytes), Format::f32, rows, cols};
   };
   for (Tensor* t : {&r, &w, &k, &v, &a, &g, &v_mix, &v_first, &partial}) *t = tensor(c);
@@ -80,12 +81,13 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>&
 }
 
 void Scratch::set_format(Format format) {
-  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &rank_w, &rank_a, &rank_g, &rank_v, &y, &key})
+  for (Operand* o :
+       {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &rank_w, &rank_a, &rank_g, &rank_v, &y, &key})
     o->format = format;
 }
 
-void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch, Scratch& s,
-              const Tensor& x) {
+void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch,
+              Scratch& s, const Tensor& x) {
   const bool first = !p.v1;
   const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_w, s.mixed_w}, {p.mu_k, s.mixed_k},
                           {p.mu_v, s.mixed_v}, {p.mu_a, s.mixed_a}, {p.mu_g, s.mixed_g}};
@@ -105,8 +107,8 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
       {s.rank_w, p.w2, s.w}, {s.rank_a, p.a2, s.a}, {s.rank_g, p.g2, s.g}, {s.rank_v, p.v2, s.v_mix}};
   b.linear(std::span(out).first(first ? 3 : 4));
 
-  b.wkv({s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a, p.r_k, p.out,
-         config.n_head, config.head_size},
+  b.wkv({s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a, p.r_k,
+         p.out, config.n_head, config.head_size},
         wkv, batch, s.y);
 
   const LinearJob residual[] = {{s.y, p.output, s.partial, Act::none, {}, x}};

@@ -17,16 +17,16 @@
 
 namespace rwkv::v7 {
 
-enum Part { kShiftAtt, kWkv, kShiftFfn };  // of a layer's state
+enum Part { kShiftAtt, kWkv, kShiftFfn };  // of a layer's state, in the order of state_parts
 std::vector<StatePart> state_parts(const Config& config);
 
 struct TimeMix {
-  Norm norm;                                                     // ln1
-  Tensor mu_r, mu_w, mu_k, mu_v, mu_a, mu_g;                     // (1, C)
-  Linear receptance, key, value, output;                         // (C, C)
-  Linear w1, w2, a1, a2, g1, g2, v1, v2;                         // (D, C) and (C, D), each its own D; layer 0: no v1, v2
-  Tensor w0, a0, v0, k_k, k_a, r_k;                              // (1, C)
-  Norm out;                                                      // ln_x, one group per head
+  Norm norm;                                  // ln1
+  Tensor mu_r, mu_w, mu_k, mu_v, mu_a, mu_g;  // (1, C)
+  Linear receptance, key, value, output;      // (C, C)
+  Linear w1, w2, a1, a2, g1, g2, v1, v2;      // (D, C) and (C, D), each its own D; layer 0: no v1, v2
+  Tensor w0, a0, v0, k_k, k_a, r_k;           // (1, C)
+  Norm out;                                   // ln_x, one group per head
 };
 
 struct ChannelMix {
@@ -45,9 +45,9 @@ Layer load_layer(Loader& loader, const Config& config, int index, Format format)
 
 // Activations of one step over T rows, carved anew for every step: only pointers move.
 struct Scratch {
-  Tensor r, w, k, v, a, g, v_mix, v_first, partial;         // (T, C)
-  Tensor low_w, low_a, low_g, low_v;                         // (T, D) partial sums of the rank-in products
-  Tensor hidden;                                             // (T, F) partial sums of the ffn key
+  Tensor r, w, k, v, a, g, v_mix, v_first, partial;  // (T, C)
+  Tensor low_w, low_a, low_g, low_v;                 // (T, D) partial sums of the rank-in products
+  Tensor hidden;                                     // (T, F) partial sums of the ffn key
   Operand mixed_r, mixed_w, mixed_k, mixed_v, mixed_a, mixed_g, rank_w, rank_a, rank_g, rank_v, y, key;
 
   Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>& layers, int rows);

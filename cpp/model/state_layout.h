@@ -2,8 +2,12 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/config.h"
 
 namespace rwkv {
+
+// The parts of one layer's state, whatever the version.
+std::vector<StatePart> state_parts(const Config& config);
 
 // The named parts of a state and where each layer's lie in a slot.
 struct StateLayout {

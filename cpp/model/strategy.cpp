@@ -31,7 +31,8 @@ int parse_layers(std::string_view word, std::string_view text) {
   const std::string_view digits = word.substr(1);
   int layers = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), layers);
-  RWKV_CHECK(StrategyError, error == std::errc() && end == digits.data() + digits.size() && layers > 0 && layers <= kMaxLayers,
+  RWKV_CHECK(StrategyError,
+             error == std::errc() && end == digits.data() + digits.size() && layers > 0 && layers <= kMaxLayers,
              "strategy '", text, "': expected a number of layers such as *10, found '", word, "'");
   return layers;
 }
@@ -53,7 +54,8 @@ StageSpec parse_stage(std::string_view stage, std::string_view text) {
                "': expected a number of layers such as *10, found '", words[2], "'");
     spec.layers = parse_layers(words[2], text);
   }
-  RWKV_CHECK(StrategyError, words.size() <= 3, "strategy '", text, "': expected '->' or the end, found '", words[3], "'");
+  RWKV_CHECK(StrategyError, words.size() <= 3, "strategy '", text, "': expected '->' or the end, found '", words[3],
+             "'");
   return spec;
 }
 

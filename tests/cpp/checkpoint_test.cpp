@@ -204,6 +204,7 @@ TEST(pickles_can_do_nothing_else) {
       {pickle("K\1}b"), "expected attributes of a dict"},
       {pickle("h\5"), "was never set"},
       {pickle("}r\xff\xff\xff\xff"), "memo number below"},
+      {pickle("}r\x0a\0\0\0"s), "memo number below 9, found 10"},
       {pickle("X\xff\xff\xff\xff"), "expected 4294967295 more bytes"},
       {pickle(text("\xff")), "UTF-8"},
       {pickle(""), "found 0 values"},
@@ -316,6 +317,7 @@ TEST(strided_tensors_are_read_in_any_pieces) {
       {{300, 7, 200}, {7, 1, 2100}},
       {{40, 3}, {20000, 1}},
       {{30, 4}, {15000, 5000}},
+      {{3, 2, 4}, {4, 100000, 1}},
       {{1 << 22, 2}, {1, 1 << 22}},
   };
   std::mt19937 random(1);

@@ -1,17 +1,13 @@
 // The engine through its C++ interface: what a program relies on that links the library without Python.
 #include "engine/engine.h"
 
-#include <cstdlib>
-#include <new>
-#include <thread>
 
+#include "allocations.h"
 #include "check.h"
 #include "model/model.h"
 #include "tiny_model.h"
 
 namespace {
-
-std::atomic<long> allocations{0};
 
 std::shared_ptr<rwkv::Engine> open(const tiny::Shape& shape = {}, const char* strategy = "cpu fp32", int threads = 2) {
   const tiny::TempFile file("engine.safetensors");
@@ -31,15 +27,6 @@ std::vector<float> run(rwkv::Engine& engine, rwkv::State& state, std::span<const
 }
 
 }  // namespace
-
-// Counts every allocation of the process, to see that a step makes none.
-void* operator new(size_t size) {
-  allocations++;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 TEST(pieces_give_the_bits_of_the_whole) {
   for (const char* strategy : {"cpu fp32", "cpu bf16", "cpu bf16 *1 -> cpu fp32"}) {

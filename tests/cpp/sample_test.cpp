@@ -5,24 +5,15 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
-#include <new>
 #include <numeric>
 #include <random>
 
+#include "allocations.h"
 #include "check.h"
 #include "core/error.h"
 #include "core/philox.h"
 
 using namespace rwkv;
-
-static size_t allocations = 0;
-void* operator new(size_t bytes) {
-  ++allocations;
-  if (void* p = std::malloc(bytes)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace {
 
@@ -56,9 +47,9 @@ std::vector<double> definition(const std::vector<float>& logits, double temperat
 }
 
 std::vector<float> random_logits(std::mt19937& random, int n, float spread) {
-  std::normal_distribution<float> normal(0, spread);
+  std::normal_distribution<float> normal;
   std::vector<float> logits(static_cast<size_t>(n));
-  for (float& x : logits) x = normal(random);
+  for (float& x : logits) x = spread * normal(random);
   return logits;
 }
 
@@ -68,8 +59,8 @@ TEST(philox_gives_the_published_answers) {
   using Counter = std::array<uint32_t, 4>;
   constexpr uint32_t ones = 0xffffffff;
   CHECK((philox4x32({0, 0, 0, 0}, {0, 0}) == Counter{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
-  CHECK((philox4x32({ones, ones, ones, ones}, {ones, ones}) ==
-         Counter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  CHECK(
+      (philox4x32({ones, ones, ones, ones}, {ones, ones}) == Counter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   CHECK((philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}) ==
          Counter{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
@@ -196,7 +187,8 @@ TEST(banned_tokens_are_never_drawn) {
 }
 
 TEST(what_is_not_a_number_is_refused_with_its_place) {
-  CHECK_THROWS(sample({0, kNaN, 1}, {}), NonFiniteError, "logit of token 1: expected a finite number or -inf, found nan");
+  CHECK_THROWS(sample({0, kNaN, 1}, {}), NonFiniteError,
+               "logit of token 1: expected a finite number or -inf, found nan");
   CHECK_THROWS(sample({0, 1, kInfinity}, {0, 1}), NonFiniteError, "logit of token 2");
   CHECK_THROWS(sample({kNaN}, {}), NonFiniteError, "logit of token 0");
   CHECK_THROWS(sample({-kInfinity, -kInfinity}, {}), NonFiniteError, "expected one above -inf among 2, found none");

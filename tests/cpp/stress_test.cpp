@@ -16,9 +16,15 @@ std::vector<std::byte> walk(rwkv::Engine& engine, unsigned seed, int steps) {
   for (int i = 0; i < steps; i++) {
     const size_t at = random() % states.size();
     switch (random() % 6) {
-      case 0: states.push_back(engine.new_state()); break;
-      case 1: states.push_back(states[at]->fork()); break;
-      case 2: states.push_back(engine.state_from_bytes(engine.to_bytes(*states[at]))); break;
+      case 0:
+        states.push_back(engine.new_state());
+        break;
+      case 1:
+        states.push_back(states[at]->fork());
+        break;
+      case 2:
+        states.push_back(engine.state_from_bytes(engine.to_bytes(*states[at])));
+        break;
       case 3:
         if (states.size() > 1) states.erase(states.begin() + ptrdiff_t(at));
         break;

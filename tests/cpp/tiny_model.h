@@ -32,7 +32,8 @@ class Model {
         add(att + q + "1", {c, d}, 0.2f);
         add(att + q + "2", {d, c}, 0.2f);
       }
-      add(att + "k_k", {1, 1, c}, 0.1f, 0.85f), add(att + "k_a", {1, 1, c}, 0.1f, 1), add(att + "r_k", {s.heads, s.head_size}, 0.1f);
+      add(att + "k_k", {1, 1, c}, 0.1f, 0.85f), add(att + "k_a", {1, 1, c}, 0.1f, 1),
+          add(att + "r_k", {s.heads, s.head_size}, 0.1f);
       for (const char* q : {"receptance", "key", "value", "output"}) add(att + q + ".weight", {c, c}, 0.8f / float(c));
       add(ffn + "x_k", {1, 1, c}, 0.3f, 0.5f);
       add(ffn + "key.weight", {f, c}, 0.2f), add(ffn + "value.weight", {c, f}, 0.1f);
@@ -64,7 +65,9 @@ class Model {
   }
 
  private:
-  void norm(const std::string& name, int64_t c) { add(name + ".weight", {c}, 0.1f, 1), add(name + ".bias", {c}, 0.05f); }
+  void norm(const std::string& name, int64_t c) {
+    add(name + ".weight", {c}, 0.1f, 1), add(name + ".bias", {c}, 0.05f);
+  }
   void add(const std::string& name, std::vector<int64_t> shape, float scale, float mean = 0) {
     rwkv::TensorInfo t;
     t.name = name, t.dtype = shape_.dtype, t.shape = std::move(shape);

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
-from helpers import SMALL, child_environment, engine, model, rwkv, snapshot
+from helpers import SMALL, child_environment, engine, model, python, rwkv, snapshot
 
 REFUSED = (rwkv.Error, ValueError, TypeError, OverflowError, IndexError)
 
@@ -203,6 +204,40 @@ def test_an_exception_in_a_callback_changes_nothing(e, m, state):
     assert snapshot(e, tokens, state=state.fork()) == snapshot(e, tokens, [1, 4999], state=state)
 
 
+def test_an_exception_in_the_very_last_callback_changes_nothing(e, m, state):
+    before = state.to_bytes()
+
+    def progress(done, total):
+        if done == total:
+            raise Stop
+
+    other = e.new_state()
+    with pytest.raises(Stop):
+        e.forward_batch([m.tokens(700), m.tokens(5)], [state, other], progress=progress)
+    assert state.to_bytes() == before and other.tokens_seen == 0
+
+
+CALL_WITHIN_A_CALL = """
+import sys
+import rwkv_engine as rwkv
+engine = rwkv.Engine(sys.argv[1], "cpu fp32", threads=2)
+outer, inner = engine.new_state(), engine.new_state()
+def progress(done, total):
+    try:
+        engine.forward([1, 2], inner)
+        print("ran")
+    except rwkv.ConcurrentUseError:
+        print("refused")
+engine.forward([1] * 100, outer, progress=progress)
+print(outer.tokens_seen)
+"""
+
+
+def test_a_callback_that_calls_the_engine_does_not_hang():
+    said = python(CALL_WITHIN_A_CALL, model(**SMALL).path(), timeout=20).split()
+    assert said in (["refused", "100"], ["ran", "100"])
+
+
 def test_progress_counts_up_to_the_end(e, m):
     calls = []
     e.forward(
@@ -257,6 +292,8 @@ def test_ctrl_c_stops_a_long_prefill_and_changes_nothing():
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, text=True, env=child_environment()
     ) as child:
+        watchdog = threading.Timer(20, child.kill)
+        watchdog.start()
         try:
             assert child.stdout.readline() == "started\n"
             time.sleep(0.3)
@@ -267,4 +304,5 @@ def test_ctrl_c_stops_a_long_prefill_and_changes_nothing():
             assert child.stdout.readline() == "goes on 6\n"
             assert child.wait(timeout=10) == 0
         finally:
+            watchdog.cancel()
             child.kill()

@@ -3,17 +3,22 @@ instruction set, forks, and a save in between. Every comparison here is equality
 
 import hashlib
 
+import numpy as np
 import pytest
 from helpers import (
     SMALL,
     WIDE,
     bits,
     engine,
+    folder,
     instruction_sets,
     model,
     pieces_of,
     python,
+    random_model,
     relative,
+    rwkv,
+    save,
     snapshot,
 )
 
@@ -21,7 +26,7 @@ STRATEGIES = ["cpu fp32", "cpu bf16"]
 SHAPES = {
     "small": SMALL,
     "wide": WIDE,
-    "odd": dict(L=2, C=60, N=20, F=91, V=13, ranks=(3, 5, 7, 9)),
+    "odd": dict(L=2, C=35, N=5, F=91, V=13, ranks=(3, 5, 7, 9)),
 }
 
 
@@ -142,6 +147,41 @@ def test_any_instruction_set(strategy, shape, monkeypatch):
     ]
 
 
+def test_denormal_numbers(strategy, monkeypatch):
+    """They are flushed on every instruction set alike, and the caller's own arithmetic keeps them."""
+    small = {
+        "ln1.weight": 1e-38,
+        "ffn.key.weight": 1e-20,
+        "att.value.weight": 1e-36,
+        "head.weight": 1e-30,
+    }
+    weights = random_model(**SMALL, dtype="f32")
+    for name in weights:
+        for ending, scale in small.items():
+            if name.endswith(ending):
+                weights[name] = weights[name] * np.float32(scale)
+    path, tokens = str(save(folder() / "denormal.pth", weights)), model(**SMALL).tokens(50)
+    results = set()
+    for name in instruction_sets() or ["generic"]:
+        monkeypatch.setenv("RWKV_ISA", name)
+        e = rwkv.Engine(path, strategy, threads=2)
+        results |= {
+            snapshot(e, tokens),
+            snapshot(e, tokens, [1] * 50),
+            snapshot(e, tokens, [20, 30]),
+        }
+        parts = e.new_state().to_numpy()
+        for part in parts.values():
+            part[...] = 1e-40
+        again = e.state_from_numpy(parts)
+        assert {k: bits(v) for k, v in again.to_numpy().items()} == {
+            k: bits(v) for k, v in parts.items()
+        }
+        results.add(("from denormals", *snapshot(e, tokens, state=again)))
+    assert len(results) == 2
+    assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
 def test_the_generic_kernels_are_close(strategy, shape, monkeypatch):
     m = model(**shape)
     tokens = m.tokens(40)
@@ -156,8 +196,6 @@ def test_the_generic_kernels_are_close(strategy, shape, monkeypatch):
 
 
 def test_an_unknown_instruction_set_is_an_error(monkeypatch):
-    import rwkv_engine as rwkv
-
     monkeypatch.setenv("RWKV_ISA", "mmx")
     with pytest.raises(rwkv.DeviceError, match="mmx"):
         engine(**SMALL)

@@ -19,6 +19,9 @@ SHAPES = {
     "odd F": dict(L=2, C=64, N=16, F=171, V=40, ranks=(8, 8, 8, 8)),
     "narrow F": dict(L=2, C=64, N=16, F=31, V=40, ranks=(8, 8, 8, 8)),
     "odd heads": dict(L=2, C=60, N=20, F=90, V=13, ranks=(8, 8, 8, 8)),
+    "odd head size": dict(L=2, C=35, N=5, F=70, V=13, ranks=(3, 3, 3, 3)),
+    "heads of 1": dict(L=2, C=7, N=1, F=14, V=13, ranks=(2, 2, 2, 2)),
+    "heads of 128": dict(L=2, C=256, N=128, F=300, V=13, ranks=(8, 8, 8, 8)),
     "one token of vocabulary": dict(L=2, C=32, N=16, F=64, V=1, ranks=(4, 4, 4, 4)),
     "many layers": dict(L=8, C=64, N=16, F=256, V=40, ranks=(8, 8, 8, 8)),
 }

@@ -158,7 +158,7 @@ def test_each_instruction_set_exports_one_symbol(cpp_build, tool, isa):
 
 def clean(command):
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
 
 
 def test_clang_format(tool):

@@ -13,12 +13,19 @@ WORLD = pathlib.Path(rwkv.__file__).resolve().parent / "data" / "rwkv_vocab_v202
 
 TEXTS = {
     "empty": "",
-    "english": "The Eiffel Tower, 330 metres (1,083 ft) tall, isn't in Lyon.\n\nUser: hi\r\n\r\nAssistant: \tHello!  " * 20,
+    "english": "The Eiffel Tower, 330 metres (1,083 ft) tall, isn't in Lyon.\n\nUser: hi\r\n\r\nAssistant: \tHello!  "
+    * 20,
     "code": pathlib.Path(__file__).read_text(encoding="utf-8"),
-    "cjk": "据说，天空是蓝色的。吾輩は猫である。名前はまだ無い。나는 학생입니다. 𠮷野家 ㍿ Ｆｕｌｌｗｉｄｔｈ" * 10,
+    "cjk": "据说，天空是蓝色的。吾輩は猫である。名前はまだ無い。나는 학생입니다. 𠮷野家 ㍿ Ｆｕｌｌｗｉｄｔｈ"
+    * 10,
     "scripts": "Привет, мир! γειά σου مرحبا بالعالم שלום नमस्ते สวัสดี አማርኛ Ünïcödé é z̷̛a̴l̶g̵o \u2028\u2029\x85\x1c\x0b",
     "emoji": "👨‍👩‍👧‍👦 👩🏽‍🚀 🏳️‍🌈 🇫🇷🇯🇵 ✿ 1️⃣ ❤️‍🔥 \U0001fae8 \U000e0067 \U0010ffff \ufffd \ufeff",
-    "spaces": " " * 1000 + "-" * 500 + "\n" * 300 + "\t \t  " * 100 + "0123456789" * 50 + "\x00\x01\x7f",
+    "spaces": " " * 1000
+    + "-" * 500
+    + "\n" * 300
+    + "\t \t  " * 100
+    + "0123456789" * 50
+    + "\x00\x01\x7f",
 }
 
 
@@ -39,7 +46,9 @@ def package():
     if spec is None:
         pytest.skip("rwkv is not installed")
     folder = pathlib.Path(spec.submodule_search_locations[0])
-    spec = importlib.util.spec_from_file_location("rwkv_package_tokenizer", folder / "rwkv_tokenizer.py")
+    spec = importlib.util.spec_from_file_location(
+        "rwkv_package_tokenizer", folder / "rwkv_tokenizer.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.TRIE_TOKENIZER(str(folder / "rwkv_vocab_v20230424.txt"))
@@ -117,17 +126,27 @@ def test_texts_encode_as_in_the_package(world, package, name):
 @pytest.mark.oracle
 def test_bytes_encode_as_in_the_package(world, package):
     choose = random.Random(3)
-    for data in (choose.randbytes(300_000), bytes(choose.choices(b" \n\tab-=\xe4\xb8\x96\xf0\x9f", k=100_000))):
+    for data in (
+        choose.randbytes(300_000),
+        bytes(choose.choices(b" \n\tab-=\xe4\xb8\x96\xf0\x9f", k=100_000)),
+    ):
         assert world.encode(data) == package.encodeBytes(data)
 
 
 def test_streams_equal_the_whole_for_any_tokens(world, reference):
     choose = random.Random(4)
     whole = sorted(reference.bytes_of)
-    broken = [id for id, value in reference.bytes_of.items() if value.decode("utf-8", "ignore").encode() != value]
+    broken = [
+        id
+        for id, value in reference.bytes_of.items()
+        if value.decode("utf-8", "ignore").encode() != value
+    ]
     assert len(broken) == 486
     for round in range(1000):
-        ids = choose.choices((whole, broken, broken + whole[:260], [0, 65535, *broken])[round % 4], k=choose.randrange(40))
+        ids = choose.choices(
+            (whole, broken, broken + whole[:260], [0, 65535, *broken])[round % 4],
+            k=choose.randrange(40),
+        )
         data = b"".join(reference.bytes_of.get(id, b"") for id in ids)
         assert world.decode_bytes(ids) == data
         assert world.decode(ids) == stream(world, ids) == data.decode("utf-8", errors="replace")
@@ -151,14 +170,22 @@ def test_end_of_text_and_unknown_ids_stand_for_nothing(world):
 
 @pytest.mark.parametrize("bad", [-1, -(2**31)])
 def test_negative_ids_are_refused(world, bad):
-    for use in (lambda: world.decode([1, bad]), lambda: world.decode_bytes([bad]), lambda: world.stream().put(bad)):
+    for use in (
+        lambda: world.decode([1, bad]),
+        lambda: world.decode_bytes([bad]),
+        lambda: world.stream().put(bad),
+    ):
         with pytest.raises(rwkv.Error, match=f"expected .*, found {bad}$"):
             use()
 
 
 @pytest.mark.parametrize("bad", [2**31, 2**63, 2**64, -(2**40), 10**30, "a", 1.5, None])
 def test_ids_that_are_no_32_bit_integers_are_refused(world, bad):
-    for use in (lambda: world.decode([bad]), lambda: world.decode_bytes([bad]), lambda: world.stream().put(bad)):
+    for use in (
+        lambda: world.decode([bad]),
+        lambda: world.decode_bytes([bad]),
+        lambda: world.stream().put(bad),
+    ):
         with pytest.raises((rwkv.Error, TypeError, ValueError, OverflowError)):
             use()
 
@@ -170,12 +197,14 @@ def test_text_that_is_no_text_is_refused(world, bad):
 
 
 def test_any_vocabulary_file_is_read(tmp_path):
-    tokenizer = rwkv.Tokenizer(write(tmp_path / "v.txt", "7 'a' 1\r\n1 \"it's\" 4\r\n3 b'\\xff\\x00' 2\r\n900 '\\u4e16' 3"))
+    tokenizer = rwkv.Tokenizer(
+        write(tmp_path / "v.txt", "7 'a' 1\r\n1 \"it's\" 4\r\n3 b'\\xff\\x00' 2\r\n900 '\\u4e16' 3")
+    )
     assert tokenizer.vocab_size == 901
     assert tokenizer.encode("ait's世") == [7, 1, 900]
     assert tokenizer.encode(b"\xff\x00a") == [3, 7]
     assert tokenizer.decode_bytes([3, 2, 900]) == b"\xff\x00\xe4\xb8\x96"
-    with pytest.raises(rwkv.Error, match="text, byte 1: expected a byte that a token of the vocabulary begins with"):
+    with pytest.raises(rwkv.Error, match="text, byte 1: expected a byte that a token begins with"):
         tokenizer.encode("ab")
 
 

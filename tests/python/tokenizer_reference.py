@@ -7,7 +7,9 @@ class ReferenceTokenizer:
     def __init__(self, path):
         self.bytes_of = {}
         with open(path, "rb") as file:
-            lines = file.read().split(b"\n")  # bytes.splitlines would also split at other characters
+            lines = file.read().split(
+                b"\n"
+            )  # bytes.splitlines would also split at other characters
         for line in lines:
             line = line.removesuffix(b"\r")
             if not line:
@@ -24,6 +26,12 @@ class ReferenceTokenizer:
         text = text.encode("utf-8") if isinstance(text, str) else text
         ids, at = [], 0
         while at < len(text):
-            ids.append(next(self.id_of[text[at : at + n]] for n in self.lengths if text[at : at + n] in self.id_of))
+            ids.append(
+                next(
+                    self.id_of[text[at : at + n]]
+                    for n in self.lengths
+                    if text[at : at + n] in self.id_of
+                )
+            )
             at += len(self.bytes_of[ids[-1]])
         return ids

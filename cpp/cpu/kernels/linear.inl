@@ -8,17 +8,22 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kBlockTokens = 132;      // of a many-token product
+constexpr int kBlockTokens = 72;       // of a many-token product
 constexpr int kBlockColumns = 256;     // float32; twice as many bf16
 constexpr int kWide = 512 * 12;        // room for a tile's block of activations, widened to float32
-constexpr int kAhead = 2048;           // bytes fetched ahead of a stream
 constexpr int kLine = 64;
 
-// What one call of multiply() fetches while it computes: `lines` cache lines per step of kStep columns.
+// What a call of multiply() fetches while it computes: `lines` cache lines per step of kStep columns. A stream's own next
+// lines go to L1, the next block to L2: hints to L1 hold the few buffers that its misses need.
 struct Fetch {
   const std::byte* at;
   int lines;
 };
+
+template <bool Stream>
+inline void prefetch(Fetch& fetch) {
+  for (int i = 0; i < fetch.lines; i++, fetch.at += kLine) Stream ? prefetch_l1(fetch.at) : prefetch_l2(fetch.at);
+}
 
 template <int M>
 constexpr int kCallVectors = kPanel / kLanes * M <= kTileVectors * kTileTokens ? kPanel / kLanes : kTileVectors;
@@ -49,7 +54,7 @@ inline void add_products(Floats (&acc)[M][V], const float* x, const Floats (&w)[
 
 // kCallVectors<M> vectors of rows of a panel times the M tokens of a tile, `kn` columns. bf16 finds its activations
 // widened, first the odd column of every pair (kn / 2 rows of M), then the even one.
-template <Format F, int M>
+template <Format F, int M, bool Stream>
 void multiply(const std::byte* w, const void* activations, int kn, bool first, float* y, size_t ldy, Fetch fetch) {
   constexpr int V = kCallVectors<M>;
   Floats acc[M][V];
@@ -57,9 +62,9 @@ void multiply(const std::byte* w, const void* activations, int kn, bool first, f
   const auto* x = static_cast<const float*>(activations);
   const float* even = x + kn / 2 * M;
   for (int k = 0; k < kn; k += kStep) {
-    for (int i = 0; i < fetch.lines; i++, fetch.at += kLine) prefetch_l2(fetch.at);
+    prefetch<Stream>(fetch);
     if constexpr (F == Format::f32) {
-#pragma GCC unroll 1
+#pragma GCC unroll 64
       for (int u = 0; u < kStep; u++, w += kPanel * 4, x += M) {
         Floats b[V];
 #pragma GCC unroll 64
@@ -67,17 +72,15 @@ void multiply(const std::byte* w, const void* activations, int kn, bool first, f
         add_products(acc, x, b);
       }
     } else {
-#pragma GCC unroll 1
-      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M, even += M) {
-        Floats b[V], c[V];
 #pragma GCC unroll 64
-        for (int v = 0; v < V; v++) {
-          const Ints pair = load_ints(w + v * kLanes * 4);
-          b[v] = floats(bit_and(pair, all(int(0xffff0000))));
-          c[v] = floats(shift_left<16>(pair));
-        }
+      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M, even += M) {
+        Floats b[V];  // one half after the other: both at once would not fit AVX2's registers
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
         add_products(acc, x, b);
-        add_products(acc, even, c);
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) b[v] = floats(shift_left<16>(load_ints(w + v * kLanes * 4)));
+        add_products(acc, even, b);
       }
     }
   }
@@ -86,15 +89,15 @@ void multiply(const std::byte* w, const void* activations, int kn, bool first, f
 
 #ifdef RWKV_DOT_PAIRS
 constexpr bool kWiden = false;
-template <int M>
+template <int M, bool Stream>
 void multiply_pairs(const std::byte* w, const void* activations, int kn, bool first, float* y, size_t ldy, Fetch fetch) {
   constexpr int V = kCallVectors<M>;
   Floats acc[M][V];
   load_sums(acc, y, ldy, first);
   const auto* x = static_cast<const int*>(activations);
   for (int k = 0; k < kn; k += kStep) {
-    for (int i = 0; i < fetch.lines; i++, fetch.at += kLine) prefetch_l2(fetch.at);
-#pragma GCC unroll 1
+    prefetch<Stream>(fetch);
+#pragma GCC unroll 64
     for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M) {
       Ints b[V];
 #pragma GCC unroll 64
@@ -109,23 +112,23 @@ void multiply_pairs(const std::byte* w, const void* activations, int kn, bool fi
   }
   store_sums(acc, y, ldy);
 }
-template <Format F, int M>
-constexpr auto kMultiply = F == Format::f32 ? &multiply<Format::f32, M> : &multiply_pairs<M>;
+template <Format F, int M, bool Stream>
+constexpr auto kMultiply = F == Format::f32 ? &multiply<Format::f32, M, Stream> : &multiply_pairs<M, Stream>;
 #else
 constexpr bool kWiden = true;
-template <Format F, int M>
-constexpr auto kMultiply = &multiply<F, M>;
+template <Format F, int M, bool Stream>
+constexpr auto kMultiply = &multiply<F, M, Stream>;
 #endif
 
 struct Call {
   void (*multiply)(const std::byte* w, const void* x, int kn, bool first, float* y, size_t ldy, Fetch);
   int rows;  // of a panel that one call takes
 };
-template <Format F, int M = 1>
+template <Format F, bool Stream, int M = 1>
 Call call_for(int m) {
   if constexpr (M < kTileTokens)
-    if (m != M) return call_for<F, M + 1>(m);
-  return {kMultiply<F, M>, kCallVectors<M> * kLanes};
+    if (m != M) return call_for<F, Stream, M + 1>(m);
+  return {kMultiply<F, M, Stream>, kCallVectors<M> * kLanes};
 }
 
 // The columns [k0, k0 + kn) of a tile as multiply() wants them.
@@ -215,7 +218,8 @@ struct Run {
   Activations<F> activations = {};
 
   static constexpr int kBlock = F == Format::f32 ? kBlockColumns : 2 * kBlockColumns;
-  static constexpr int kGroup = F == Format::bf16 && kWiden ? 4 : 1;
+  static constexpr int kGroup = F == Format::bf16 && kWiden ? 8 : 4;
+  static_assert(kBlock * kTileTokens <= kWide);
   static constexpr int kLines = kPanel * size_of(F) * kStep / kLine;  // cache lines of a panel per step
 
   int start(int tile) const { return tile_start(p.tokens, tiles, tile); }
@@ -227,7 +231,7 @@ struct Run {
 
   void few_tokens() {
     const int m = p.tokens;
-    const Call call = call_for<F>(m);
+    const Call call = call_for<F, true>(m);
     int most = call.rows == kPanel ? p.k : kBlockColumns;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
@@ -235,8 +239,10 @@ struct Run {
         const int kn = p.k - k < most ? p.k - k : most;
         const std::byte* w = weights(panel, k);
         const void* x = activations.block(packed(0), m, k, kn);
-        for (int row = 0; row < kPanel; row += call.rows)  // the first call of a block brings the whole of it
-          call.multiply(w + row * 4, x, kn, k == 0, sums(panel, 0) + row, p.ldy, {w + kAhead, row ? 0 : kLines});
+        for (int row = 0; row < kPanel; row += call.rows) {  // the first call of a block brings the whole of it
+          const int lines = kStreamAhead == 0 || row > 0 ? 0 : kLines;
+          call.multiply(w + row * 4, x, kn, k == 0, sums(panel, 0) + row, p.ldy, {w + kStreamAhead, lines});
+        }
       }
       finish(p, panel, 0, m);
     }
@@ -251,19 +257,28 @@ struct Run {
           group(tiles * block / blocks, tiles * (block + 1) / blocks, k, panel);
   }
 
+  // The sums of a tile lie in as many rows as it has tokens: no hardware sees them coming.
+  void fetch_sums(int panel, int tile) const {
+    for (int i = start(tile); i < start(tile + 1); i++) {
+      const auto* y = reinterpret_cast<const std::byte*>(p.y + size_t(i) * p.ldy + panel * kPanel);
+      for (int j = 0; j < kPanel * 4; j += kLine) prefetch_l1(y + j);
+    }
+  }
+
   // Some panels times some tiles; each panel fetches the one that follows the group.
   void group(int t0, int t1, int k, int panel) {
     const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kGroup ? p1 - panel : kGroup;
     const std::byte* at[kGroup];
     for (int i = 0; i < count; i++) at[i] = weights(panel + kGroup + i, k);
-    const int calls = (t1 - t0) * (kPanel / call_for<F>(start(t0 + 1) - start(t0)).rows);
+    const int calls = (t1 - t0) * (kPanel / call_for<F, false>(start(t0 + 1) - start(t0)).rows);
     const int lines = (kLines + calls - 1) / calls;
     for (int t = t0; t < t1; t++) {
       const int m = start(t + 1) - start(t);
-      const Call call = call_for<F>(m);
+      const Call call = call_for<F, false>(m);
       const void* x = activations.block(packed(t), m, k, kn);
       for (int i = 0; i < count; i++) {
         const std::byte* end = weights(panel + kGroup + i, k + kn);
+        if (k > 0 && t + 1 < t1) fetch_sums(panel + i, t + 1);
         for (int row = 0; row < kPanel; row += call.rows) {
           const Fetch fetch{at[i], at[i] < end ? lines : 0};
           call.multiply(weights(panel + i, k) + row * 4, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch);

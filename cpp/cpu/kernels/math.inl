@@ -1,5 +1,5 @@
 // exp, sigmoid, tanh and the activations: polynomials of our own, so that every set and every machine agrees. All are
-// within 2 units in the last place, saturate where float32 does, and give NaN for NaN.
+// within 2.2 units in the last place, saturate where float32 does, and give NaN for NaN.
 namespace rwkv::cpu {
 namespace {
 

@@ -11,6 +11,7 @@ constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 6 of 16 registers
 constexpr int kTileTokens = 6;
 constexpr int kWkvVectors = 2;
+constexpr int kStreamAhead = 2048;
 
 using Floats = __m256;
 using Ints = __m256i;

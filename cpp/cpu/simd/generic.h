@@ -13,6 +13,7 @@ constexpr int kLanes = 4;
 constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 4;
 constexpr int kWkvVectors = 2;
+constexpr int kStreamAhead = 0;
 
 struct Floats {
   float lane[kLanes];

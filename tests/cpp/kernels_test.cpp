@@ -1,0 +1,392 @@
+// The kernels against float64, against each other, and against themselves in other shapes: what has to be equal is
+// compared bit by bit.
+#include <functional>
+
+#include "check.h"
+#include "kernel_sets.h"
+
+namespace {
+
+float rounded(Format f, float x) { return f == Format::f32 ? x : bf16_to_f32(f32_to_bf16(x)); }
+
+// ---- products ----
+
+struct Matrix {
+  int rows, cols;
+  Format format;
+  Row values;
+  std::vector<std::byte> packed;
+
+  Matrix(int r, int c, Format f, const std::function<float()>& value) : rows(r), cols(c), format(f) {
+    const size_t k = size_t(padded_k(c));
+    values.resize(size_t(r) * size_t(c));
+    packed.resize(size_t(panels_of(r)) * kPanel * k * size_t(size_of(f)) + 64);
+    for (int i = 0; i < r; i++)
+      for (int j = 0; j < c; j++) {
+        const float v = values[size_t(i) * size_t(c) + size_t(j)] = rounded(f, value());
+        const size_t panel = size_t(i / kPanel) * kPanel * k, lane = size_t(i % kPanel);
+        if (f == Format::f32)
+          reinterpret_cast<float*>(data())[panel + size_t(j) * kPanel + lane] = v;
+        else
+          reinterpret_cast<uint16_t*>(data())[panel + (size_t(j / 2) * kPanel + lane) * 2 + size_t(j % 2)] = f32_to_bf16(v);
+      }
+  }
+  std::byte* data() { return packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64; }
+};
+
+std::vector<std::byte> pack(const Kernels& k, Format f, const Row& x, int tokens, int cols) {
+  const int padded = padded_k(cols), tiles = tile_count(tokens, k.tile);
+  std::vector<std::byte> out(size_t(tokens) * size_t(padded) * size_t(size_of(f)), std::byte{0xff});
+  for (int i = 0; i < tiles; i++) {
+    const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
+    k.pack_rows(f, x.data() + size_t(begin) * size_t(cols), size_t(cols), m, 0, cols, padded,
+                out.data() + size_t(begin) * size_t(padded) * size_t(size_of(f)), m, 0);
+  }
+  return out;
+}
+
+// The operand as rows again, its padding included.
+Row unpack(const Kernels& k, Format f, const std::vector<std::byte>& operand, int tokens, int cols) {
+  const int padded = padded_k(cols), tiles = tile_count(tokens, k.tile);
+  Row out(size_t(tokens) * size_t(padded));
+  for (int i = 0; i < tiles; i++) {
+    const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
+    const std::byte* tile = operand.data() + size_t(begin) * size_t(padded) * size_t(size_of(f));
+    for (int t = 0; t < m; t++)
+      for (int c = 0; c < padded; c++)
+        out[size_t(begin + t) * size_t(padded) + size_t(c)] =
+            f == Format::f32 ? reinterpret_cast<const float*>(tile)[c * m + t]
+                             : bf16_to_f32(reinterpret_cast<const uint16_t*>(tile)[(c / 2 * m + t) * 2 + c % 2]);
+  }
+  return out;
+}
+
+struct Outcome {
+  Row y, sum, out;  // tokens x rows; `out` with its padding
+};
+Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const std::vector<int>& cuts = {},
+                 Act act = Act::none, Format out_format = Format::f32) {
+  const FlushDenormals flush;
+  const int panels = panels_of(w.rows);
+  const size_t ld = size_t(panels) * kPanel, out_k = size_t(padded_k(w.rows));
+  const std::vector<std::byte> operand = pack(k, w.format, x, tokens, w.cols);
+  const auto run = [&](std::byte* out, float* sum) {
+    Row y(size_t(tokens) * ld, 12345.0f);
+    const Product p{w.data(), w.format, padded_k(w.cols), operand.data(), tokens, y.data(), ld, act, out, out_format,
+                    int(out_k), w.rows, sum, ld};
+    int from = 0;
+    for (int cut : cuts) k.product(p, from, cut), from = cut;
+    k.product(p, from, panels);
+    return y;
+  };
+  const auto rows = [&](const Row& y) {
+    Row r;
+    for (int t = 0; t < tokens; t++) r.insert(r.end(), y.begin() + t * int(ld), y.begin() + t * int(ld) + w.rows);
+    return r;
+  };
+  Outcome o;
+  o.y = rows(run(nullptr, nullptr));
+  Row sum(size_t(tokens) * ld, 1.0f);
+  run(nullptr, sum.data());
+  o.sum = rows(sum);
+  std::vector<std::byte> out(size_t(tokens) * out_k * size_t(size_of(out_format)), std::byte{0xff});
+  run(out.data(), nullptr);
+  o.out = unpack(k, out_format, out, tokens, w.rows);
+  for (size_t i = 0; i < o.out.size(); i++) CHECK(i % out_k < size_t(w.rows) || o.out[i] == 0);
+  return o;
+}
+
+const Format kFormats[] = {Format::f32, Format::bf16};
+
+}  // namespace
+
+TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
+  Random random;
+  for (Format format : kFormats)
+    for (auto [rows, cols] : {std::pair{32, 4}, {97, 515}, {130, 1037}, {33, 6200}, {1, 1}, {64, 64}}) {
+      Matrix w(rows, cols, format, [&] { return random.unit(); });
+      const int most = cols > 2000 ? 30 : 150;
+      const Row x = random.row(size_t(most) * size_t(cols));
+      const Act act = Act(random.below(4));
+      Outcome reference;
+      for (const Kernels* k : exact_sets()) {
+        const Outcome o = multiply(*k, w, x, most, {}, act, format);
+        if (reference.y.empty()) reference = o;
+        CHECK(same(o.y, reference.y) && same(o.sum, reference.sum) && same(o.out, reference.out));
+      }
+      for (const Kernels* k : all_sets()) {
+        const Outcome whole = multiply(*k, w, x, most, {}, act, format);
+        for (int tokens : {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 29}) {
+          const int panels = panels_of(rows), first = random.below(most - tokens + 1);
+          const Row part(x.begin() + first * cols, x.begin() + (first + tokens) * cols);
+          const std::vector<int> cuts = {random.below(panels + 1)};
+          const Outcome o = multiply(*k, w, part, tokens, cuts, act, format);
+          CHECK(same(o.y.data(), &whole.y[size_t(first) * size_t(rows)], o.y.size()));
+          CHECK(same(o.sum.data(), &whole.sum[size_t(first) * size_t(rows)], o.sum.size()));
+          CHECK(same(o.out.data(), &whole.out[size_t(first) * size_t(padded_k(rows))], o.out.size()));
+        }
+      }
+    }
+}
+
+TEST(product_is_close_to_float64_and_follows_its_definition) {
+  Random random;
+  const int rows = 70, cols = 700, tokens = 17;
+  for (Format format : kFormats) {
+    Matrix w(rows, cols, format, [&] { return random.unit(); });
+    const Row x = random.row(size_t(tokens) * cols);
+    for (const Kernels* k : all_sets()) {
+      const Outcome o = multiply(*k, w, x, tokens);
+      for (int t = 0; t < tokens; t++)
+        for (int r = 0; r < rows; r++) {
+          double sum = 0, size = 0;
+          float chain = 0, swapped = 0;
+          for (int c = 0; c < cols; c += 2)
+            for (int i : {1, 0}) {  // bf16: the odd column of a pair first
+              const int at = format == Format::f32 ? c + 1 - i : c + i, other = format == Format::f32 ? c + i : c + 1 - i;
+              const auto factor = [&](int j) { return rounded(format, x[size_t(t * cols + j)]); };
+              const auto weight = [&](int j) { return w.values[size_t(r * cols + j)]; };
+              chain = std::fma(factor(at), weight(at), chain);
+              swapped = std::fma(factor(other), weight(other), swapped);
+              sum += double(factor(at)) * double(weight(at));
+              size += std::fabs(double(factor(at)) * double(weight(at)));
+            }
+          const float y = o.y[size_t(t * rows + r)];
+          CHECK(std::fabs(double(y) - sum) < 1e-6 * size);
+          if (k != &kGeneric) CHECK(y == chain);
+          static int differs = 0;  // the comparison must be able to tell one order from another
+          differs += swapped != chain;
+          if (t == tokens - 1 && r == rows - 1) CHECK(differs > 100);
+        }
+    }
+  }
+}
+
+TEST(dot_products_of_bf16_equal_two_fused_multiply_adds_at_any_magnitude) {
+  Random random;
+  for (int round = 0; round < 40; round++) {
+    const int rows = 96, cols = 130, tokens = 12;
+    const bool any = round % 4 == 3;  // any bits at all: infinities, NaN, denormals
+    const auto value = [&] { return any ? std::bit_cast<float>(random.bits()) : random.wide() * float(random.below(5) > 0); };
+    Matrix w(rows, cols, Format::bf16, value);
+    Row x(size_t(tokens) * cols);
+    for (float& v : x) v = round % 2 ? random.wide() : value() * 0x1p-60f;  // products around the denormals
+    Row reference;
+    for (const Kernels* k : exact_sets()) {
+      const Row y = multiply(*k, w, x, tokens).y;
+      if (reference.empty()) reference = y;
+      CHECK(same(y, reference));
+    }
+  }
+}
+
+TEST(denormal_factors_and_sums_count_as_zero_on_every_set) {
+  for (Format format : kFormats)
+    for (const Kernels* k : all_sets()) {
+      if (k == &kGeneric && !RWKV_X86) continue;
+      int i = 0;
+      Matrix tiny(32, 8, format, [&] { return ++i % 2 ? 0x1p-130f : -0x1p-128f; });
+      for (float v : multiply(*k, tiny, Row(8, 0x1p20f), 1).y) CHECK(v == 0);
+      Matrix small(32, 8, format, [] { return 0x1p-100f; });
+      for (float v : multiply(*k, small, Row(8, 0x1p-28f), 1).y) CHECK(v == 0);
+      const FlushDenormals flush;
+      const Row x(40, 0x1p-130f), one(40, 1.0f), none(40, 0.0f);
+      Row y(40);
+      k->lerp(x.data(), none.data(), none.data(), 40, y.data());
+      CHECK(same(y, none));
+      k->layer_norm(x.data(), one.data(), none.data(), 40, 1e-5f, y.data());
+      CHECK(same(y, none));
+    }
+}
+
+TEST(nan_and_infinity_go_through_the_product_and_its_activations) {
+  for (Format format : kFormats)
+    for (const Kernels* k : all_sets())
+      for (Act act : {Act::none, Act::tanh, Act::sigmoid, Act::relu2}) {
+        int i = 0;
+        Matrix w(40, 6, format, [&] { return i++ == 33 * 6 + 2 ? kNan : 1.0f; });
+        const Outcome o = multiply(*k, w, Row(6, 1.0f), 1, {}, act, format);
+        for (size_t r = 0; r < 40; r++) CHECK(std::isnan(o.y[r]) == (r == 33) && std::isnan(o.out[r]) == (r == 33));
+        const Outcome big = multiply(*k, w, Row(6, kInf), 1, {}, act, format);
+        const float limit = act == Act::tanh || act == Act::sigmoid ? 1 : kInf;
+        for (size_t r = 0; r < 40; r++) CHECK(r == 33 ? std::isnan(big.out[r]) : big.out[r] == limit);
+      }
+}
+
+// ---- activations ----
+
+namespace {
+
+// One value through an activation: a product with the identity.
+Row activations(const Kernels& k, Act act, const Row& x) {
+  Matrix one(1, 1, Format::f32, [] { return 1.0f; });
+  const Row padded = multiply(k, one, x, int(x.size()), {}, act).out;
+  Row y;
+  for (size_t i = 0; i < padded.size(); i += 4) y.push_back(padded[i]);
+  return y;
+}
+
+double ulps(float found, double expected) {
+  if (std::isnan(expected)) return std::isnan(found) ? 0 : 1e9;
+  if (std::isinf(expected) || double(found) == expected) return double(found) == expected ? 0 : 1e9;
+  if (std::fabs(expected) < 0x1p-126) return found == 0 || std::fabs(expected - double(found)) < 0x1p-149 ? 0 : 1e9;
+  return std::fabs(double(found) - expected) / std::ldexp(1.0, std::ilogb(expected) - 23);
+}
+
+}  // namespace
+
+TEST(activations_are_within_two_units_everywhere) {
+  Random random;
+  Row x = {0.0f, -0.0f, kInf, -kInf, kNan, 87.0f, 88.5f, 89.0f, -87.0f, -87.4f, -88.0f, -200.0f, 200.0f, 0.625f, 1e-30f,
+           -1e-30f, std::numeric_limits<float>::max(), -std::numeric_limits<float>::max(), 9.0f, -9.1f, 44.5f};
+  for (int i = 0; i < 60000; i++) x.push_back(i % 3 ? random.unit() * 100 : std::ldexp(random.unit(), random.below(80) - 70));
+  for (int i = 0; i < 20000; i++) x.push_back(random.unit() * 2);
+  Row first[3];
+  for (const Kernels* k : all_sets()) {
+    const Row t = activations(*k, Act::tanh, x), s = activations(*k, Act::sigmoid, x), r = activations(*k, Act::relu2, x);
+    double worst_tanh = 0, worst_sigmoid = 0;
+    for (size_t i = 0; i < x.size(); i++) {
+      const double v = double(x[i]);
+      worst_tanh = std::max(worst_tanh, ulps(t[i], std::tanh(v)));
+      worst_sigmoid = std::max(worst_sigmoid, ulps(s[i], 1 / (1 + std::exp(-v))));
+      const float positive = x[i] > 0 ? x[i] : std::isnan(x[i]) ? kNan : 0.0f;
+      CHECK(same(&r[i], std::vector{positive * positive}.data(), 1) || std::fabs(positive * positive) < 0x1p-126f);
+    }
+    CHECK(worst_tanh <= 2.25);
+    CHECK(worst_sigmoid <= 2.25);
+    if (worst_tanh > 2.25 || worst_sigmoid > 2.25) std::printf("%s: tanh %g, sigmoid %g ulp\n", k->name, worst_tanh, worst_sigmoid);
+    if (k == &kGeneric) continue;
+    if (first[0].empty()) first[0] = t, first[1] = s, first[2] = r;
+    CHECK(same(t, first[0]) && same(s, first[1]) && same(r, first[2]));
+  }
+}
+
+// ---- packing ----
+
+TEST(packing_comes_back_and_rounds_to_nearest_even) {
+  Random random;
+  for (Format format : kFormats)
+    for (int cols : {1, 2, 5, 31, 32, 47, 515})
+      for (int tokens : {1, 3, 12, 13, 25}) {
+        Row x = random.row(size_t(tokens * cols));
+        for (float& v : x)
+          if (random.below(9) == 0) v = std::bit_cast<float>(random.bits());
+        x.back() = std::bit_cast<float>(tokens % 2 ? 0x7fffffff : 0xff800001);  // NaN that rounding could lose
+        for (const Kernels* k : all_sets()) {
+          const Row back = unpack(*k, format, pack(*k, format, x, tokens, cols), tokens, cols);
+          const int padded = padded_k(cols);
+          bool equal = true;
+          for (int t = 0; t < tokens; t++)
+            for (int c = 0; c < padded; c++) {
+              const float expected = c < cols ? rounded(format, x[size_t(t * cols + c)]) : 0;
+              equal = equal && same(&back[size_t(t * padded + c)], &expected, 1);
+            }
+          CHECK(equal);
+        }
+      }
+}
+
+TEST(packing_by_rows_and_columns_equals_packing_at_once) {
+  Random random;
+  const int cols = 77, padded = padded_k(cols);
+  const Row x = random.row(size_t(9 * cols));
+  for (Format format : kFormats)
+    for (const Kernels* k : all_sets()) {
+      const size_t bytes = size_t(9 * padded * size_of(format));
+      std::vector<std::byte> once(bytes), parts(bytes, std::byte{0xff});
+      k->pack_rows(format, x.data(), size_t(cols), 9, 0, cols, padded, once.data(), 9, 0);
+      for (int row = 0; row < 9; row += 2)
+        for (int k0 = 0; k0 < cols; k0 += 22) {
+          const int kn = std::min(22, cols - k0), end = k0 + kn == cols ? padded : k0 + kn;
+          k->pack_rows(format, x.data() + row * cols + k0, size_t(cols), std::min(2, 9 - row), k0, kn, end, parts.data(), 9, row);
+        }
+      CHECK(once == parts);
+    }
+}
+
+// ---- rows ----
+
+TEST(layer_norm_of_any_length) {
+  Random random;
+  for (int n : {1, 2, 7, 15, 16, 17, 31, 48, 64, 65, 100, 768, 2049}) {
+    const Row x = random.row(size_t(n), 5), weight = random.row(size_t(n)), bias = random.row(size_t(n));
+    double mean = 0, variance = 0;
+    for (float v : x) mean += double(v) / n;
+    for (float v : x) variance += (double(v) - mean) * (double(v) - mean) / n;
+    Row expected, first;
+    for (size_t i = 0; i < size_t(n); i++)
+      expected.push_back(float((double(x[i]) - mean) / std::sqrt(variance + 1e-5) * double(weight[i]) + double(bias[i])));
+    for (const Kernels* k : all_sets()) {
+      const FlushDenormals flush;
+      Row y(size_t(n) + 1, 7.0f);
+      k->layer_norm(x.data(), weight.data(), bias.data(), n, 1e-5f, y.data());
+      CHECK(y.back() == 7);  // nothing behind the row
+      y.pop_back();
+      CHECK(near(y, expected, 2e-6));
+      if (first.empty()) first = y;
+      if (k != &kGeneric) CHECK(same(y, first));
+      Row in_place = x;
+      k->layer_norm(in_place.data(), weight.data(), bias.data(), n, 1e-5f, in_place.data());
+      CHECK(same(in_place, y));
+    }
+  }
+}
+
+TEST(lerp_of_any_length) {
+  Random random;
+  for (int n : {1, 15, 16, 40, 257}) {
+    const Row a = random.row(size_t(n)), b = random.row(size_t(n)), mu = random.row(size_t(n));
+    Row first;
+    for (const Kernels* k : all_sets()) {
+      Row y(size_t(n) + 1, 7.0f);
+      k->lerp(a.data(), b.data(), mu.data(), n, y.data());
+      CHECK(y.back() == 7);
+      for (size_t i = 0; i < size_t(n); i++) CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * double(mu[i]), 1e-6));
+      if (first.empty()) first = y;
+      if (k != &kGeneric) CHECK(same(y, first));
+    }
+  }
+}
+
+TEST(widening_equals_the_portable_conversion_for_all_16_bit_patterns) {
+  std::vector<uint16_t> all(65536 + 5);
+  for (size_t i = 0; i < all.size(); i++) all[i] = uint16_t(i);
+  Row f16(all.size()), bf16(all.size()), y(all.size());
+  for (size_t i = 0; i < all.size(); i++) {
+    const int exponent = all[i] >> 10 & 31, fraction = all[i] & 1023;
+    const double size = exponent == 31 ? (fraction ? double(kNan) : double(kInf))
+                        : exponent     ? std::ldexp(1024 + fraction, exponent - 25)
+                                       : std::ldexp(fraction, -24);
+    f16[i] = float(all[i] >> 15 ? -size : size);
+    bf16[i] = bf16_to_f32(all[i]);
+  }
+  for (const Kernels* k : all_sets()) {
+    const FlushDenormals flush;
+    k->widen(all.data(), DType::f16, int(all.size()), y.data());
+    CHECK(same(y, f16));
+    k->widen(all.data(), DType::bf16, int(all.size()), y.data());
+    CHECK(same(y, bf16));
+    k->widen(bf16.data(), DType::f32, int(all.size()), y.data());
+    CHECK(same(y, bf16));
+    const double wide[] = {0.1, -3.0, 1e300};
+    k->widen(wide, DType::f64, 3, y.data());
+    CHECK(y[0] == 0.1f && y[1] == -3 && y[2] == kInf);
+  }
+}
+
+TEST(all_finite_finds_one_bad_value_anywhere) {
+  for (const Kernels* k : all_sets())
+    for (size_t n : {size_t(0), size_t(1), size_t(15), size_t(16), size_t(37), size_t(100)}) {
+      Row x(n, std::numeric_limits<float>::max());
+      CHECK(k->all_finite(x.data(), n));
+      for (float& v : x)
+        for (float bad : {kInf, -kInf, kNan}) {
+          const float good = v;
+          v = bad;
+          CHECK(!k->all_finite(x.data(), n));
+          v = good;
+        }
+    }
+}
+
+CHECK_MAIN
