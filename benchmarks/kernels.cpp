@@ -1,7 +1,9 @@
-// How close the kernels come to what this machine can do. Everything is a ratio to a limit measured in the same process:
-// bytes of weights per second to the best reader, multiply-adds per second to chains of nothing else.
+// How close the kernels come to what this machine can do. Everything is a ratio to a limit measured in the same
+// process: bytes of weights per second to the best reader, multiply-adds per second to chains of nothing else.
 //
 //   kernels [threads] [name of an instruction set]
+#include "cpu/kernels.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -12,7 +14,6 @@
 #include <vector>
 
 #include "core/platform.h"
-#include "cpu/kernels.h"
 #include "simd/limits.h"
 
 using namespace rwkv;
@@ -88,7 +89,13 @@ struct Bench {
   std::vector<float> plain, y;
 
   Bench(const Kernels& k, const std::byte* w, Format f, int t)
-      : kernels(k), weights(w), format(f), tokens(t), x(size_t(t) * kSide * 4), plain(size_t(t) * kSide), y(plain.size()) {
+      : kernels(k),
+        weights(w),
+        format(f),
+        tokens(t),
+        x(size_t(t) * kSide * 4),
+        plain(size_t(t) * kSide),
+        y(plain.size()) {
     for (size_t i = 0; i < plain.size(); i++) plain[i] = float(int(uint32_t(i) * 2654435761u >> 24) - 128) / 128;
     const int tiles = tile_count(tokens, kernels.tile);
     for (int i = 0; i < tiles; i++) {
@@ -105,8 +112,20 @@ struct Bench {
       const FlushDenormals flush;
       const int panels = kSide / kPanel;
       for (int i = begin; i < begin + count; i++) {
-        const Product p{weights + size_t(i % matrices()) * matrix_bytes(), format, kSide, x.data(), tokens, y.data(), kSide,
-                        Act::none, nullptr, Format::f32, 0, 0, nullptr, 0};
+        const Product p{weights + size_t(i % matrices()) * matrix_bytes(),
+                        format,
+                        kSide,
+                        x.data(),
+                        tokens,
+                        y.data(),
+                        kSide,
+                        Act::none,
+                        nullptr,
+                        Format::f32,
+                        0,
+                        0,
+                        nullptr,
+                        0};
         kernels.product(p, panels * thread / threads, panels * (thread + 1) / threads);
       }
     });
@@ -123,9 +142,10 @@ struct Bench {
           const std::byte* at = w + size_t(row / kPanel) * kPanel * kSide * size_t(size_of(format));
           const size_t r = size_t(row % kPanel);
           const double a = plain[size_t(t) * kSide + size_t(k)];
-          const double b = format == Format::f32
-                               ? double(reinterpret_cast<const float*>(at)[size_t(k) * kPanel + r])
-                               : bf16(reinterpret_cast<const uint16_t*>(at)[(size_t(k / 2) * kPanel + r) * 2 + size_t(k % 2)]);
+          const double b =
+              format == Format::f32
+                  ? double(reinterpret_cast<const float*>(at)[size_t(k) * kPanel + r])
+                  : bf16(reinterpret_cast<const uint16_t*>(at)[(size_t(k / 2) * kPanel + r) * 2 + size_t(k % 2)]);
           sum += a * b;
           size += std::fabs(a * b);
         }
@@ -143,20 +163,46 @@ void check(double error) {
 
 double wkv_nanoseconds(const Kernels& kernels, int tokens, int threads) {
   constexpr int n = 64, heads = 16, ld = n * heads;
-  return best_time(threads, 7, [&](int) {
-    const FlushDenormals flush;
-    std::vector<float> in(size_t(8) * size_t(tokens) * ld), channel(ld, 0.5f), state(size_t(heads) * n * n), y(in.size() / 8);
-    for (size_t i = 0; i < in.size(); i++) in[i] = float(int(uint32_t(i) * 2654435761u >> 24) - 128) / 128;
-    const float* c = channel.data();
-    for (int done = 0; done < 480; done += tokens)
-      for (int h = 0; h < heads; h++) {
-        const auto tensor = [&](int i) { return in.data() + size_t(i) * size_t(tokens) * ld + h * n; };
-        float* s = state.data() + h * n * n;
-        kernels.wkv7({n, tokens, ld, tensor(0), tensor(1), tensor(2), tensor(3), tensor(4), tensor(5), tensor(6),
-                      const_cast<float*>(tensor(7)), c, c, c, c, c, c, c, c, 64e-5f, s, s, y.data() + h * n, ld});
-      }
-    if (!kernels.all_finite(y.data(), y.size())) check(INFINITY);
-  }) * 1e9 / 480 / heads;
+  return best_time(threads, 7,
+                   [&](int) {
+                     const FlushDenormals flush;
+                     std::vector<float> in(size_t(8) * size_t(tokens) * ld), channel(ld, 0.5f),
+                         state(size_t(heads) * n * n), y(in.size() / 8);
+                     for (size_t i = 0; i < in.size(); i++)
+                       in[i] = float(int(uint32_t(i) * 2654435761u >> 24) - 128) / 128;
+                     const float* c = channel.data();
+                     for (int done = 0; done < 480; done += tokens)
+                       for (int h = 0; h < heads; h++) {
+                         const auto tensor = [&](int i) { return in.data() + size_t(i) * size_t(tokens) * ld + h * n; };
+                         float* s = state.data() + h * n * n;
+                         kernels.wkv7({n,
+                                       tokens,
+                                       ld,
+                                       tensor(0),
+                                       tensor(1),
+                                       tensor(2),
+                                       tensor(3),
+                                       tensor(4),
+                                       tensor(5),
+                                       tensor(6),
+                                       const_cast<float*>(tensor(7)),
+                                       c,
+                                       c,
+                                       c,
+                                       c,
+                                       c,
+                                       c,
+                                       c,
+                                       c,
+                                       64e-5f,
+                                       s,
+                                       s,
+                                       y.data() + h * n,
+                                       ld});
+                       }
+                     if (!kernels.all_finite(y.data(), y.size())) check(INFINITY);
+                   }) *
+         1e9 / 480 / heads;
 }
 
 void measure(int threads, const char* only, const std::byte* f32, const std::byte* bf16) {

@@ -56,7 +56,7 @@ int32_t sample(Engine& engine, const State& state, float temperature, float top_
   const py::gil_scoped_release unlocked;
   const State* const states[] = {&state};
   const rwkv::SampleJob jobs[] = {{temperature, top_p, seed, counter}};
-  return engine.sample(states, jobs).front();
+  return engine.sample(states, jobs, signal_poll()).front();
 }
 
 StateRef state_from_bytes(Engine& engine, const py::bytes& blob, bool check_weights) {

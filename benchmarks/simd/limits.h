@@ -1,5 +1,5 @@
-// The machine's own limits: loops that only read, and loops that only multiply and add. Several readers, because which one
-// is fastest differs from machine to machine: the limit is the best of them.
+// The machine's own limits: loops that only read, and loops that only multiply and add. Several readers, because which
+// one is fastest differs from machine to machine: the limit is the best of them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -52,9 +52,12 @@ RWKV_READ_AVX512(read_avx512_l2, RWKV_AHEAD(4096, _MM_HINT_T1))
 #define RWKV_TWELVE(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
 #define RWKV_PEAK(name, isa, type, value, code) \
   __attribute__((target(isa))) inline void name(long rounds) { \
-    type a0 = value, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0, a10 = a0, a11 = a0; \
+    type a0 = value, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0, a10 = a0, \
+         a11 = a0; \
     type x = a0; \
-    for (long i = 0; i < rounds; i++) { RWKV_TWELVE(code) } \
+    for (long i = 0; i < rounds; i++) { \
+      RWKV_TWELVE(code) \
+    } \
   }
 // Assembly, because a compiler would see that nothing comes of it.
 #define RWKV_FMA(i) asm volatile("vfmadd213ps %1,%1,%0" : "+v"(a##i) : "v"(x));
@@ -64,8 +67,12 @@ RWKV_PEAK(peak_sse2, "sse2", __m128, _mm_set1_ps(0.5f), RWKV_MUL_ADD)
 RWKV_PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps(0.5f), RWKV_FMA_YMM)
 RWKV_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps(0.5f), RWKV_FMA)
 
-inline const Reader kReaders[] = {{"sse2", read_sse2},           {"avx2", read_avx2},     {"avx2, L1 hint", read_avx2_l1},
-                                  {"avx2, L2 hint", read_avx2_l2}, {"avx512", read_avx512}, {"avx512, L1 hint", read_avx512_l1},
+inline const Reader kReaders[] = {{"sse2", read_sse2},
+                                  {"avx2", read_avx2},
+                                  {"avx2, L1 hint", read_avx2_l1},
+                                  {"avx2, L2 hint", read_avx2_l2},
+                                  {"avx512", read_avx512},
+                                  {"avx512, L1 hint", read_avx512_l1},
                                   {"avx512, L2 hint", read_avx512_l2}};
 inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8},
                               {"avx2", peak_avx2, 12 * 16},

@@ -54,6 +54,12 @@ size_t CpuBackend::operand_bytes(Format format, int rows, int cols) const {
   return size_t(rows) * size_t(padded_k(cols)) * size_t(size_of(format));
 }
 
+// Whole panels, and never a multiple of 4 KiB: the rows of a tile would all want the same few lines of the L1 cache.
+int64_t CpuBackend::row_stride(int64_t cols) const {
+  const int64_t panels = panels_of(int(cols));
+  return (panels % 32 == 0 ? panels + 1 : panels) * kPanel;
+}
+
 size_t CpuBackend::linear_bytes(Format format, int rows, int cols) const {
   return size_t(panels_of(rows)) * kPanel * size_t(padded_k(cols)) * size_t(size_of(format));
 }

@@ -15,7 +15,7 @@ class CpuBackend final : public Backend {
   Memory allocate(size_t bytes) override;
   void prepare(int64_t width) override;
   size_t operand_bytes(Format, int rows, int cols) const override;
-  int64_t row_stride(int64_t cols) const override { return panels_of(int(cols)) * int64_t(kPanel); }
+  int64_t row_stride(int64_t cols) const override;
   size_t linear_bytes(Format, int rows, int cols) const override;
   void pack(const Linear& w, int row, int count, const void* src, DType dtype) override;
   size_t state_bytes(const StatePart&) const override;

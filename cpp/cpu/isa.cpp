@@ -21,8 +21,9 @@ struct Candidate {
 
 const Kernels& choose_kernels() {
   const x86::Features has = x86::features();
-  // Best first. vdpbf16ps gives the same bits as widening to float32 and is twice as fast on AMD (Zen 4), but Intel's runs
-  // at half the rate of the float32 FMAs it stands for (118 against 220 Gop/s a core): there only RWKV_ISA chooses it.
+  // Best first. vdpbf16ps gives the same bits as widening to float32 and is twice as fast on AMD (Zen 4), but Intel's
+  // runs at half the rate of the float32 FMAs it stands for (118 against 220 Gop/s a core): there only RWKV_ISA chooses
+  // it.
   const Candidate candidates[] = {
 #if RWKV_X86
       {&kAvx512Bf16, has.avx512bf16, !has.intel},
@@ -42,7 +43,8 @@ const Kernels& choose_kernels() {
     if (std::string_view(c.kernels->name) == wanted) return *c.kernels;
     names += (names.empty() ? "" : ", ") + std::string(c.kernels->name);
   }
-  throw DeviceError(join("RWKV_ISA: expected one of the instruction sets this machine can run (", names, "), found \"", wanted, "\""));
+  throw DeviceError(join("RWKV_ISA: expected one of the instruction sets this machine can run (", names, "), found \"",
+                         wanted, "\""));
 }
 
 FlushDenormals::FlushDenormals() : saved_(x86::float_mode()) { x86::set_float_mode(x86::kFlushDenormals); }

@@ -122,7 +122,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   RWKV_CHECK(Error, result.size() == result_size(sequences, output), "result: expected room for ",
              result_size(sequences, output), " floats, found ", result.size());
   const auto uses = use_all(sequences);
-  std::lock_guard lock(mutex_);
+  const Turn::Hold hold(turn_, poll);
 
   // Everything a step needs is there before it begins: slots to write to, room for the logits, the lists of a panel.
   const size_t count = sequences.size();
@@ -192,11 +192,12 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   }
 }
 
-std::vector<int32_t> Engine::sample(std::span<const State* const> states, std::span<const SampleJob> jobs) {
+std::vector<int32_t> Engine::sample(std::span<const State* const> states, std::span<const SampleJob> jobs,
+                                    const Poll& poll) {
   check_process();
   RWKV_CHECK(Error, states.size() == jobs.size(), "sample: expected ", states.size(), " jobs, found ", jobs.size());
   std::vector<int32_t> tokens(states.size());
-  std::lock_guard lock(mutex_);
+  const Turn::Hold hold(turn_, poll);
   for (size_t i = 0; i < states.size(); i++) {
     check_mine(*states[i]);
     const auto logits = states[i]->last_logits();

@@ -2,7 +2,6 @@
 #pragma once
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -10,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "engine/state.h"
+#include "engine/turn.h"
 #include "model/config.h"
 
 namespace rwkv {
@@ -59,7 +59,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
                              const Progress& progress = {});
 
   // One token from each state's last logits, as each job says.
-  std::vector<int32_t> sample(std::span<const State* const> states, std::span<const SampleJob> jobs);
+  std::vector<int32_t> sample(std::span<const State* const> states, std::span<const SampleJob> jobs,
+                              const Poll& poll = {});
 
   // ---- portable states ----
   size_t snapshot_size(const State& state) const;
@@ -85,7 +86,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<const StateSlot> initial_;
   Arena scratch_;
   int64_t process_;
-  std::mutex mutex_;  // one call computes at a time
+  Turn turn_;
 };
 
 }  // namespace rwkv

@@ -1,7 +1,6 @@
 // The engine through its C++ interface: what a program relies on that links the library without Python.
 #include "engine/engine.h"
 
-
 #include "allocations.h"
 #include "check.h"
 #include "model/model.h"

@@ -28,7 +28,8 @@ struct Matrix {
         if (f == Format::f32)
           reinterpret_cast<float*>(data())[panel + size_t(j) * kPanel + lane] = v;
         else
-          reinterpret_cast<uint16_t*>(data())[panel + (size_t(j / 2) * kPanel + lane) * 2 + size_t(j % 2)] = f32_to_bf16(v);
+          reinterpret_cast<uint16_t*>(data())[panel + (size_t(j / 2) * kPanel + lane) * 2 + size_t(j % 2)] =
+              f32_to_bf16(v);
       }
   }
   std::byte* data() { return packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64; }
@@ -72,8 +73,8 @@ Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const st
   const std::vector<std::byte> operand = pack(k, w.format, x, tokens, w.cols);
   const auto run = [&](std::byte* out, float* sum) {
     Row y(size_t(tokens) * ld, 12345.0f);
-    const Product p{w.data(), w.format, padded_k(w.cols), operand.data(), tokens, y.data(), ld, act, out, out_format,
-                    int(out_k), w.rows, sum, ld};
+    const Product p{w.data(), w.format, padded_k(w.cols), operand.data(), tokens, y.data(), ld,
+                    act,      out,      out_format,       int(out_k),     w.rows, sum,      ld};
     int from = 0;
     for (int cut : cuts) k.product(p, from, cut), from = cut;
     k.product(p, from, panels);
@@ -143,7 +144,8 @@ TEST(product_is_close_to_float64_and_follows_its_definition) {
           float chain = 0, swapped = 0;
           for (int c = 0; c < cols; c += 2)
             for (int i : {1, 0}) {  // bf16: the odd column of a pair first
-              const int at = format == Format::f32 ? c + 1 - i : c + i, other = format == Format::f32 ? c + i : c + 1 - i;
+              const int at = format == Format::f32 ? c + 1 - i : c + i,
+                        other = format == Format::f32 ? c + i : c + 1 - i;
               const auto factor = [&](int j) { return rounded(format, x[size_t(t * cols + j)]); };
               const auto weight = [&](int j) { return w.values[size_t(r * cols + j)]; };
               chain = std::fma(factor(at), weight(at), chain);
@@ -167,7 +169,9 @@ TEST(dot_products_of_bf16_equal_two_fused_multiply_adds_at_any_magnitude) {
   for (int round = 0; round < 40; round++) {
     const int rows = 96, cols = 130, tokens = 12;
     const bool any = round % 4 == 3;  // any bits at all: infinities, NaN, denormals
-    const auto value = [&] { return any ? std::bit_cast<float>(random.bits()) : random.wide() * float(random.below(5) > 0); };
+    const auto value = [&] {
+      return any ? std::bit_cast<float>(random.bits()) : random.wide() * float(random.below(5) > 0);
+    };
     Matrix w(rows, cols, Format::bf16, value);
     Row x(size_t(tokens) * cols);
     for (float& v : x) v = round % 2 ? random.wide() : value() * 0x1p-60f;  // products around the denormals
@@ -237,13 +241,34 @@ double ulps(float found, double expected) {
 
 TEST(activations_are_within_two_units_everywhere) {
   Random random;
-  Row x = {0.0f, -0.0f, kInf, -kInf, kNan, 87.0f, 88.5f, 89.0f, -87.0f, -87.4f, -88.0f, -200.0f, 200.0f, 0.625f, 1e-30f,
-           -1e-30f, std::numeric_limits<float>::max(), -std::numeric_limits<float>::max(), 9.0f, -9.1f, 44.5f};
-  for (int i = 0; i < 60000; i++) x.push_back(i % 3 ? random.unit() * 100 : std::ldexp(random.unit(), random.below(80) - 70));
+  Row x = {0.0f,
+           -0.0f,
+           kInf,
+           -kInf,
+           kNan,
+           87.0f,
+           88.5f,
+           89.0f,
+           -87.0f,
+           -87.4f,
+           -88.0f,
+           -200.0f,
+           200.0f,
+           0.625f,
+           1e-30f,
+           -1e-30f,
+           std::numeric_limits<float>::max(),
+           -std::numeric_limits<float>::max(),
+           9.0f,
+           -9.1f,
+           44.5f};
+  for (int i = 0; i < 60000; i++)
+    x.push_back(i % 3 ? random.unit() * 100 : std::ldexp(random.unit(), random.below(80) - 70));
   for (int i = 0; i < 20000; i++) x.push_back(random.unit() * 2);
   Row first[3];
   for (const Kernels* k : all_sets()) {
-    const Row t = activations(*k, Act::tanh, x), s = activations(*k, Act::sigmoid, x), r = activations(*k, Act::relu2, x);
+    const Row t = activations(*k, Act::tanh, x), s = activations(*k, Act::sigmoid, x),
+              r = activations(*k, Act::relu2, x);
     double worst_tanh = 0, worst_sigmoid = 0;
     for (size_t i = 0; i < x.size(); i++) {
       const double v = double(x[i]);
@@ -254,7 +279,8 @@ TEST(activations_are_within_two_units_everywhere) {
     }
     CHECK(worst_tanh <= 2.25);
     CHECK(worst_sigmoid <= 2.25);
-    if (worst_tanh > 2.25 || worst_sigmoid > 2.25) std::printf("%s: tanh %g, sigmoid %g ulp\n", k->name, worst_tanh, worst_sigmoid);
+    if (worst_tanh > 2.25 || worst_sigmoid > 2.25)
+      std::printf("%s: tanh %g, sigmoid %g ulp\n", k->name, worst_tanh, worst_sigmoid);
     if (k == &kGeneric) continue;
     if (first[0].empty()) first[0] = t, first[1] = s, first[2] = r;
     CHECK(same(t, first[0]) && same(s, first[1]) && same(r, first[2]));
@@ -298,7 +324,8 @@ TEST(packing_by_rows_and_columns_equals_packing_at_once) {
       for (int row = 0; row < 9; row += 2)
         for (int k0 = 0; k0 < cols; k0 += 22) {
           const int kn = std::min(22, cols - k0), end = k0 + kn == cols ? padded : k0 + kn;
-          k->pack_rows(format, x.data() + row * cols + k0, size_t(cols), std::min(2, 9 - row), k0, kn, end, parts.data(), 9, row);
+          k->pack_rows(format, x.data() + row * cols + k0, size_t(cols), std::min(2, 9 - row), k0, kn, end,
+                       parts.data(), 9, row);
         }
       CHECK(once == parts);
     }
@@ -315,7 +342,8 @@ TEST(layer_norm_of_any_length) {
     for (float v : x) variance += (double(v) - mean) * (double(v) - mean) / n;
     Row expected, first;
     for (size_t i = 0; i < size_t(n); i++)
-      expected.push_back(float((double(x[i]) - mean) / std::sqrt(variance + 1e-5) * double(weight[i]) + double(bias[i])));
+      expected.push_back(
+          float((double(x[i]) - mean) / std::sqrt(variance + 1e-5) * double(weight[i]) + double(bias[i])));
     for (const Kernels* k : all_sets()) {
       const FlushDenormals flush;
       Row y(size_t(n) + 1, 7.0f);
@@ -341,7 +369,8 @@ TEST(lerp_of_any_length) {
       Row y(size_t(n) + 1, 7.0f);
       k->lerp(a.data(), b.data(), mu.data(), n, y.data());
       CHECK(y.back() == 7);
-      for (size_t i = 0; i < size_t(n); i++) CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * double(mu[i]), 1e-6));
+      for (size_t i = 0; i < size_t(n); i++)
+        CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * double(mu[i]), 1e-6));
       if (first.empty()) first = y;
       if (k != &kGeneric) CHECK(same(y, first));
     }

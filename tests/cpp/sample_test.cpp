@@ -214,7 +214,7 @@ TEST(a_token_depends_on_its_job_alone_and_warm_scratch_does_not_allocate) {
     for (float top_p : {0.5f, 1.0f}) fresh.push_back(sample(row, {0.9f, top_p, 3, 4}));
   }
   cpu::sample_row(rows[0].data(), 4096, {}, scratch);
-  const size_t before = allocations;
+  const long before = allocations;
   bool equal = true;
   for (size_t i = fresh.size(); i-- > 0;) {
     equal &= cpu::sample_row(rows[i / 2].data(), 4096, {0.9f, i % 2 ? 1.0f : 0.5f, 3, 4}, scratch) == fresh[i];

@@ -36,10 +36,30 @@ Result run(const Kernels& k, const Head& h, int step, bool in_place) {
   for (int t = 0; t < h.tokens; t += step) {
     const auto at = [&](const Row& row) { return row.data() + t * h.ld; };
     Row& to = in_place ? result.state : other;
-    k.wkv7({h.n, std::min(step, h.tokens - t), size_t(h.ld), at(h.r), at(h.w), at(h.k), at(h.v), at(h.a), at(h.g),
-            h.first ? nullptr : at(h.v_mix), result.v_first.data() + t * h.ld, h.channel(0), h.channel(1),
-            h.first ? nullptr : h.channel(2), h.channel(3), h.channel(4), h.channel(5), h.channel(6), h.channel(7), 64e-5f,
-            result.state.data(), to.data(), result.y.data() + t * h.ld, size_t(h.ld)});
+    k.wkv7({h.n,
+            std::min(step, h.tokens - t),
+            size_t(h.ld),
+            at(h.r),
+            at(h.w),
+            at(h.k),
+            at(h.v),
+            at(h.a),
+            at(h.g),
+            h.first ? nullptr : at(h.v_mix),
+            result.v_first.data() + t * h.ld,
+            h.channel(0),
+            h.channel(1),
+            h.first ? nullptr : h.channel(2),
+            h.channel(3),
+            h.channel(4),
+            h.channel(5),
+            h.channel(6),
+            h.channel(7),
+            64e-5f,
+            result.state.data(),
+            to.data(),
+            result.y.data() + t * h.ld,
+            size_t(h.ld)});
     if (!in_place) result.state.swap(other);
   }
   return result;
@@ -62,8 +82,10 @@ Result definition(const Head& h) {
       w[i] = std::exp(-std::exp(-0.5) * sigmoid(channel(0) + at(h.w)));
       a[i] = sigmoid(channel(1) + at(h.a));
       v[i] = at(h.v);
-      if (!h.first) v[i] += (at(h.v_first) - v[i]) * sigmoid(channel(2) + at(h.v_mix));
-      else result.v_first[t * size_t(h.ld) + i] = h.v[t * size_t(h.ld) + i];
+      if (!h.first)
+        v[i] += (at(h.v_first) - v[i]) * sigmoid(channel(2) + at(h.v_mix));
+      else
+        result.v_first[t * size_t(h.ld) + i] = h.v[t * size_t(h.ld) + i];
       kk[i] = at(h.k) * channel(3);
       norm += kk[i] * kk[i];
       k[i] = at(h.k) * (1 + (a[i] - 1) * channel(4));
@@ -82,7 +104,8 @@ Result definition(const Head& h) {
     for (double q : y) mean += q / double(n);
     for (double q : y) variance += (q - mean) * (q - mean) / double(n);
     for (size_t j = 0; j < n; j++) {
-      const double normed = (y[j] - mean) / std::sqrt(variance + 64e-5) * double(h.channel(6)[j]) + double(h.channel(7)[j]);
+      const double normed =
+          (y[j] - mean) / std::sqrt(variance + 64e-5) * double(h.channel(6)[j]) + double(h.channel(7)[j]);
       result.y[t * size_t(h.ld) + j] = float((normed + bonus * v[j]) * double(h.g[t * size_t(h.ld) + j]));
     }
   }
@@ -97,8 +120,10 @@ bool same(const Result& a, const Result& b) {
 
 // The name of the chosen set with RWKV_ISA as given, or the message of the error.
 std::string chosen(const char* wanted) {
-  if (wanted) setenv("RWKV_ISA", wanted, 1);
-  else unsetenv("RWKV_ISA");
+  if (wanted)
+    setenv("RWKV_ISA", wanted, 1);
+  else
+    unsetenv("RWKV_ISA");
   std::string answer;
   try {
     answer = choose_kernels().name;
@@ -150,7 +175,7 @@ TEST(wkv7_keeps_nan_and_survives_zero_keys) {
     Head head(random, 64, 3, true);
     for (float& v : head.k) v = 0;
     CHECK(k->all_finite(run(*k, head, 3, true).y.data(), size_t(head.ld) * 3));
-    for (Row Head::*row : {&Head::r, &Head::w, &Head::k, &Head::v, &Head::a}) {
+    for (Row Head::* row : {&Head::r, &Head::w, &Head::k, &Head::v, &Head::a}) {
       Head bad(random, 64, 1, true);
       (bad.*row)[5] = std::numeric_limits<float>::quiet_NaN();
       CHECK(!k->all_finite(run(*k, bad, 1, true).y.data(), 64));

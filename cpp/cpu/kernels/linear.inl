@@ -3,18 +3,21 @@
 // Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens,
 // so that a panel's block stays in L1 while all tiles of the block pass over it, and the tiles' activations in L2; the
 // block that is needed next is fetched meanwhile. Sums wait in y between blocks of k, which changes no bit of them.
+#pragma once
 #include <string.h>
+
+#include "cpu/kernels/math.inl"
 
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kBlockTokens = 72;       // of a many-token product
-constexpr int kBlockColumns = 256;     // float32; twice as many bf16
-constexpr int kWide = 512 * 12;        // room for a tile's block of activations, widened to float32
+constexpr int kBlockTokens = 72;    // of a many-token product
+constexpr int kBlockColumns = 256;  // float32; twice as many bf16
+constexpr int kWide = 512 * 12;     // room for a tile's block of activations, widened to float32
 constexpr int kLine = 64;
 
-// What a call of multiply() fetches while it computes: `lines` cache lines per step of kStep columns. A stream's own next
-// lines go to L1, the next block to L2: hints to L1 hold the few buffers that its misses need.
+// What a call of multiply() fetches while it computes: `lines` cache lines per step of kStep columns. A stream's own
+// next lines go to L1, the next block to L2: hints to L1 hold the few buffers that its misses need.
 struct Fetch {
   const std::byte* at;
   int lines;
@@ -90,7 +93,8 @@ void multiply(const std::byte* w, const void* activations, int kn, bool first, f
 #ifdef RWKV_DOT_PAIRS
 constexpr bool kWiden = false;
 template <int M, bool Stream>
-void multiply_pairs(const std::byte* w, const void* activations, int kn, bool first, float* y, size_t ldy, Fetch fetch) {
+void multiply_pairs(const std::byte* w, const void* activations, int kn, bool first, float* y, size_t ldy,
+                    Fetch fetch) {
   constexpr int V = kCallVectors<M>;
   Floats acc[M][V];
   load_sums(acc, y, ldy, first);
@@ -200,8 +204,10 @@ void finish(const Product& p, int panel, int token, int m) {
     const float* y = p.y + size_t(token + i) * p.ldy + k0;
     float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
     for (int v = 0; v < kPanel; v += kLanes)
-      if (sum) store(sum + v, add(load(sum + v), load(y + v)));
-      else store(rows[i] + v, activate(p.act, load(y + v)));
+      if (sum)
+        store(sum + v, add(load(sum + v), load(y + v)));
+      else
+        store(rows[i] + v, activate(p.act, load(y + v)));
   }
   if (!p.out || k0 >= p.out_cols) return;
   const bool last = p.out_cols <= k0 + kPanel;
@@ -210,7 +216,7 @@ void finish(const Product& p, int panel, int token, int m) {
   pack_rows(p.out_format, rows[0], kPanel, m, k0, kn, last ? p.out_k : k0 + kn, tile, m, 0);
 }
 
-// The product of one table's format, panels [p0, p1).
+// One product, panels [p0, p1).
 template <Format F>
 struct Run {
   const Product& p;
@@ -251,10 +257,10 @@ struct Run {
   void many_tokens() {
     constexpr int kTiles = kBlockTokens / kTileTokens;
     const int blocks = (tiles + kTiles - 1) / kTiles;
-    for (int block = 0; block < blocks; block++)
+    for (int i = 0; i < blocks; i++)
       for (int k = 0; k < p.k; k += kBlock)
         for (int panel = p0; panel < p1; panel += kGroup)
-          group(tiles * block / blocks, tiles * (block + 1) / blocks, k, panel);
+          group(tiles * i / blocks, tiles * (i + 1) / blocks, k, panel, i + 1 < blocks);
   }
 
   // The sums of a tile lie in as many rows as it has tokens: no hardware sees them coming.
@@ -265,24 +271,27 @@ struct Run {
     }
   }
 
-  // Some panels times some tiles; each panel fetches the one that follows the group.
-  void group(int t0, int t1, int k, int panel) {
+  // The tiles [t0, t1) times a group of panels; each panel fetches its like in the group that comes next.
+  void group(int t0, int t1, int k, int panel, bool more) {
     const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kGroup ? p1 - panel : kGroup;
-    const std::byte* at[kGroup];
-    for (int i = 0; i < count; i++) at[i] = weights(panel + kGroup + i, k);
     const int calls = (t1 - t0) * (kPanel / call_for<F, false>(start(t0 + 1) - start(t0)).rows);
     const int lines = (kLines + calls - 1) / calls;
+    int next_panel = panel + kGroup, next_k = k;
+    if (next_panel >= p1) next_panel = p0, next_k += kn;
+    if (next_k == p.k) next_panel = more ? p0 : p1, next_k = 0;
+    Fetch fetch[kGroup];
+    for (int i = 0; i < count; i++) fetch[i] = {weights(next_panel + i, next_k), next_panel + i < p1 ? lines : 0};
+
     for (int t = t0; t < t1; t++) {
       const int m = start(t + 1) - start(t);
       const Call call = call_for<F, false>(m);
       const void* x = activations.block(packed(t), m, k, kn);
       for (int i = 0; i < count; i++) {
-        const std::byte* end = weights(panel + kGroup + i, k + kn);
         if (k > 0 && t + 1 < t1) fetch_sums(panel + i, t + 1);
         for (int row = 0; row < kPanel; row += call.rows) {
-          const Fetch fetch{at[i], at[i] < end ? lines : 0};
-          call.multiply(weights(panel + i, k) + row * 4, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch);
-          at[i] += size_t(fetch.lines) * size_t(kn / kStep) * kLine;
+          if (fetch[i].at >= weights(next_panel + i, next_k + kn)) fetch[i].lines = 0;
+          call.multiply(weights(panel + i, k) + row * 4, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
+          fetch[i].at += fetch[i].lines * (kn / kStep) * kLine;
         }
         if (k + kn == p.k) finish(p, panel + i, start(t), m);
       }
@@ -293,8 +302,10 @@ struct Run {
 template <Format F>
 void run(const Product& p, int p0, int p1) {
   Run<F> run{p, p0, p1};
-  if (run.tiles == 1) run.few_tokens();
-  else run.many_tokens();
+  if (run.tiles == 1)
+    run.few_tokens();
+  else
+    run.many_tokens();
 }
 void product(const Product& p, int p0, int p1) {
   if (p.tokens == 0) return;

@@ -1,5 +1,7 @@
 // exp, sigmoid, tanh and the activations: polynomials of our own, so that every set and every machine agrees. All are
 // within 2.2 units in the last place, saturate where float32 does, and give NaN for NaN.
+#pragma once
+
 namespace rwkv::cpu {
 namespace {
 
@@ -50,10 +52,14 @@ inline Floats tanh(Floats x) {
 
 inline Floats activate(Act act, Floats x) {
   switch (act) {
-    case Act::none: return x;
-    case Act::tanh: return tanh(x);
-    case Act::sigmoid: return sigmoid(x);
-    case Act::relu2: break;
+    case Act::none:
+      return x;
+    case Act::tanh:
+      return tanh(x);
+    case Act::sigmoid:
+      return sigmoid(x);
+    case Act::relu2:
+      break;
   }
   const Floats positive = max(zero(), x);
   return mul(positive, positive);

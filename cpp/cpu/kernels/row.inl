@@ -1,10 +1,12 @@
 // What happens along one row: layer norm, the lerp of the token shift, widening, the search for NaN and infinity.
+#pragma once
 #include <string.h>
 
 namespace rwkv::cpu {
 namespace {
 
-// A sum along a row: lane i of sixteen adds the elements i, i + 16, ... in order and sum16 joins the lanes, on every set.
+// A sum along a row: lane i of sixteen adds the elements i, i + 16, ... in order and sum16 joins the lanes, on every
+// set.
 constexpr int kParts = 16 / kLanes;
 struct RowSum {
   Floats part[kParts];

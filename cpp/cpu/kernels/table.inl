@@ -1,12 +1,12 @@
-// The one symbol of an instruction set's object. A file that names its set as RWKV_KERNELS and RWKV_KERNELS_NAME and has
-// included its simd/*.h includes this.
-#include "cpu/kernels/math.inl"
+// The one symbol of an instruction set's object. A file that names its set as RWKV_KERNELS and RWKV_KERNELS_NAME and
+// has included its simd/*.h includes this.
 #include "cpu/kernels/linear.inl"
 #include "cpu/kernels/row.inl"
 #include "cpu/kernels/wkv7.inl"
 
 namespace rwkv::cpu {
 
-const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens, product, pack_rows, layer_norm, lerp, widen, wkv7, all_finite};
+const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens, product, pack_rows, layer_norm, lerp, widen, wkv7,
+                              all_finite};
 
 }  // namespace rwkv::cpu

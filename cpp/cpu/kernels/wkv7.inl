@@ -3,6 +3,10 @@
 // The state lies as [key][value] with values in lanes: no sum crosses lanes, every lane adds over the keys in ascending
 // order, and one pass over the state per token also forms the next token's S kk. Values are swept in slices (all tokens
 // of one slice before the next), so a slice stays in L1.
+#pragma once
+#include "cpu/kernels/math.inl"
+#include "cpu/kernels/row.inl"
+
 namespace rwkv::cpu {
 namespace {
 
@@ -96,8 +100,8 @@ void wkv7(const Wkv7Head& p) {
     const int tokens = p.tokens - begin < most ? p.tokens - begin : most;
     for (int t = 0; t < tokens; t++) {
       const int o = t * ld;
-      bonus[t] = wkv7_token(p, size_t(begin + t) * p.ld, block.r + o, block.w + o, block.k + o, block.v + o, block.b + o,
-                            block.kk + o);
+      bonus[t] = wkv7_token(p, size_t(begin + t) * p.ld, block.r + o, block.w + o, block.k + o, block.v + o,
+                            block.b + o, block.kk + o);
     }
     for (int i = 0; i < ld; i++) block.kk[tokens * ld + i] = 0;
 

@@ -53,11 +53,17 @@ inline Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
 template <int n>
-inline Ints shift_left(Ints a) { return _mm256_slli_epi32(a, n); }
+inline Ints shift_left(Ints a) {
+  return _mm256_slli_epi32(a, n);
+}
 template <int n>
-inline Ints shift_right(Ints a) { return _mm256_srli_epi32(a, n); }
+inline Ints shift_right(Ints a) {
+  return _mm256_srli_epi32(a, n);
+}
 template <int n>
-inline Ints shift_right_signed(Ints a) { return _mm256_srai_epi32(a, n); }
+inline Ints shift_right_signed(Ints a) {
+  return _mm256_srai_epi32(a, n);
+}
 inline Ints bits(Floats a) { return _mm256_castps_si256(a); }
 inline Floats floats(Ints a) { return _mm256_castsi256_ps(a); }
 

@@ -1,5 +1,5 @@
-// Sixteen lanes: AVX-512 F, BW, DQ, VL, and BF16 where the file is compiled for it. Every simd/*.h offers the same names
-// with the same meaning; avx2.h and avx512.h agree in every bit.
+// Sixteen lanes: AVX-512 F, BW, DQ, VL, and BF16 where the file is compiled for it. Every simd/*.h offers the same
+// names with the same meaning; avx2.h and avx512.h agree in every bit.
 #pragma once
 // g++ 12 warns about its own header, where a value is undefined on purpose.
 #pragma GCC diagnostic push
@@ -14,11 +14,11 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kTileVectors = 2;   // the product's accumulators: 2 x 12 of 32 registers
+constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 12 of 32 registers
 constexpr int kTileTokens = 12;
-constexpr int kWkvVectors = 4;    // values of the recurrence per sweep
-// Bytes fetched ahead of a stream of weights. Intel reads 18 GB/s instead of 14 with it (one thread); AMD (Zen 4), which
-// runs the set with BF16, reads best without.
+constexpr int kWkvVectors = 4;  // values of the recurrence per sweep
+// Bytes fetched ahead of a stream of weights. Intel reads 18 GB/s instead of 14 with it (one thread); AMD (Zen 4),
+// which runs the set with BF16, reads best without.
 #ifdef __AVX512BF16__
 constexpr int kStreamAhead = 0;
 #else
@@ -64,17 +64,25 @@ inline Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
 template <int n>
-inline Ints shift_left(Ints a) { return _mm512_slli_epi32(a, n); }
+inline Ints shift_left(Ints a) {
+  return _mm512_slli_epi32(a, n);
+}
 template <int n>
-inline Ints shift_right(Ints a) { return _mm512_srli_epi32(a, n); }
+inline Ints shift_right(Ints a) {
+  return _mm512_srli_epi32(a, n);
+}
 template <int n>
-inline Ints shift_right_signed(Ints a) { return _mm512_srai_epi32(a, n); }
+inline Ints shift_right_signed(Ints a) {
+  return _mm512_srai_epi32(a, n);
+}
 inline Ints bits(Floats a) { return _mm512_castps_si512(a); }
 inline Floats floats(Ints a) { return _mm512_castsi512_ps(a); }
 
 // kLanes values of 16 bits
 inline Floats load_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-inline Ints load_u16(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+inline Ints load_u16(const void* p) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
 
 // Sixteen lanes to one number: lane i with i + 8, then i + 4, i + 2, i + 1.
 inline float sum16(const Floats* s) {

@@ -1,5 +1,5 @@
-// Four lanes of plain C++, for any machine. The names are explained in avx512.h. Without a fused multiply-add the results
-// differ from the other sets in the last bits.
+// Four lanes of plain C++, for any machine. The names are explained in avx512.h. Without a fused multiply-add the
+// results differ from the other sets in the last bits.
 #pragma once
 #include <math.h>
 #include <string.h>
@@ -36,18 +36,32 @@ inline To as(From a) {
   return r;
 }
 
-inline Floats all(float a) { return each<Floats>([=](int) { return a; }); }
+inline Floats all(float a) {
+  return each<Floats>([=](int) { return a; });
+}
 inline Floats zero() { return all(0.0f); }
-inline Floats load(const float* p) { return each<Floats>([=](int i) { return p[i]; }); }
+inline Floats load(const float* p) {
+  return each<Floats>([=](int i) { return p[i]; });
+}
 inline void store(float* p, Floats a) { memcpy(p, &a, sizeof a); }
 inline Floats fma(Floats a, Floats b, Floats c) {
   return each<Floats>([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
-inline Floats add(Floats a, Floats b) { return each<Floats>([&](int i) { return a.lane[i] + b.lane[i]; }); }
-inline Floats sub(Floats a, Floats b) { return each<Floats>([&](int i) { return a.lane[i] - b.lane[i]; }); }
-inline Floats mul(Floats a, Floats b) { return each<Floats>([&](int i) { return a.lane[i] * b.lane[i]; }); }
-inline Floats div(Floats a, Floats b) { return each<Floats>([&](int i) { return a.lane[i] / b.lane[i]; }); }
-inline Floats sqrt(Floats a) { return each<Floats>([&](int i) { return ::sqrtf(a.lane[i]); }); }
+inline Floats add(Floats a, Floats b) {
+  return each<Floats>([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+inline Floats sub(Floats a, Floats b) {
+  return each<Floats>([&](int i) { return a.lane[i] - b.lane[i]; });
+}
+inline Floats mul(Floats a, Floats b) {
+  return each<Floats>([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+inline Floats div(Floats a, Floats b) {
+  return each<Floats>([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+inline Floats sqrt(Floats a) {
+  return each<Floats>([&](int i) { return ::sqrtf(a.lane[i]); });
+}
 inline Floats max(Floats a, Floats b) {
   return each<Floats>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
@@ -72,7 +86,9 @@ inline Floats keep_first(Floats a, int count) {
 }
 
 // Through unsigned where a sum or a shift may pass the sign bit.
-inline Ints all(int a) { return each<Ints>([=](int) { return a; }); }
+inline Ints all(int a) {
+  return each<Ints>([=](int) { return a; });
+}
 inline Ints load_ints(const void* p) {
   Ints r;
   memcpy(&r, p, sizeof r);
@@ -85,8 +101,12 @@ inline Ints add(Ints a, Ints b) {
 inline Ints sub(Ints a, Ints b) {
   return each<Ints>([&](int i) { return int32_t(uint32_t(a.lane[i]) - uint32_t(b.lane[i])); });
 }
-inline Ints bit_and(Ints a, Ints b) { return each<Ints>([&](int i) { return a.lane[i] & b.lane[i]; }); }
-inline Ints bit_or(Ints a, Ints b) { return each<Ints>([&](int i) { return a.lane[i] | b.lane[i]; }); }
+inline Ints bit_and(Ints a, Ints b) {
+  return each<Ints>([&](int i) { return a.lane[i] & b.lane[i]; });
+}
+inline Ints bit_or(Ints a, Ints b) {
+  return each<Ints>([&](int i) { return a.lane[i] | b.lane[i]; });
+}
 template <int n>
 inline Ints shift_left(Ints a) {
   return each<Ints>([&](int i) { return int32_t(uint32_t(a.lane[i]) << n); });
@@ -110,7 +130,8 @@ inline Ints load_u16(const void* p) {
 inline Floats load_f16(const void* p) {
   const Ints h = load_u16(p);
   return each<Floats>([&](int i) {
-    const uint32_t sign = uint32_t(h.lane[i] & 0x8000) << 16, exponent = h.lane[i] >> 10 & 31, fraction = h.lane[i] & 1023;
+    const uint32_t sign = uint32_t(h.lane[i] & 0x8000) << 16, exponent = h.lane[i] >> 10 & 31,
+                   fraction = h.lane[i] & 1023;
     if (exponent == 0) {  // fraction * 2^-24 is exact and normal
       const float f = float(fraction) * 0x1p-24f;
       return sign ? -f : f;

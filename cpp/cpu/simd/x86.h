@@ -1,8 +1,8 @@
-// What has to be asked of an x86 processor itself: which sets it has, its floating point mode, a pause. On other machines
-// the same names that do nothing.
+// What has to be asked of an x86 processor itself: which sets it has, its floating point mode, a pause. On other
+// machines the same names that do nothing.
 #pragma once
 
-#if defined(__x86_64__) || defined(__i386__)
+#ifdef __x86_64__
 #define RWKV_X86 1
 #include <cpuid.h>
 #include <immintrin.h>

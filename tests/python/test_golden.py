@@ -1,0 +1,41 @@
+"""What stays the same from release to release: the demo's greedy text, its fingerprint, and saved states that once were."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+import rwkv_engine as rwkv
+
+DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
+PROMPT = "def main("
+TEXT = (DATA / "demo-greedy.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return rwkv.Engine("demo", "cpu fp32", threads=2)
+
+
+def test_the_greedy_text(engine):
+    params = rwkv.SamplingParams(temperature=0, max_tokens=40)
+    assert engine.generate(PROMPT, params).text == TEXT
+
+
+def test_the_fingerprint(engine):
+    assert engine.fingerprint == "bfd4e928bc3aed801ab50cb1da024b0a1221e283b487ede436d516e5254ae80a"
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "states").iterdir()), ids=lambda path: path.stem)
+def test_states_of_all_releases_load(engine, path):
+    """Each was saved after PROMPT with strategy cpu fp32; bits may differ from build to build, numbers may not."""
+    state = engine.load_state(path)
+    again = engine.new_state()
+    ids = engine.tokenizer.encode(PROMPT)
+    engine.forward(ids, again)
+    assert (state.tokens_seen, state.last_token) == (len(ids), ids[-1])
+    np.testing.assert_allclose(state.last_logits, again.last_logits, rtol=0, atol=1e-4)
+    for name, part in again.to_numpy().items():
+        np.testing.assert_allclose(state.to_numpy()[name], part, rtol=0, atol=1e-4, err_msg=name)
+    params = rwkv.SamplingParams(temperature=0, max_tokens=40)
+    assert engine.generate("", params, state=state).text == TEXT
