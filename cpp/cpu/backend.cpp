@@ -256,57 +256,64 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
 // ---- the recurrence ----
 
 void CpuBackend::wkv(const Wkv7& p, size_t state, const Batch& batch, Operand y) {
-  // An item is one head of one sequence; two heads where the head size is odd, so that pairs of bf16 stay whole.
-  const int heads = p.head_size % 2 ? 2 : 1, items_per_sequence = (p.heads + heads - 1) / heads;
-  const int items = int(batch.src.size()) * items_per_sequence;
-  std::atomic<int> next{0};
+  // An item is one head of one sequence; two heads where the head size is odd, so that pairs of bf16 stay whole. Items
+  // one behind the other are cut into pieces of equally many tokens at item borders.
+  const int heads = p.head_size % 2 ? 2 : 1, items = (p.heads + heads - 1) / heads;
+  const int64_t total = int64_t(batch.token.size()) * items;
   pool_.run([&](int worker) {
     auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
-    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      const int head = i % items_per_sequence * heads;
-      wkv_heads(p, state, batch, i / items_per_sequence, head, std::min(heads, p.heads - head), scratch, y);
+    const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
+    for (size_t s = 0; s < batch.src.size(); s++) {
+      const int64_t base = int64_t(batch.start[s]) * items, tokens = batch.start[s + 1] - batch.start[s];
+      const auto item_at = [&](int64_t at) {
+        return int(std::clamp<int64_t>((at - base + tokens - 1) / tokens, 0, items));
+      };
+      const int i0 = begin <= base ? 0 : item_at(begin), i1 = end <= base ? 0 : item_at(end);
+      if (i0 >= i1) continue;
+      // All heads of a few rows before the next rows: a row is a page, and a processor keeps track of few.
+      for (int row = batch.start[s]; row < batch.start[s + 1]; row += kWkvTokens)
+        for (int i = i0; i < i1; i++)
+          wkv_heads(p, state, batch, s, row, i * heads, std::min(heads, p.heads - i * heads), scratch, y);
     }
   });
 }
 
-void CpuBackend::wkv_heads(const Wkv7& p, size_t state, const Batch& batch, int sequence, int head, int heads,
-                           float* scratch, Operand y) const {
-  const int n = p.head_size, begin = batch.start[size_t(sequence)], end = batch.start[size_t(sequence) + 1];
+void CpuBackend::wkv_heads(const Wkv7& p, size_t state, const Batch& batch, size_t sequence, int row, int head,
+                           int heads, float* scratch, Operand y) const {
+  const int n = p.head_size, tokens = std::min(kWkvTokens, batch.start[sequence + 1] - row);
+  const std::byte* src = row == batch.start[sequence] ? batch.src[sequence] : batch.dst[sequence];
   const size_t ldy = size_t(heads) * size_t(n);
-  for (int row = begin; row < end; row += kWkvTokens) {
-    const int tokens = std::min(kWkvTokens, end - row);
-    for (int h = head; h < head + heads; h++) {
-      const int64_t c = int64_t(h) * n, at = row * p.r.stride + c;
-      const size_t slot = state + size_t(h) * size_t(n) * size_t(padded_n(n)) * sizeof(float);
-      const std::byte* src = row == begin ? batch.src[size_t(sequence)] : batch.dst[size_t(sequence)];
-      const auto channel = [&](const Tensor& t) { return t ? t.as<float>() + c : nullptr; };
-      kernels_.wkv7({n,
-                     tokens,
-                     size_t(p.r.stride),
-                     p.r.as<float>() + at,
-                     p.w.as<float>() + at,
-                     p.k.as<float>() + at,
-                     p.v.as<float>() + at,
-                     p.a.as<float>() + at,
-                     p.g.as<float>() + at,
-                     p.v_mix ? p.v_mix.as<float>() + at : nullptr,
-                     p.v_first.as<float>() + at,
-                     channel(p.w0),
-                     channel(p.a0),
-                     channel(p.v0),
-                     channel(p.k_k),
-                     channel(p.k_a),
-                     channel(p.r_k),
-                     channel(p.out.weight),
-                     channel(p.out.bias),
-                     p.out.eps,
-                     reinterpret_cast<const float*>(src + slot),
-                     reinterpret_cast<float*>(batch.dst[size_t(sequence)] + slot),
-                     scratch + size_t(h - head) * size_t(n),
-                     ldy});
-    }
-    pack_rows(scratch, ldy, row, tokens, head * n, heads * n, y);
+  for (int h = head; h < head + heads; h++) {
+    const int64_t c = int64_t(h) * n, at = row * p.r.stride + c;
+    const size_t slot = state + size_t(h) * size_t(n) * size_t(padded_n(n)) * sizeof(float);
+    const auto channel = [&](const Tensor& t) { return t ? t.as<float>() + c : nullptr; };
+    const auto rows = [&](const Tensor& t) { return t ? t.as<float>() + at : nullptr; };
+    kernels_.wkv7({n,
+                   tokens,
+                   size_t(p.r.stride),
+                   rows(p.r),
+                   rows(p.w),
+                   rows(p.k),
+                   rows(p.v),
+                   rows(p.a),
+                   rows(p.g),
+                   rows(p.v_mix),
+                   rows(p.v_first),
+                   channel(p.w0),
+                   channel(p.a0),
+                   channel(p.v0),
+                   channel(p.k_k),
+                   channel(p.k_a),
+                   channel(p.r_k),
+                   channel(p.out.weight),
+                   channel(p.out.bias),
+                   p.out.eps,
+                   reinterpret_cast<const float*>(src + slot),
+                   reinterpret_cast<float*>(batch.dst[sequence] + slot),
+                   scratch + size_t(h - head) * size_t(n),
+                   ldy});
   }
+  pack_rows(scratch, ldy, row, tokens, head * n, heads * n, y);
 }
 
 // ---- results ----

@@ -34,7 +34,8 @@ class CpuBackend final : public Backend {
   void layer_norm(const float* x, const Norm&, int n, float* y) const;
   void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, int begin, int end,
                 float* scratch) const;
-  void wkv_heads(const Wkv7&, size_t state, const Batch&, int sequence, int head, int heads, float* scratch,
+  // `heads` heads of the tokens from `row` on, at most kWkvTokens of them.
+  void wkv_heads(const Wkv7&, size_t state, const Batch&, size_t sequence, int row, int head, int heads, float* scratch,
                  Operand y) const;
   // Where rows [begin, begin + count) of columns [k0, k0 + kn) go in an operand.
   void pack_rows(const float* x, size_t ld, int begin, int count, int k0, int kn, const Operand& out) const;

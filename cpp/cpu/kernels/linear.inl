@@ -168,26 +168,38 @@ struct Activations {
   }
 };
 
-// Rows of activations to their places in a tile: k outside in sixteens, so that the places stay in L1.
+// Rows of activations to their places in a tile: k outside in sixteens, so that the places stay in L1. A word is one
+// float32 column or two bf16 columns.
 template <Format F>
 void pack_tile(const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width, int at) {
-  constexpr int kPer = F == Format::f32 ? 1 : 2;  // columns in 32 bits
+  constexpr int kPer = F == Format::f32 ? 1 : 2;  // columns of a word
+  const auto step = size_t(width);
   auto* out = reinterpret_cast<uint32_t*>(tile) + at;
-  for (int k = 0; k < kn; k += 16)
+  alignas(64) uint32_t words[kTileTokens][16];
+  for (int k = 0; k < kn; k += 16) {
+    const int count = kn - k < 16 ? kn - k : 16, n = (count + kPer - 1) / kPer;
+    const uint32_t* rows[kTileTokens];
     for (int i = 0; i < m; i++) {
-      const int count = kn - k < 16 ? kn - k : 16;
       const float* from = x + size_t(i) * ld + k;
-      uint32_t* to = out + size_t((k0 + k) / kPer) * size_t(width) + i;
-      if constexpr (F == Format::f32) {
-        for (int j = 0; j < count; j++, to += width) memcpy(to, from + j, 4);
+      rows[i] = words[i];
+      if (F == Format::f32) {
+        if (count == 16) rows[i] = reinterpret_cast<const uint32_t*>(from);
+        else memcpy(words[i], from, size_t(count) * 4);
       } else {
         alignas(64) uint32_t b[16];
         for (int j = 0; j < 16; j += kLanes) store_ints(b + j, to_bf16(load_first(from + j, count - j)));
-        for (int j = 0; j < count; j += 2, to += width) *to = b[j] | b[j + 1] << 16;
+        for (int j = 0; j < n; j++) words[i][j] = b[2 * j] | b[2 * j + 1] << 16;
       }
     }
+    uint32_t* to = out + size_t((k0 + k) / kPer) * step;
+    int i = 0;
+    for (; i + 4 <= m && n % 4 == 0; i += 4)
+      for (int j = 0; j < n; j += 4) transpose4(rows + i, size_t(j), to + size_t(j) * step + i, step);
+    for (; i < m; i++)
+      for (int j = 0; j < n; j++) memcpy(to + size_t(j) * step + i, rows[i] + j, 4);
+  }
   for (int k = (k0 + kn + kPer - 1) / kPer; k < k_end / kPer; k++)
-    for (int i = 0; i < m; i++) out[size_t(k) * size_t(width) + i] = 0;
+    for (int i = 0; i < m; i++) out[size_t(k) * step + i] = 0;
 }
 
 void pack_rows(Format format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,

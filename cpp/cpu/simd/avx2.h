@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "cpu/kernels.h"
+#include "cpu/simd/transpose.h"
 
 namespace rwkv::cpu {
 namespace {

@@ -9,6 +9,7 @@
 #pragma GCC diagnostic pop
 
 #include "cpu/kernels.h"
+#include "cpu/simd/transpose.h"
 
 namespace rwkv::cpu {
 namespace {

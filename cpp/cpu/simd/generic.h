@@ -146,6 +146,10 @@ inline float sum16(const Floats* s) {
   return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]);
 }
 
+inline void transpose4(const uint32_t* const rows[4], size_t at, uint32_t* to, size_t ld) {
+  for (size_t i = 0; i < 4; i++)
+    for (size_t j = 0; j < 4; j++) memcpy(to + i * ld + j, rows[j] + at + i, 4);
+}
 inline void prefetch_l1(const std::byte*) {}
 inline void prefetch_l2(const std::byte*) {}
 
