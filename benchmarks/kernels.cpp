@@ -62,7 +62,7 @@ double read_bandwidth(int threads, const std::byte* data, bool print) {
   for (const limits::Reader& reader : limits::kReaders) {
     if (!has(reader.name)) continue;
     const size_t part = kBytes / size_t(threads) / 4096 * 4096;
-    const double s = best_time(threads, 4, [&](int i) { sink = sink ^ reader.read(data + size_t(i) * part, part); });
+    const double s = best_time(threads, 6, [&](int i) { sink = sink ^ reader.read(data + size_t(i) * part, part); });
     const double rate = double(part) * threads / s / 1e9;
     if (print) std::printf("  read, %-16s %6.1f GB/s\n", reader.name, rate);
     best = std::max(best, rate);
@@ -216,7 +216,7 @@ void measure(int threads, const char* only, const std::byte* f32, const std::byt
       const char* name = f == Format::f32 ? "f32" : "bf16";
       const std::byte* weights = f == Format::f32 ? f32 : bf16;
       Bench one(*k, weights, f, 1);
-      const double s = one.seconds(threads, 5, 0, one.matrices());
+      const double s = one.seconds(threads, 9, 0, one.matrices());
       check(one.error(one.matrices() - 1));
       bandwidth = std::max(bandwidth, read_bandwidth(threads, f32, false));
       const double rate = double(one.matrix_bytes()) * one.matrices() / s / 1e9;

@@ -18,8 +18,8 @@ namespace rwkv::cpu {
 constexpr int kPanel = 32;  // rows of W per panel: 2 zmm or 4 ymm of lanes
 constexpr int kStep = 4;    // k is padded to a multiple of this with zeros
 
-// The functions of this header are static so that the objects of the sets export nothing but their tables: a linker keeps
-// one copy of an inline function, and it may be the one that this machine cannot run.
+// The functions of this header are static so that the objects of the sets export nothing but their tables: a linker
+// keeps one copy of an inline function, and it may be the one that this machine cannot run.
 
 static constexpr int padded_k(int k) { return (k + kStep - 1) / kStep * kStep; }
 static constexpr int panels_of(int rows) { return (rows + kPanel - 1) / kPanel; }
@@ -30,8 +30,8 @@ static constexpr int size_of(Format f) { return f == Format::f32 ? 4 : 2; }
 //   bf16  [panels][K/2][32][2]     two consecutive k of one row share a 32-bit lane
 // with K = padded_k(cols); rows past the matrix are zeros.
 //
-// Packed activations (Operand) of T tokens, cut into balanced tiles of at most Kernels::tile tokens; tile i holds tokens
-// [tile_start(i), tile_start(i + 1)), M of them, and begins at element tile_start(i) * K:
+// Packed activations (Operand) of T tokens, cut into balanced tiles of at most Kernels::tile tokens; tile i holds
+// tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at element tile_start(i) * K:
 //   f32   [K][M]          bf16  [K/2][M][2]
 static inline int tile_count(int tokens, int tile) { return (tokens + tile - 1) / tile; }
 static inline int tile_start(int tokens, int tiles, int i) { return int(int64_t(tokens) * i / tiles); }
@@ -42,15 +42,15 @@ struct Product {
   int k;               // padded_k(cols)
   const std::byte* x;  // packed activations
   int tokens;
-  float* y;            // (tokens, 32 * panels): partial sums and result
-  size_t ldy;          // floats
+  float* y;    // (tokens, 32 * panels): partial sums and result
+  size_t ldy;  // floats
   // What happens to finished sums, see LinearJob.
   Act act;
-  std::byte* out;      // packed activations of the next product, or null
+  std::byte* out;  // packed activations of the next product, or null
   Format out_format;
-  int out_k;           // its padded_k
-  int out_cols;        // its columns: sums past them are dropped
-  float* sum;          // added into, or null
+  int out_k;     // its padded_k
+  int out_cols;  // its columns: sums past them are dropped
+  float* sum;    // added into, or null
   size_t ld_sum;
 };
 
@@ -58,17 +58,17 @@ constexpr int kMaxHead = 1024;  // largest head size of the recurrence
 
 // One head of RWKV-7 over the tokens of one sequence. All channel pointers are at the head's first channel.
 struct Wkv7Head {
-  int n;                 // head size, 1 to kMaxHead
+  int n;  // head size, 1 to kMaxHead
   int tokens;
-  size_t ld;             // floats from token to token
+  size_t ld;  // floats from token to token
   const float *r, *w, *k, *v, *a, *g;
-  const float* v_mix;    // null in the first layer
-  float* v_first;        // written when v_mix is null
+  const float* v_mix;  // null in the first layer
+  float* v_first;      // written when v_mix is null
   const float *w0, *a0, *v0, *k_k, *k_a, *r_k, *ln_weight, *ln_bias;
   float eps;
-  const float* src;      // [n keys][padded_n values], values in lanes; may be dst
+  const float* src;  // [n keys][padded_n values], values in lanes; may be dst
   float* dst;
-  float* y;              // (tokens, n) with stride ldy: (group norm + bonus) * g
+  float* y;  // (tokens, n) with stride ldy: (group norm + bonus) * g
   size_t ldy;
 };
 static constexpr int padded_n(int n) { return (n + 15) / 16 * 16; }
@@ -79,10 +79,11 @@ struct Kernels {
 
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights.
   void (*product)(const Product&, int p0, int p1);
-  // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M = `width`
-  // tokens, rows landing at tile positions [at, at + m). k0 is even. `tile` is the tile's first byte. If k0 + kn is the
-  // operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
-  void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width, int at);
+  // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M =
+  // `width` tokens, rows landing at tile positions [at, at + m). k0 is even. `tile` is the tile's first byte. If k0 +
+  // kn is the operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
+  void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
+                    int at);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
   void (*lerp)(const float* xn, const float* previous, const float* mu, int n, float* y);  // xn + (previous - xn) * mu
   void (*widen)(const void* src, DType dtype, int n, float* y);                            // f32, f16, bf16 to float32
@@ -92,8 +93,8 @@ struct Kernels {
 
 extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Bf16;  // the last three exist on x86 only
 
-// The best table this machine can run; RWKV_ISA=generic|avx2|avx512|avx512bf16 chooses a lesser one (DeviceError when the
-// name is unknown or the machine cannot run it).
+// The best table this machine can run; RWKV_ISA=generic|avx2|avx512|avx512bf16 chooses a lesser one (DeviceError when
+// the name is unknown or the machine cannot run it).
 const Kernels& choose_kernels();
 
 // Sets flush-to-zero and denormals-are-zero for the calling thread and restores what was there.

@@ -183,8 +183,10 @@ void pack_tile(const float* x, size_t ld, int m, int k0, int kn, int k_end, std:
       const float* from = x + size_t(i) * ld + k;
       rows[i] = words[i];
       if (F == Format::f32) {
-        if (count == 16) rows[i] = reinterpret_cast<const uint32_t*>(from);
-        else memcpy(words[i], from, size_t(count) * 4);
+        if (count == 16)
+          rows[i] = reinterpret_cast<const uint32_t*>(from);
+        else
+          memcpy(words[i], from, size_t(count) * 4);
       } else {
         alignas(64) uint32_t b[16];
         for (int j = 0; j < 16; j += kLanes) store_ints(b + j, to_bf16(load_first(from + j, count - j)));
