@@ -25,7 +25,20 @@ py::str text_of(std::string_view bytes);
 // types raise TypeError, other numbers Error with the position.
 std::vector<int32_t> ids_of(const py::object& ids, int64_t limit);
 
-// For calls that run without the GIL: lets Ctrl-C end them.
+// Lets go of the GIL for a call. The interpreter waits for such calls before it ends, because a thread that came back
+// to one that has ended would take the process down.
+class Unlocked {
+ public:
+  Unlocked();
+  ~Unlocked();
+  Unlocked(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* thread_;
+};
+void bind_exit(py::module_& m);  // has the interpreter wait
+
+// For calls that run without the GIL: lets Ctrl-C and the end of the interpreter end them.
 rwkv::Poll signal_poll();
 // `progress` is None or a callable, and outlives the result; what it raises ends the call.
 rwkv::Progress progress_of(const py::object& progress);

@@ -15,7 +15,7 @@ py::tuple inspect(const py::bytes& path) {
   Config config;
   std::vector<TensorInfo> tensors;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     const auto file = rwkv::Checkpoint::open(name);
     config = rwkv::read_config(file);
     container = file.container();

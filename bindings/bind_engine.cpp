@@ -22,7 +22,7 @@ std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, i
                              const py::object& progress) {
   const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll()};
   const std::string name = path;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return Engine::open(name, options);
 }
 
@@ -46,14 +46,14 @@ py::object forward(Engine& engine, const std::vector<py::object>& tokens, const 
   py::array_t<float> result({static_cast<py::ssize_t>(size) / width, static_cast<py::ssize_t>(width)});
   const std::span<float> values(result.mutable_data(), size);
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     engine.forward(sequences, kind, values, signal_poll(), report);
   }
   return kind == rwkv::Output::none ? py::object(py::none()) : result;
 }
 
 int32_t sample(Engine& engine, const State& state, float temperature, float top_p, uint64_t seed, uint64_t counter) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   const State* const states[] = {&state};
   const rwkv::SampleJob jobs[] = {{temperature, top_p, seed, counter}};
   return engine.sample(states, jobs, signal_poll()).front();
@@ -61,13 +61,13 @@ int32_t sample(Engine& engine, const State& state, float temperature, float top_
 
 StateRef state_from_bytes(Engine& engine, const py::bytes& blob, bool check_weights) {
   const std::string_view bytes = blob;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return engine.state_from_bytes(std::as_bytes(std::span(bytes)), check_weights);
 }
 
 StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights) {
   const std::string name = path;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return engine.load_state(name, check_weights);
 }
 
@@ -77,7 +77,7 @@ StateRef state_from_parts(Engine& engine, const std::vector<std::pair<std::strin
   std::vector<rwkv::StateArray> parts;
   for (const auto& [name, array] : arrays)
     parts.push_back({name, {array.shape(), array.shape() + array.ndim()}, {array.data(), array.data() + array.size()}});
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return engine.state_from_parts(parts);
 }
 

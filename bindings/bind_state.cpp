@@ -17,14 +17,14 @@ py::bytes to_bytes(const State& state) {
   const auto blob = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
   if (!blob) throw py::error_already_set();
   const std::span<char> bytes(PyBytes_AS_STRING(blob.ptr()), size);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   state.engine()->to_bytes(state, std::as_writable_bytes(bytes));
   return blob;
 }
 
 void save(const State& state, const py::bytes& path) {
   const std::string name = path;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   state.engine()->save(state, name);
 }
 
@@ -40,7 +40,7 @@ py::array_t<float> array_of(rwkv::StateArray&& part) {
 py::dict parts(const State& state) {
   std::vector<rwkv::StateArray> arrays;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     arrays = state.engine()->parts(state);
   }
   py::dict named;
@@ -52,7 +52,7 @@ py::dict parts(const State& state) {
 }
 
 bool equals(const State& state, const State& other) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return state.engine()->equal(state, other);
 }
 

@@ -17,19 +17,19 @@ std::vector<int32_t> any_ids(const py::object& ids) {
 // pybind11 holds no pointers to const; every method of a tokenizer is const.
 TokenizerRef open(const py::bytes& path) {
   const std::string name = path;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return std::const_pointer_cast<Tokenizer>(Tokenizer::open(name));
 }
 
 std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::bytes& text) {
   const std::string_view bytes = text;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return tokenizer.encode(bytes);
 }
 
 std::string decode(const Tokenizer& tokenizer, const py::object& ids) {
   const auto list = any_ids(ids);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return tokenizer.decode(list);
 }
 

@@ -1,11 +1,22 @@
 // Arguments on their way in, and what long calls ask of Python while they run.
+#include <atomic>
 #include <chrono>
+#include <thread>
 #include <utility>
 
 #include "bind.h"
 #include "core/error.h"
 
 namespace {
+
+std::atomic<int> running_calls{0};
+std::atomic<bool> leaving{false};
+
+void wait_for_calls() {
+  leaving = true;
+  const py::gil_scoped_release unlocked;
+  while (running_calls > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
 
 std::string type_name(const py::handle& object) { return Py_TYPE(object.ptr())->tp_name; }
 
@@ -72,10 +83,23 @@ std::vector<int32_t> ids_of(const py::object& ids, int64_t limit) {
   return values;
 }
 
+Unlocked::Unlocked() {
+  running_calls++;
+  thread_ = PyEval_SaveThread();
+}
+
+Unlocked::~Unlocked() {
+  PyEval_RestoreThread(thread_);
+  running_calls--;
+}
+
+void bind_exit(py::module_&) { py::module_::import("atexit").attr("register")(py::cpp_function(wait_for_calls)); }
+
 rwkv::Poll signal_poll() {
   using Clock = std::chrono::steady_clock;
   static constexpr auto kInterval = std::chrono::milliseconds(20);
   return [next = Clock::now() + kInterval]() mutable {
+    if (leaving) throw rwkv::Error("expected a running interpreter, found one that is about to end");
     if (Clock::now() < next) return;
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();

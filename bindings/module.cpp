@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, m) {
   bind_checkpoint(m);
   bind_state(m);
   bind_engine(m);
+  bind_exit(m);
 }

@@ -42,8 +42,8 @@ struct Norm {
 struct Batch {
   std::span<const int32_t> token;         // (T) token ids, all in [0, V)
   std::span<const int32_t> start;         // (S + 1) row where each sequence begins; none is empty
-  std::span<const std::byte* const> src;  // (S) each sequence's state before the call; may be shared or equal to dst
-  std::span<std::byte* const> dst;        // (S) each sequence's state after the call; all different
+  std::span<const std::byte* const> src;  // (S) each sequence's state before the call; sequences may share one
+  std::span<std::byte* const> dst;        // (S) and after it; all different, and equal to its own src or to none
 };
 
 enum class Act : uint8_t { none, tanh, sigmoid, relu2 };  // relu2: max(0, x)^2

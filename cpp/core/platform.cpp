@@ -2,6 +2,7 @@
 #include "core/platform.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -150,6 +151,13 @@ std::shared_ptr<std::byte> map_pages(size_t bytes) {
   if (bytes >= kHuge) ::madvise(raw + skip, size, MADV_HUGEPAGE);
 #endif
   return {raw + skip, [size](std::byte* pages) { ::munmap(pages, size); }};
+}
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+  return std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
 int64_t process_id() { return ::getpid(); }

@@ -31,4 +31,7 @@ std::shared_ptr<std::byte> map_pages(size_t bytes);
 
 int64_t process_id();
 
+// Cores that this process may run on: its affinity, at least 1.
+int usable_cores();
+
 }  // namespace rwkv

@@ -1,7 +1,8 @@
 #include "cpu/threads.h"
 
-#include <algorithm>
+#include <system_error>
 
+#include "core/error.h"
 #include "core/platform.h"
 #include "cpu/kernels.h"
 
@@ -23,12 +24,25 @@ unsigned wait_for_change(const std::atomic<unsigned>& value, unsigned old, int s
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) : process_(process_id()) {
-  const int cores = std::max(1, int(std::thread::hardware_concurrency()));
+  const int cores = usable_cores();
   if (threads <= 0) threads = cores;
   // With more threads than cores a spinning thread only keeps the one it waits for from running.
   spins_ = threads > cores ? 0 : 2000;
   threads_.reserve(size_t(threads) - 1);
-  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error& e) {
+    const size_t started = threads_.size() + 1;
+    end();
+    throw DeviceError(join("threads: expected ", threads, ", the system gave ", started, " (", e.what(), ")"));
+  }
+}
+
+void ThreadPool::end() {
+  stop_ = true;
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  for (std::thread& t : threads_) t.join();
 }
 
 ThreadPool::~ThreadPool() {
@@ -37,10 +51,7 @@ ThreadPool::~ThreadPool() {
     new std::vector<std::thread>(std::move(threads_));
     return;
   }
-  stop_ = true;
-  round_.fetch_add(1, std::memory_order_release);
-  round_.notify_all();
-  for (std::thread& t : threads_) t.join();
+  end();
 }
 
 void ThreadPool::run(Job job, const void* argument) {

@@ -27,6 +27,7 @@ class ThreadPool {
   using Job = void (*)(const void*, int worker);
   void run(Job job, const void* argument);
   void work(int worker);
+  void end();
 
   int spins_;
   int64_t process_;

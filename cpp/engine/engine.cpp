@@ -135,9 +135,9 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
     if (output == Output::last || output == Output::all)
       logits[s] = std::make_shared<std::vector<float>>(size_t(config().n_vocab));
   }
-  const int64_t panels = (total + model_->panel_rows() - 1) / model_->panel_rows();
-  const int64_t rows = std::min<int64_t>((total + panels - 1) / panels + 23, model_->panel_rows()) / 24 * 24;
-  const int64_t step = total <= model_->panel_rows() ? total : std::max<int64_t>(rows, 24);
+  // Panels of about equal size, whole tiles of the kernels.
+  const int64_t most = model_->panel_rows(), panels = (total + most - 1) / most;
+  const int64_t step = std::min(most, ((total + panels - 1) / panels + 23) / 24 * 24);
 
   std::vector<int32_t> token, start, out;
   std::vector<const std::byte*> src;
@@ -175,13 +175,15 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
     start.push_back(int32_t(token.size()));
 
     size_t row = 0;
-    model_->forward({token, start, src, dst}, out, kind, scratch_, poll, [&](const Tensor& values) {
+    const auto take = [&](const Tensor& values) {
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
         std::copy_n(values.row(i), values.cols, result.data() + written);
         if (kind == Model::Result::logits && ending[row] < count)
           std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
       }
-    });
+    };
+    // By reference: a function that held the captures would allocate.
+    model_->forward({token, start, src, dst}, out, kind, scratch_, poll, std::ref(take));
     if (progress) progress(done + int64_t(token.size()), total);
   }
 

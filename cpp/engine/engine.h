@@ -49,6 +49,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   std::shared_ptr<State> new_state();
+  void check_process() const;  // throws DeviceError after os.fork()
 
   // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
   // (), hidden (sum of T, C) after ln_out. On any error no state has changed.
@@ -76,7 +77,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
-  void check_process() const;                 // throws DeviceError after os.fork()
   void check_mine(const State& state) const;  // throws StateError for another engine's state
   std::string header_of(const StateContents& contents) const;
   void check_sequences(std::span<const Sequence> sequences) const;

@@ -133,6 +133,8 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
 }
 
 bool Engine::equal(const State& a, const State& b) {
+  check_mine(a);
+  check_mine(b);
   const StateContents p = a.contents(), q = b.contents();
   if (p.tokens_seen != q.tokens_seen || p.last_token != q.last_token) return false;
   const auto &u = p.last_logits, &v = q.last_logits;

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/safetensors.h"
 #include "core/sha256.h"
+#include "core/text.h"
 
 namespace rwkv {
 
@@ -50,7 +51,7 @@ int64_t number(const SafetensorsHeader& header, std::string_view key, int64_t le
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   RWKV_CHECK(StateError, error == std::errc() && end == text.data() + text.size() && value >= least && value <= most,
-             "state: expected ", key, " from ", least, " to ", most, ", found '", text, "'");
+             "state: expected ", key, " from ", least, " to ", most, ", found '", shown(text), "'");
   return value;
 }
 
@@ -120,16 +121,16 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
     throw StateError(join("state: ", e.what()));
   }
   RWKV_CHECK(StateError, field(header, "format") == kFormat, "state: expected the format '", kFormat, "', found '",
-             field(header, "format"), "'");
+             shown(field(header, "format")), "'");
+  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
+             "state of other weights: expected the fingerprint ", fingerprint, ", found ",
+             shown(field(header, "fingerprint")), " (check_weights=False accepts it)");
   for (const auto& [key, expected] : shape_fields(config))
     RWKV_CHECK(StateError, field(header, key) == expected, "state of another model: expected ", key, " ", expected,
-               ", found ", field(header, key));
-  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
-             "state of other weights: expected the fingerprint ", fingerprint, ", found ", field(header, "fingerprint"),
-             " (check_weights=False accepts it)");
+               ", found ", shown(field(header, key)));
 
   SnapshotView view;
-  view.info.tokens_seen = number(header, "tokens_seen", 0, INT64_MAX);
+  view.info.tokens_seen = number(header, "tokens_seen", 0, int64_t(1) << 62);
   view.info.last_token = int32_t(number(header, "last_token", -1, config.n_vocab - 1));
   const bool with_logits = std::ranges::any_of(header.tensors, [](const TensorInfo& t) { return t.name == kLogits; });
   const auto expected = snapshot_tensors(config, layout, with_logits);

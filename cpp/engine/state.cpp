@@ -1,8 +1,13 @@
 #include "engine/state.h"
 
+#include "engine/engine.h"
+
 namespace rwkv {
 
+std::shared_ptr<State> State::fork() const { return std::make_shared<State>(engine_, contents()); }
+
 StateContents State::contents() const {
+  engine_->check_process();
   const Use use(*this);
   return contents_;
 }

@@ -29,10 +29,11 @@ class State {
   State& operator=(const State&) = delete;
 
   // A second handle on the same contents. Copies nothing: whichever steps first moves on to a slot of its own.
-  std::shared_ptr<State> fork() const { return std::make_shared<State>(engine_, contents()); }
+  std::shared_ptr<State> fork() const;
 
   const std::shared_ptr<Engine>& engine() const { return engine_; }
-  StateContents contents() const;  // throws ConcurrentUseError while a call steps this handle
+  // Throws ConcurrentUseError while a call steps this handle, DeviceError after os.fork().
+  StateContents contents() const;
   int64_t tokens_seen() const { return contents().tokens_seen; }
   int32_t last_token() const { return contents().last_token; }
   std::shared_ptr<const std::vector<float>> last_logits() const { return contents().last_logits; }

@@ -1,5 +1,7 @@
 #include "engine/state_pool.h"
 
+#include "core/platform.h"
+
 namespace rwkv {
 
 namespace {
@@ -11,7 +13,7 @@ constexpr size_t kSlabBytes = 8 << 20;
 StateSlot::~StateSlot() { pool_->give_back(data_); }
 
 StatePool::StatePool(std::shared_ptr<Backend> backend, StateLayout layout)
-    : backend_(std::move(backend)), layout_(std::move(layout)) {}
+    : backend_(std::move(backend)), layout_(std::move(layout)), process_(process_id()) {}
 
 std::shared_ptr<StateSlot> StatePool::take() {
   std::byte* data;
@@ -27,7 +29,12 @@ std::shared_ptr<StateSlot> StatePool::take() {
     data = free_.back();
     free_.pop_back();
   }
-  return std::make_shared<StateSlot>(shared_from_this(), data);
+  try {
+    return std::make_shared<StateSlot>(shared_from_this(), data);
+  } catch (...) {
+    give_back(data);
+    throw;
+  }
 }
 
 std::shared_ptr<const StateSlot> StatePool::make_initial() {
@@ -42,6 +49,7 @@ std::shared_ptr<const StateSlot> StatePool::make_initial() {
 }
 
 void StatePool::give_back(std::byte* data) {
+  if (process_id() != process_) return;  // a forked child: the lock may be held by a thread that is not there
   std::lock_guard lock(mutex_);
   free_.push_back(data);
 }

@@ -42,6 +42,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
 
   std::shared_ptr<Backend> backend_;
   StateLayout layout_;
+  const int64_t process_;
   std::mutex mutex_;
   std::vector<Memory> slabs_;
   std::vector<std::byte*> free_;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/text.h"
 
 namespace rwkv {
 
@@ -115,7 +116,7 @@ Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {
 void Loader::check_all_used() const {
   for (const TensorInfo& t : file_.tensors())
     RWKV_CHECK(ModelFormatError, used_.contains(t.name), file_.path(),
-               ": expected only the tensors of this model, found ", t.name, " ", shape_text(t.shape));
+               ": expected only the tensors of this model, found ", shown(t.name), " ", shape_text(t.shape));
 }
 
 }  // namespace rwkv

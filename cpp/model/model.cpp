@@ -10,10 +10,13 @@ namespace rwkv {
 
 namespace {
 
-// The precision that loses nothing of what the file holds.
+// The precision that loses nothing of what the file holds: bf16 only if every matrix is.
 Format native_format(const Checkpoint& file) {
-  const TensorInfo* t = file.find("head.weight");
-  return t && t->dtype == DType::bf16 ? Format::bf16 : Format::f32;
+  const auto loses = [](const TensorInfo& t) {
+    const auto wide = std::ranges::count_if(t.shape, [](int64_t d) { return d > 1; });
+    return wide > 1 && t.dtype != DType::bf16;
+  };
+  return std::ranges::any_of(file.tensors(), loses) ? Format::f32 : Format::bf16;
 }
 
 std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, int layers,
@@ -35,6 +38,8 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
              first);
   return stages;
 }
+
+constexpr size_t kLeastScratch = size_t(256) << 20;
 
 // Rows whose largest part of a layer, 4 C F multiply-adds per row, takes some 50 ms on a small machine; whole tiles of
 // every kernel.
@@ -60,7 +65,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_vie
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used();
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
-    stage.backend->prepare(std::max(model->config_.n_embd, model->config_.n_ffn));
+    stage.backend->prepare(model->config_.n_embd);
   }
   Loader loader(file);
   loader.report(progress, measure.bytes());
@@ -68,6 +73,9 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_vie
   model->fingerprint_ = loader.fingerprint().hex(model->config_);
   model->layout_ = StateLayout(state_parts(model->config_), model->config_.n_layer, *model->backend());
   model->panel_rows_ = rows_for(model->config_);
+  // Scratch in proportion to the model, whatever its shape.
+  while (model->panel_rows_ > 1 && model->scratch_bytes() > std::max(kLeastScratch, model->weight_bytes_))
+    model->panel_rows_ /= 2;
   return model;
 }
 

@@ -97,6 +97,8 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _prompt_bytes(prompt: str) -> bytes:
     if prompt == "-":
+        if sys.stdin is None:
+            raise Error("expected a prompt on standard input, found it closed")
         return sys.stdin.buffer.read()
     return prompt.encode(errors="surrogateescape")  # arguments that are no text come so
 
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return CLOSED_PIPE
-    except (Error, OSError, MemoryError) as error:
+    except Exception as error:  # whatever it is, one sentence
         _drop_output()
         sentence = " ".join(str(error).split()) or type(error).__name__
         print(f"rwkv-engine: {sentence}", file=sys.stderr)

@@ -76,8 +76,13 @@ def report(found: dict[str, Any], as_json: bool) -> str:
     ]
     for tensor in found.get("tensors", []):
         shape = ", ".join(map(str, tensor["shape"]))
-        lines.append(f"{tensor['name']}  {tensor['dtype']}  ({shape})")
+        lines.append(f"{_printable(tensor['name'])}  {tensor['dtype']}  ({shape})")
     return "\n".join(lines)
+
+
+def _printable(name: str) -> str:
+    """Return a name out of a file so that it can do nothing to a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _megabytes(count: int) -> str:

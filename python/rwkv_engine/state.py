@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, Path, integer, path_bytes
-from .errors import StateError
+from .errors import ConcurrentUseError, StateError
 
 
 class State:
@@ -99,7 +99,10 @@ class State:
         return self._core.equals(core_of(other))
 
     def __repr__(self) -> str:
-        return f"<State after {self.tokens_seen} tokens, {self.nbytes} bytes>"
+        try:
+            return f"<State after {self.tokens_seen} tokens, {self.nbytes} bytes>"
+        except ConcurrentUseError:
+            return f"<State in use, {self.nbytes} bytes>"
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a State is not copied implicitly; fork() gives a second handle")

@@ -149,6 +149,28 @@ TEST(a_step_allocates_nothing) {
   }
 }
 
+TEST(a_long_call_allocates_no_more_than_a_short_one) {
+  const auto engine = open();
+  auto state = engine->new_state();
+  const auto t = tokens(1500);
+  std::vector<float> result(40);
+  const auto count = [&](size_t n) {
+    const rwkv::Sequence sequence[] = {{std::span(t).first(n), state.get()}};
+    const long before = allocations;
+    engine->forward(sequence, rwkv::Output::last, result);
+    return allocations - before;
+  };
+  count(1500);  // the pool's second slab, if it needs one
+  const long one_panel = count(200);
+  CHECK(count(1500) == one_panel);
+}
+
+TEST(threads_that_the_system_does_not_give) {
+  const tiny::TempFile file("threads.safetensors");
+  const std::string path = tiny::Model({}).write(file);
+  CHECK_THROWS(rwkv::Engine::open(path, {"cpu fp32", 5000, {}, {}}), rwkv::Error, "expected 1 to 1024, found 5000");
+}
+
 TEST(calls_that_cannot_be) {
   const auto engine = open();
   auto state = engine->new_state();

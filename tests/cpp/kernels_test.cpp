@@ -315,17 +315,18 @@ TEST(packing_comes_back_and_rounds_to_nearest_even) {
 TEST(packing_by_rows_and_columns_equals_packing_at_once) {
   Random random;
   const int cols = 77, padded = padded_k(cols);
-  const Row x = random.row(size_t(9 * cols));
+  const Row x = random.row(size_t(12 * cols));
   for (Format format : kFormats)
     for (const Kernels* k : all_sets()) {
-      const size_t bytes = size_t(9 * padded * size_of(format));
+      const int m = k->tile;  // the widest tile there is
+      const size_t bytes = size_t(m * padded * size_of(format));
       std::vector<std::byte> once(bytes), parts(bytes, std::byte{0xff});
-      k->pack_rows(format, x.data(), size_t(cols), 9, 0, cols, padded, once.data(), 9, 0);
-      for (int row = 0; row < 9; row += 2)
+      k->pack_rows(format, x.data(), size_t(cols), m, 0, cols, padded, once.data(), m, 0);
+      for (int row = 0; row < m; row += 5)
         for (int k0 = 0; k0 < cols; k0 += 22) {
           const int kn = std::min(22, cols - k0), end = k0 + kn == cols ? padded : k0 + kn;
-          k->pack_rows(format, x.data() + row * cols + k0, size_t(cols), std::min(2, 9 - row), k0, kn, end,
-                       parts.data(), 9, row);
+          k->pack_rows(format, x.data() + row * cols + k0, size_t(cols), std::min(5, m - row), k0, kn, end,
+                       parts.data(), m, row);
         }
       CHECK(once == parts);
     }

@@ -55,8 +55,9 @@ def test_floors():
     wrong = []
     for path in sources("cpp", "cuda", "bindings"):
         floor = floor_of(path)
-        for quote, name in includes(path):
-            target = name.split("/")[0] if quote == '"' and "/" in name else floor
+        for _, name in includes(path):
+            folder = name.split("/")[0]
+            target = folder if "/" in name and folder in FLOORS else floor
             if floor is None:
                 allowed = target != "engine" and target != "model"
             else:
