@@ -26,10 +26,12 @@ def main() -> None:
     engine.forward(list(range(20)), state)
     plain = np.frombuffer(state.to_bytes(), np.uint8)
     target = np.empty_like(plain)
-    seconds: dict[str, list[float]] = {k: [] for k in ("fork", "step", "step after fork", "to_bytes", "memcpy + sha256", "restore")}
+    seconds: dict[str, list[float]] = {k: [] for k in ("fork", "first fork after other work", "step", "step after fork", "to_bytes", "memcpy + sha256", "restore")}
     for _ in range(a.rounds):
         forks: list[rwkv.State] = []
-        seconds["fork"].append(common.timed(lambda: forks.append(state.fork())))
+        seconds["first fork after other work"].append(common.timed(lambda: forks.append(state.fork())))
+        for _ in range(20):
+            seconds["fork"].append(common.timed(state.fork))
         seconds["step"].append(common.timed(lambda: engine.forward([5], state)))
         seconds["step after fork"].append(common.timed(lambda: engine.forward([5], forks[0])))
         seconds["to_bytes"].append(common.timed(state.to_bytes))

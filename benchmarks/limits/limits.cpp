@@ -1,6 +1,8 @@
 // The machine's limits for the Python benchmarks, which load this as a shared library (see common.py).
 #include "simd/limits.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -43,6 +45,7 @@ bool has(const char* isa) {
 extern "C" double rwkv_read_bandwidth(int threads) {
   static std::byte* const data = [] {
     auto* p = static_cast<std::byte*>(std::aligned_alloc(size_t(2) << 20, kBytes));
+    madvise(p, kBytes, MADV_HUGEPAGE);  // as the engine asks for its weights
     std::memset(p, 1, kBytes);
     return p;
   }();
