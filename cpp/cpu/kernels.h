@@ -80,8 +80,9 @@ struct Kernels {
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights.
   void (*product)(const Product&, int p0, int p1);
   // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M =
-  // `width` tokens, rows landing at tile positions [at, at + m). k0 is even. `tile` is the tile's first byte. If k0 +
-  // kn is the operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
+  // `width` tokens (at most `tile` of the table), rows landing at positions [at, at + m). k0 is even. `tile` is the
+  // tile's first byte. If k0 + kn is the operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the
+  // padding).
   void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
                     int at);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);

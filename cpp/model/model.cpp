@@ -103,7 +103,11 @@ void Model::build(Loader& loader) {
 
 namespace {
 
-// What a step needs beside the layers' own scratch.
+// What the layers of one version need in a step.
+template <class Layers>
+using ScratchOf = typename std::remove_cvref_t<Layers>::value_type::Scratch;
+
+// What a step needs beside that, before and after the layers.
 struct StepScratch {
   Tensor x, hidden, logits;
   Operand operand;
@@ -120,7 +124,7 @@ struct StepScratch {
 size_t Model::scratch_bytes() const {
   Arena arena;
   StepScratch(arena, *backend(), config_, head_, panel_rows_, kResultRows);
-  std::visit([&](const auto& layers) { v7::Scratch(arena, *backend(), layers, panel_rows_); }, layers_);
+  std::visit([&](const auto& layers) { ScratchOf<decltype(layers)>(arena, *backend(), layers, panel_rows_); }, layers_);
   return arena.used();
 }
 
@@ -128,34 +132,31 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
                     const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const {
   const int tokens = int(batch.token.size());
   arena.reset();
-  StepScratch step(arena, *backend(), config_, head_, tokens, std::min<int>(kResultRows, int(rows.size())));
+  StepScratch ends(arena, *backend(), config_, head_, tokens, std::min<int>(kResultRows, int(rows.size())));
   const auto check = [&] {
     if (poll) poll();
   };
 
-  backend()->embed(embedding_, embedding_norm_, batch, step.x);
-  const auto& layers = std::get<std::vector<v7::Layer>>(layers_);
-  v7::Scratch scratch(arena, *backend(), layers, tokens);
-  for (const Stage& stage : stages_) {
-    scratch.set_format(stage.format);
-    for (int i = stage.first; i < stage.first + stage.count; i++) {
-      const v7::Layer& layer = layers[size_t(i)];
-      v7::time_mix(*stage.backend, layer.time_mix, config_, layout_.offset(i, v7::kShiftAtt),
-                   layout_.offset(i, v7::kWkv), batch, scratch, step.x);
-      check();
-      v7::channel_mix(*stage.backend, layer.channel_mix, layout_.offset(i, v7::kShiftFfn), batch, scratch, step.x);
-      check();
-    }
-  }
+  backend()->embed(embedding_, embedding_norm_, batch, ends.x);
+  std::visit(
+      [&](const auto& layers) {
+        ScratchOf<decltype(layers)> scratch(arena, *backend(), layers, tokens);
+        for (const Stage& stage : stages_) {
+          scratch.set_format(stage.format);
+          for (int i = stage.first; i < stage.first + stage.count; i++)
+            step(*stage.backend, layers[size_t(i)], config_, layout_, i, batch, scratch, ends.x, check);
+        }
+      },
+      layers_);
 
   Backend& b = *stages_.back().backend;
   for (size_t at = 0; at < rows.size(); at += kResultRows) {
     const auto part = rows.subspan(at, std::min<size_t>(kResultRows, rows.size() - at));
-    Tensor hidden = step.hidden, logits = step.logits;
-    Operand operand = step.operand;
+    Tensor hidden = ends.hidden, logits = ends.logits;
+    Operand operand = ends.operand;
     hidden.rows = logits.rows = int64_t(part.size());
     operand.rows = int(part.size());
-    b.norm(step.x, out_norm_, part, hidden, result == Result::logits ? operand : Operand{});
+    b.norm(ends.x, out_norm_, part, hidden, result == Result::logits ? operand : Operand{});
     RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
                "expected finite numbers after the last layer, found NaN or infinity; ", "the states are unchanged");
     if (result == Result::hidden) take(hidden);
