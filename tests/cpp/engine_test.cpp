@@ -165,7 +165,7 @@ TEST(a_long_call_allocates_no_more_than_a_short_one) {
   CHECK(count(1500) == one_panel);
 }
 
-TEST(threads_that_the_system_does_not_give) {
+TEST(numbers_of_threads_that_cannot_be) {
   const tiny::TempFile file("threads.safetensors");
   const std::string path = tiny::Model({}).write(file);
   CHECK_THROWS(rwkv::Engine::open(path, {"cpu fp32", 5000, {}, {}}), rwkv::Error, "expected 1 to 1024, found 5000");

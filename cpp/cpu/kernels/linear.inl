@@ -1,8 +1,8 @@
 // y = W x for a panel of 32 rows and a tile of tokens at a time, and what follows a finished panel.
 //
-// Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens,
-// so that a panel's block stays in L1 while all tiles of the block pass over it, and the tiles' activations in L2; the
-// block that is needed next is fetched meanwhile. Sums wait in y between blocks of k, which changes no bit of them.
+// Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens.
+// A tile's block of activations stays in L1 for a group of panels, whose blocks stay in L2 while all tiles of the token
+// block pass; what the next group needs is fetched meanwhile. Sums wait in y between blocks of k, which changes no bit.
 #pragma once
 #include <string.h>
 
