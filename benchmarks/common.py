@@ -1,7 +1,9 @@
-"""What the benchmarks share: random models of real shapes, the machine's measured limits, medians, results on disk."""
+"""What the benchmarks share: options, random models of real shapes, the machine and its measured limits, results."""
 
 from __future__ import annotations
 
+import argparse
+import concurrent.futures
 import ctypes
 import json
 import os
@@ -10,74 +12,172 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
+import rwkv_engine as rwkv
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path[:0] = [str(ROOT / "tests" / "python"), str(ROOT / "tests" / "reference")]
 
-# L, C, ranks of w a v g; N = 64, F = 4 C, V = 65536. As the released models have them.
-SHAPES = {
-    "0.1B": (12, 768, (64, 64, 32, 128)),
-    "0.4B": (24, 1024, (64, 64, 32, 128)),
-    "1.5B": (24, 2048, (96, 96, 64, 256)),
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a model; N = 64 and F = 4 C. `ranks` are those of w, a, v, g."""
+
+    L: int
+    C: int
+    ranks: tuple[int, int, int, int]
+    V: int = 65536
+
+
+SHAPES = {  # as the released models have them
+    "0.1B": Shape(12, 768, (64, 64, 32, 128)),
+    "0.4B": Shape(24, 1024, (64, 64, 32, 128)),
+    "1.5B": Shape(24, 2048, (96, 96, 64, 256)),
+    "tiny": Shape(2, 128, (8, 8, 8, 16), V=512),  # for --quick
 }
 
 
-def weights(shape: str, **changes) -> dict[str, np.ndarray]:
-    """Random weights of a shape, float32 values that bf16 holds exactly."""
-    from random_model import random_model
+# ---- options ----
 
-    layers, width, ranks = SHAPES[shape]
-    options = {"L": layers, "C": width, "N": 64, "V": 65536, "ranks": ranks, "dtype": "bf16", **changes}
-    return random_model(**options)
+
+def parser(doc: str, shape: str | None = "0.4B") -> argparse.ArgumentParser:
+    """The options that every benchmark has; `shape` is the default, None if it cannot be chosen."""
+    found = argparse.ArgumentParser(description=doc.splitlines()[0])
+    found.add_argument("--quick", action="store_true", help="a tiny model, in seconds; prints and writes nothing")
+    found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    if shape:
+        found.add_argument("--shape", default=shape, choices=SHAPES)
+    return found
+
+
+def parse(options: argparse.ArgumentParser, about: str, quick: dict[str, object]) -> argparse.Namespace:
+    """The command line. `quick` are the settings of a quick run, `about` is what a full one needs."""
+    found = options.parse_args()
+    if found.quick:
+        vars(found).update(shape="tiny", **quick)
+    else:
+        note(f"this takes about {about} on two cores; times are worth something on a quiet machine only")
+    return found
+
+
+def note(text: str) -> None:
+    """To whoever waits; standard output is the result alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- models ----
 
 
 def model_file(shape: str, dtype: str, suffix: str = ".pth", **changes) -> pathlib.Path:
-    """A checkpoint of random weights, written once and kept in build/benchmarks."""
+    """A checkpoint of random weights that bf16 holds exactly, written once and kept in build/benchmarks."""
     import checkpoint_files
+    from random_model import random_model
 
-    name = "-".join([shape, dtype, *(f"{k}{v}" for k, v in sorted(changes.items()))])
-    path = BUILD / f"random-{name}{suffix}"
-    if not path.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name("unfinished" + suffix)
-        write = checkpoint_files.write_pth if suffix == ".pth" else checkpoint_files.write_safetensors
-        write(unfinished, weights(shape, **changes), dtype=dtype)
-        unfinished.rename(path)
+    path = BUILD / ("-".join(["random", shape, dtype, *(f"{k}{v}" for k, v in sorted(changes.items()))]) + suffix)
+    if path.exists():
+        return path
+    note(f"writing {path.relative_to(ROOT)}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    s = SHAPES[shape]
+    weights = random_model(**{"L": s.L, "C": s.C, "N": 64, "V": s.V, "ranks": s.ranks, "dtype": "bf16", **changes})
+    unfinished = path.with_name(f"unfinished-{os.getpid()}{suffix}")
+    write = checkpoint_files.write_pth if suffix == ".pth" else checkpoint_files.write_safetensors
+    write(unfinished, weights, dtype=dtype)
+    unfinished.rename(path)
     return path
 
 
-def streamed_bytes(config, ranks, width: int) -> int:
+def streamed_bytes(config: rwkv.Config, shape: str, precision: str) -> int:
     """Bytes of weights that one decoded token reads: every matrix and vector but the embedding table."""
-    c, f, layers = config.n_embd, config.n_ffn, config.n_layer
-    low_rank = 2 * c * (layers * sum(ranks) - ranks[2])
-    matrices = layers * (4 * c * c + 2 * c * f) + low_rank + config.n_vocab * c
-    return matrices * width + layers * 21 * c * 4
+    c, layers = config.n_embd, config.n_layer
+    matrices = layer_parameters(config, shape) + config.n_vocab * c
+    return matrices * {"fp32": 4, "bf16": 2}[precision] + layers * 21 * c * 4
+
+
+def layer_parameters(config: rwkv.Config, shape: str) -> int:
+    """Numbers in the matrices of all layers."""
+    c, f, layers, ranks = config.n_embd, config.n_ffn, config.n_layer, SHAPES[shape].ranks
+    return layers * (4 * c * c + 2 * c * f) + 2 * c * (layers * sum(ranks) - ranks[2])  # layer 0 has no v
+
+
+# ---- the machine's limits ----
 
 
 class Limits:
     """The machine's limits, measured by a small native library in the process that is being benchmarked."""
 
-    def __init__(self) -> None:
-        BUILD.mkdir(parents=True, exist_ok=True)
-        library = BUILD / "liblimits.so"
-        source = ROOT / "benchmarks" / "limits" / "limits.cpp"
-        command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O2", "-shared", "-fPIC", "-pthread"]
-        subprocess.run([*command, "-I", str(ROOT / "benchmarks"), "-I", str(ROOT / "cpp"), str(source), "-o", str(library)], check=True)
-        self._library = ctypes.CDLL(str(library))
+    def __init__(self, quick: bool = False) -> None:
+        self._bytes = 1 << (24 if quick else 30)
+        self._rounds = 100_000 if quick else 10_000_000
+        self._library = ctypes.CDLL(str(_limits_library()))
+        self._library.rwkv_read_bandwidth.argtypes = [ctypes.c_int, ctypes.c_size_t]
+        self._library.rwkv_fma_peak.argtypes = [ctypes.c_int, ctypes.c_long]
         for name in ("rwkv_read_bandwidth", "rwkv_fma_peak"):
             getattr(self._library, name).restype = ctypes.c_double
 
     def read_bandwidth(self, threads: int) -> float:
-        """GB/s of the best of several ways to read memory larger than the caches."""
-        return self._library.rwkv_read_bandwidth(threads)
+        """GB/s of the best of several ways to read memory that no cache holds."""
+        return self._library.rwkv_read_bandwidth(threads, self._bytes)
 
     def fma_peak(self, threads: int) -> float:
         """GFLOP/s of float32 fused multiply-adds, widest vectors of the machine."""
-        return self._library.rwkv_fma_peak(threads)
+        return self._library.rwkv_fma_peak(threads, self._rounds)
+
+
+def _limits_library() -> pathlib.Path:
+    library = BUILD / "liblimits.so"
+    sources = [ROOT / "benchmarks" / "limits" / "limits.cpp", ROOT / "benchmarks" / "simd" / "limits.h"]
+    if not library.exists() or library.stat().st_mtime < max(s.stat().st_mtime for s in sources):
+        BUILD.mkdir(parents=True, exist_ok=True)
+        unfinished = library.with_name(f"unfinished-{os.getpid()}.so")
+        command = [_compiler(), "-std=c++20", "-O2", "-shared", "-fPIC", "-pthread"]
+        command += ["-I", str(ROOT / "benchmarks"), "-I", str(ROOT / "cpp"), str(sources[0]), "-o", str(unfinished)]
+        subprocess.run(command, check=True)
+        unfinished.rename(library)
+    return library
+
+
+def read_file(path: pathlib.Path, threads: int) -> np.ndarray:
+    """A file, most likely in the page cache, into fresh memory, huge pages where the system has them."""
+    size = path.stat().st_size
+    target = np.empty(size, np.uint8)
+    edges = [size * i // threads for i in range(threads + 1)]
+
+    def part(file: int, begin: int, end: int) -> None:
+        while begin < end:
+            begin += os.preadv(file, [memoryview(target[begin : min(end, begin + (8 << 20))])], begin)
+
+    with path.open("rb") as file, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, [file.fileno()] * threads, edges[:-1], edges[1:]))
+    return target
+
+
+def write_durably(path: pathlib.Path, data) -> None:
+    """A new file in the place of an old one, safe from a loss of power: what saving can do no faster."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def memory(field: str) -> int:
+    """Bytes of this process, as Linux calls them: VmRSS, RssAnon, VmHWM."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith(field + ":"))
+
+
+# ---- times ----
 
 
 def timed(call) -> float:
@@ -86,22 +186,77 @@ def timed(call) -> float:
     return time.perf_counter() - begin
 
 
-def median(values) -> float:
-    return statistics.median(values)
+median = statistics.median
 
 
-def machine() -> dict[str, object]:
-    model = next(
-        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+def ratios(values, others) -> list[float]:
+    """One quotient for each round: what a round's other load slows down is in both."""
+    return [a / b for a, b in zip(values, others, strict=True)]
 
 
-def record(name: str, result: dict[str, object]) -> None:
-    """Prints a result and writes it, with the machine and the command, to benchmarks/results."""
-    command = " ".join(["python", *sys.argv]).replace(str(ROOT) + os.sep, "")
-    document = {"command": command, "machine": machine(), **result}
+def rounded(value: float) -> float:
+    """Four digits, which is more than a machine repeats."""
+    return float(f"{value:.4g}")
+
+
+def lowest_highest(values) -> list[float]:
+    values = list(values)
+    return [rounded(min(values)), rounded(max(values))]
+
+
+# ---- results ----
+
+
+def machine(engine: rwkv.Engine) -> dict[str, object]:
+    """What the figures are of, as far as the system tells."""
+    return {
+        "cpu": _line_of("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": engine.description,
+        "memory_gigabytes": rounded(int((_line_of("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) * 1024 / 1e9),
+        "caches": _caches(),
+        "system": f"{platform.system()} {platform.release()}",
+        "compiler": _first_line([_compiler(), "--version"]),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _first_line(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _line_of(path: str, key: str) -> str | None:
+    with open(path) as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), None)
+
+
+def _caches() -> list[str]:
+    """Such as "L2 Unified 2048K, cores 0"; empty where the system does not say."""
+    found = []
+    for folder in sorted(pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size, cores = ((folder / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list"))
+        found.append(f"L{level} {kind} {size}, cores {cores}")
+    return found
+
+
+def record(name: str, options: argparse.Namespace, engine: rwkv.Engine, results: list[dict[str, object]]) -> None:
+    """Prints a result and, unless it was a quick run, writes it to benchmarks/results/NAME.json."""
+    words = [pathlib.Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]
+    document = {
+        "benchmark": pathlib.Path(words[0]).stem,
+        "command": " ".join(["python", *words]),
+        "engine": f"rwkv-engine {rwkv.__version__}, random weights",
+        "machine": machine(engine),
+        "settings": {key: value for key, value in vars(options).items() if key != "quick"},
+        "results": results,
+    }
     text = json.dumps(document, indent=2)
     print(text)
-    (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(text + "\n")
+    if not options.quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n")

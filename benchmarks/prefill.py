@@ -1,14 +1,14 @@
-"""Prefill of 512 tokens: tokens/s, the share of the machine's measured float32 multiply-add peak, and the ratio to the
-`rwkv` package on torch on the same weights, in interleaved rounds of one process.
+"""Prefill: tokens/s, the share of the machine's measured float32 multiply-add peak, and the ratio to the `rwkv` package
+on torch on the same weights, in interleaved rounds of one process.
 
-    python benchmarks/prefill.py [--shape 0.4B] [--threads 2] [--tokens 512] [--rounds 5] [--no-peer]
+    python benchmarks/prefill.py [--shape 0.4B] [--threads N] [--tokens 512] [--rounds 5] [--no-peer]
 
-The two must agree on the most likely token.
+Every round must give the same logits, those of reading the text in two halves, and the package the same next token.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import os
 
 import numpy as np
@@ -16,11 +16,12 @@ import numpy as np
 import common
 import rwkv_engine as rwkv
 
+PACKAGE = "rwkv package"
 
-def flops_per_token(config, ranks) -> float:
+
+def operations_per_token(config: rwkv.Config, shape: str) -> float:
     """Multiply-adds count two; the head runs once per call and is left out, the recurrence is counted."""
-    matrices = common.streamed_bytes(config, ranks, 1) - config.n_layer * 84 * config.n_embd - config.n_vocab * config.n_embd
-    return 2 * matrices + config.n_layer * config.n_embd * config.head_size * 10
+    return 2 * common.layer_parameters(config, shape) + config.n_layer * config.n_embd * config.head_size * 10
 
 
 def peer(path: str, threads: int):
@@ -34,59 +35,65 @@ def peer(path: str, threads: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="0.4B", choices=common.SHAPES)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = common.parser(__doc__)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-peer", action="store_true")
-    a = parser.parse_args()
+    parser.add_argument("--no-peer", action="store_true", help=f"without the {PACKAGE}")
+    a = common.parse(parser, "a minute", quick={"tokens": 40, "rounds": 1, "no_peer": True})
+    if not a.no_peer and importlib.util.find_spec("rwkv") is None:
+        common.note(f"the {PACKAGE} is not installed: no comparison with it")
+        a.no_peer = True
     path = str(common.model_file(a.shape, "bf16"))
-    limits = common.Limits()
+    limits = common.Limits(a.quick)
     engines = {p: rwkv.Engine(path, f"cpu {p}", threads=a.threads) for p in ("fp32", "bf16")}
-    package = None if a.no_peer else peer(path, a.threads)
-    tokens = np.random.default_rng(0).integers(1, 65536, a.tokens).tolist()
-    config = next(iter(engines.values())).config
-    flops = flops_per_token(config, common.SHAPES[a.shape][2]) * a.tokens
+    config = engines["fp32"].config
+    tokens = np.random.default_rng(0).integers(1, config.n_vocab, a.tokens).tolist()
+    operations = operations_per_token(config, a.shape) * a.tokens
 
-    seconds: dict[str, list[float]] = {name: [] for name in [*engines, "package"]}
-    shares: dict[str, list[float]] = {name: [] for name in engines}
-    answers: dict[str, int] = {}
+    def prefill(engine: rwkv.Engine, *parts: list[int]) -> np.ndarray:
+        state = engine.new_state()
+        return [engine.forward(part, state) for part in parts][-1]
+
+    half = a.tokens // 2
+    answers = {name: prefill(engine, tokens[:half], tokens[half:]) for name, engine in engines.items()}
+    runners = {name: lambda engine=engine: prefill(engine, tokens) for name, engine in engines.items()}
+    if not a.no_peer:
+        package = peer(path, a.threads)
+        runners[PACKAGE] = lambda: package(tokens)
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    peaks = []
     for round_ in range(a.rounds + 1):
         peak = limits.fma_peak(a.threads)
-        for name, engine in engines.items():
-            state = engine.new_state()
-            logits = None
-
-            def prefill() -> None:
-                nonlocal logits
-                logits = engine.forward(tokens, state)
-
-            elapsed = common.timed(prefill)
-            token = int(logits.argmax())
-            assert answers.setdefault(name, token) == token
-            if round_:
+        for name, runner in runners.items():
+            found: list[np.ndarray] = []
+            elapsed = common.timed(lambda: found.append(runner()))
+            if name == PACKAGE:
+                assert found[0].argmax() == answers["fp32"].argmax(), "the package predicts another token"
+            else:
+                assert (found[0] == answers[name]).all(), "the answer changed"
+            if round_:  # the first warms up
                 seconds[name].append(elapsed)
-                shares[name].append(flops / elapsed / 1e9 / peak)
-        if package:
-            elapsed = common.timed(lambda: answers.__setitem__("package", int(package(tokens).argmax())))
-            assert answers["package"] == answers["fp32"], answers
-            if round_:
-                seconds["package"].append(elapsed)
+        if round_:
+            peaks.append(peak)
 
-    result: dict[str, object] = {"shape": a.shape, "threads": a.threads, "tokens": a.tokens}
-    for name, engine in engines.items():
-        result[name] = {
-            "tokens_per_second": round(a.tokens / common.median(seconds[name]), 1),
-            "share_of_fp32_fma_peak": round(common.median(shares[name]), 3),
-            "share_lowest_highest": [round(min(shares[name]), 3), round(max(shares[name]), 3)],
-            "device": engine.description,
-        }
-    if package:
-        result["rwkv package fp32"] = {"tokens_per_second": round(a.tokens / common.median(seconds["package"]), 1)}
-        ratios = [theirs / ours for theirs, ours in zip(seconds["package"], seconds["fp32"], strict=True)]
-        result["fp32 times the rwkv package"] = round(common.median(ratios), 2)
-    common.record(f"prefill-{a.shape}-{a.threads}t", result)
+    results = []
+    for name, times in seconds.items():
+        shares = [operations / second / 1e9 / peak for second, peak in zip(times, peaks, strict=True)]
+        compared = PACKAGE in seconds and name == "fp32"
+        times_package = common.median(common.ratios(seconds[PACKAGE], times)) if compared else None
+        results.append(
+            {
+                "runner": PACKAGE if name == PACKAGE else "rwkv_engine",
+                "precision": "fp32" if name == PACKAGE else name,
+                "tokens_per_second": common.rounded(a.tokens / common.median(times)),
+                "gigaflops": common.rounded(operations / common.median(times) / 1e9),
+                "fma_peak_gigaflops": common.rounded(common.median(peaks)),
+                "share_of_fma_peak": common.rounded(common.median(shares)),
+                "share_lowest_highest": common.lowest_highest(shares),
+                "times_the_rwkv_package": times_package and common.rounded(times_package),
+            }
+        )
+    common.record(f"prefill-{a.shape}-{a.threads}t", a, engines["fp32"], results)
 
 
 if __name__ == "__main__":

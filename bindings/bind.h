@@ -9,11 +9,13 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/sampling.h"
 
 namespace py = pybind11;
 
 void bind_errors(py::module_& m);
 void bind_engine(py::module_& m);
+void bind_generation(py::module_& m);
 void bind_state(py::module_& m);
 void bind_tokenizer(py::module_& m);
 void bind_checkpoint(py::module_& m);
@@ -24,6 +26,9 @@ py::str text_of(std::string_view bytes);
 // A sequence or one-dimensional array of integers from 0 to limit - 1. Nothing wraps and nothing is rounded: other
 // types raise TypeError, other numbers Error with the position.
 std::vector<int32_t> ids_of(const py::object& ids, int64_t limit);
+
+// SamplingParams of the dataclass of that name.
+rwkv::SamplingParams params_of(const py::object& params);
 
 // Lets go of the GIL for a call. The interpreter waits for such calls before it ends, because a thread that came back
 // to one that has ended would take the process down.

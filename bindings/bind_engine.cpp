@@ -52,11 +52,24 @@ py::object forward(Engine& engine, const std::vector<py::object>& tokens, const 
   return kind == rwkv::Output::none ? py::object(py::none()) : result;
 }
 
-int32_t sample(Engine& engine, const State& state, float temperature, float top_p, uint64_t seed, uint64_t counter) {
+using Array = py::array_t<float, py::array::c_style>;
+
+int32_t sample(Engine& engine, const Array& logits, const py::object& params, uint64_t seed, uint64_t position) {
+  const rwkv::SamplingParams p = params_of(params);
+  const int64_t n = logits.size();
+  p.check(static_cast<int>(n));
+  // A copy, because nobody else may change it meanwhile.
+  std::vector<float> row(logits.data(), logits.data() + n);
+  const rwkv::SampleJob job{.logits = {row.data(), rwkv::DType::f32, 1, n, n},
+                            .temperature = p.temperature,
+                            .top_p = p.top_p,
+                            .top_k = p.top_k,
+                            .min_p = p.min_p,
+                            .seed = seed,
+                            .counter = position,
+                            .bias = p.logit_bias};
   const Unlocked unlocked;
-  const State* const states[] = {&state};
-  const rwkv::SampleJob jobs[] = {{temperature, top_p, seed, counter}};
-  return engine.sample(states, jobs, signal_poll()).front();
+  return engine.sample(std::span(&job, 1), signal_poll()).front().token;
 }
 
 StateRef state_from_bytes(Engine& engine, const py::bytes& blob, bool check_weights) {
@@ -70,8 +83,6 @@ StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights) {
   const Unlocked unlocked;
   return engine.load_state(name, check_weights);
 }
-
-using Array = py::array_t<float, py::array::c_style>;
 
 StateRef state_from_parts(Engine& engine, const std::vector<std::pair<std::string, Array>>& arrays) {
   std::vector<rwkv::StateArray> parts;

@@ -13,12 +13,13 @@ py::object last_logits(const State& state) {
 }
 
 py::bytes to_bytes(const State& state) {
-  const size_t size = state.engine()->snapshot_size(state);
+  const rwkv::StateContents contents = state.contents();
+  const size_t size = state.engine()->snapshot_size(contents);
   const auto blob = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
   if (!blob) throw py::error_already_set();
   const std::span<char> bytes(PyBytes_AS_STRING(blob.ptr()), size);
   const Unlocked unlocked;
-  state.engine()->to_bytes(state, std::as_writable_bytes(bytes));
+  state.engine()->to_bytes(contents, std::as_writable_bytes(bytes));
   return blob;
 }
 

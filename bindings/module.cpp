@@ -6,5 +6,6 @@ PYBIND11_MODULE(_core, m) {
   bind_checkpoint(m);
   bind_state(m);
   bind_engine(m);
+  bind_generation(m);
   bind_exit(m);
 }

@@ -12,8 +12,6 @@
 
 namespace {
 
-constexpr size_t kBytes = size_t(1) << 30;
-
 // Seconds of fn(thread) on that many threads, the fastest of `runs`.
 template <class F>
 double best_time(int threads, int runs, F fn) {
@@ -41,16 +39,17 @@ bool has(const char* isa) {
 
 }  // namespace
 
-// GB/s of the best reader over memory that no cache holds.
-extern "C" double rwkv_read_bandwidth(int threads) {
+// GB/s of the best reader over memory that no cache holds. The first call decides how many bytes.
+extern "C" double rwkv_read_bandwidth(int threads, size_t wanted) {
+  static const size_t bytes = (wanted >> 21) << 21;
   static std::byte* const data = [] {
-    auto* p = static_cast<std::byte*>(std::aligned_alloc(size_t(2) << 20, kBytes));
-    madvise(p, kBytes, MADV_HUGEPAGE);  // as the engine asks for its weights
-    std::memset(p, 1, kBytes);
+    auto* p = static_cast<std::byte*>(std::aligned_alloc(size_t(2) << 20, bytes));
+    madvise(p, bytes, MADV_HUGEPAGE);  // as the engine asks for its weights
+    std::memset(p, 1, bytes);
     return p;
   }();
   static volatile uint64_t sink;
-  const size_t share = kBytes / size_t(threads) / 4096 * 4096;
+  const size_t share = bytes / size_t(threads) / 4096 * 4096;
   double best = 0;
   for (const limits::Reader& reader : limits::kReaders) {
     if (!has(reader.name)) continue;
@@ -62,12 +61,11 @@ extern "C" double rwkv_read_bandwidth(int threads) {
 }
 
 // GFLOP/s of float32 multiply-adds, the widest vectors of the machine.
-extern "C" double rwkv_fma_peak(int threads) {
-  constexpr long kRounds = 10'000'000;
+extern "C" double rwkv_fma_peak(int threads, long rounds) {
   double best = 0;
   for (const limits::Peak& peak : limits::kPeaks)
     if (has(peak.name))
-      best = std::max(
-          best, peak.operations * kRounds * threads / best_time(threads, 2, [&](int) { peak.run(kRounds); }) / 1e9);
+      best = std::max(best, peak.operations * double(rounds) * threads /
+                                best_time(threads, 2, [&](int) { peak.run(rounds); }) / 1e9);
   return best;
 }

@@ -88,11 +88,30 @@ struct StatePart {
   }
 };
 
-// One row's sampling. All randomness comes from (seed, counter), so results do not depend on scheduling.
+// Added to a token's logit; -inf bans it.
+struct TokenBias {
+  int32_t token;
+  float bias;
+};
+
+// A token with its share of the model's own distribution, before bias and truncation.
+struct TokenLogprob {
+  int32_t token;
+  float logprob;
+};
+
+// One row of logits and how to draw from it. All randomness comes from (seed, counter), so results do not depend on
+// scheduling. The order is: bias; then of softmax(logits) the tokens that top_p, top_k and min_p all keep; then
+// temperature. Of equal tokens the lower id is the more likely.
 struct SampleJob {
-  float temperature = 1;  // 0: the most likely token, ties to the lower id
-  float top_p = 1;
+  Tensor logits;          // (1, V)
+  float temperature = 1;  // 0: the most likely token
+  float top_p = 1;        // the most likely tokens that hold this share together, and those equal to the last of them
+  int top_k = 0;          // the most likely tokens, this many; 0: all
+  float min_p = 0;        // tokens at least this share as likely as the most likely
   uint64_t seed = 0, counter = 0;
+  std::span<const TokenBias> bias = {};  // ascending tokens: penalties, logit bias and bans in one
+  std::span<TokenLogprob> top = {};      // receives the most likely tokens, at most V, the most likely first
 };
 
 class Backend {
@@ -125,7 +144,7 @@ class Backend {
   virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&) = 0;
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
   virtual bool all_finite(const Tensor& x) = 0;
-  virtual void sample(const Tensor& logits, std::span<const SampleJob>, std::span<int32_t> tokens) = 0;
+  virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
 
   // ---- one recurrence per family; the state part lies at byte `state` of each slot ----
   virtual void wkv(const Wkv7&, size_t state, const Batch&, Operand y) = 0;

@@ -30,6 +30,8 @@ bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
 
 CpuBackend::CpuBackend(const DeviceOptions& options) : kernels_(choose_kernels()), pool_(options.threads) {
   scratch_.resize(size_t(pool_.size()));
+  sampling_.resize(size_t(pool_.size()));
+  errors_.resize(size_t(pool_.size()));
 }
 
 std::string CpuBackend::description() const {
@@ -328,9 +330,36 @@ bool CpuBackend::all_finite(const Tensor& x) {
   return finite.load(std::memory_order_relaxed);
 }
 
-void CpuBackend::sample(const Tensor& logits, std::span<const SampleJob> jobs, std::span<int32_t> tokens) {
-  for (size_t i = 0; i < jobs.size(); i++)
-    tokens[i] = sample_row(logits.row(int64_t(i)), int(logits.cols), jobs[i], sampling_);
+void CpuBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
+  RWKV_CHECK(Error, drawn.size() == jobs.size(), "drawn: expected room for ", jobs.size(), " tokens, found ",
+             drawn.size());
+  const int n = int(jobs.size()), workers = std::min(n, pool_.size());
+  int64_t widest = 0;
+  for (const SampleJob& job : jobs) widest = std::max(widest, job.logits.cols);
+  for (int worker = 0; worker < workers; worker++) sampling_[size_t(worker)].reserve(size_t(widest));
+  const auto work = [&](int worker) {
+    if (worker >= workers) return;
+    const Share share(n, worker, workers);
+    try {
+      for (int i = share.begin; i < share.end; i++)
+        drawn[size_t(i)] = sample_row(kernels_, jobs[size_t(i)], sampling_[size_t(worker)]);
+    } catch (...) {
+      errors_[size_t(worker)] = std::current_exception();
+    }
+  };
+  if (n == 1) {  // not worth waking the others
+    FlushDenormals flush;
+    work(0);
+  } else {
+    pool_.run(work);
+  }
+  // Shares are in order, so the first worker's error is the first job's.
+  std::exception_ptr first;
+  for (std::exception_ptr& error : errors_) {
+    if (error && !first) first = error;
+    error = nullptr;
+  }
+  if (first) std::rethrow_exception(first);
 }
 
 }  // namespace rwkv::cpu

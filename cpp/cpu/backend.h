@@ -1,4 +1,6 @@
 #pragma once
+#include <exception>
+
 #include "backend/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/sample.h"
@@ -27,7 +29,7 @@ class CpuBackend final : public Backend {
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&) override;
   void linear(std::span<const LinearJob>) override;
   bool all_finite(const Tensor& x) override;
-  void sample(const Tensor& logits, std::span<const SampleJob>, std::span<int32_t> tokens) override;
+  void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
@@ -44,7 +46,8 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   std::vector<Memory> scratch_;  // one per worker
   int64_t width_ = 0;
-  SampleScratch sampling_;
+  std::vector<SampleScratch> sampling_;     // one per worker, grown to the widest row it has sampled
+  std::vector<std::exception_ptr> errors_;  // of each worker's jobs the first
 };
 
 }  // namespace rwkv::cpu

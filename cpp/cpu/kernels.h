@@ -73,6 +73,9 @@ struct Wkv7Head {
 };
 static constexpr int padded_n(int n) { return (n + 15) / 16 * 16; }
 
+constexpr size_t kSampleBlock = 128;  // logits to which sampling gives one maximum and one sum; the last may be fewer
+static constexpr size_t sample_blocks(size_t n) { return (n + kSampleBlock - 1) / kSampleBlock; }
+
 struct Kernels {
   const char* name;
   int tile;  // most tokens in a tile
@@ -90,6 +93,14 @@ struct Kernels {
   void (*widen)(const void* src, DType dtype, int n, float* y);                            // f32, f16, bf16 to float32
   void (*wkv7)(const Wkv7Head&);
   bool (*all_finite)(const float* x, size_t n);
+
+  // Sampling. These give the same bits on every set, generic too.
+  void (*block_maxima)(const float* x, size_t n, float* maxima);  // of a block with NaN or +inf: one of those
+  // y[i] = e^((x[i] - max) * scale) to 1e-12, 0 below e^-707; x[i] may be up to 64 above max where scale is 1.
+  void (*exponentials)(const float* x, size_t n, double max, double scale, double* y);
+  void (*block_sums)(const float* x, size_t n, double max, double scale, double* sums);  // of those exponentials
+  // Every x[i] >= low, a finite number, with its index, in order; returns how many. ids and values have room for n.
+  size_t (*collect)(const float* x, size_t n, const float* maxima, float low, int32_t* ids, float* values);
 };
 
 extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Bf16;  // the last three exist on x86 only

@@ -1,26 +1,34 @@
-// Drawing a token from a row of logits: softmax, top-p, temperature, one uniform number. Plain C++ in double precision
-// and fixed order, so a row's token depends on its logits and its job alone.
+// Drawing a token from a row of logits: softmax, truncation, temperature, one uniform number. In double precision and
+// fixed order, so a row's token depends on its logits and its job alone.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "backend/backend.h"
+#include "cpu/kernels.h"
 
 namespace rwkv::cpu {
 
-// Kept between calls so that sampling allocates once, for the widest row seen.
-struct SampleScratch {
-  std::vector<double> weights;  // (n) every token's probability, up to a common factor
-  std::vector<float> boundary;  // the logits among which the cutoff lies
+// What sampling a row works in. Kept between calls, so that only a row wider than all before allocates.
+class SampleScratch {
+ public:
+  void reserve(size_t vocabulary);
+
+  std::vector<float> biased;     // (V) the row with its bias
+  std::vector<float> maxima;     // of each block of the row
+  std::vector<double> sums;      // of each block's exponentials
+  std::vector<int32_t> ids;      // (V) the tokens under consideration, ascending
+  std::vector<float> values;     // (V) and their logits
+  std::vector<float> selection;  // (V) logits in the order of a selection
+  std::vector<double> weights;   // (V) their exponentials
 };
 
-// Keeps every token at least as likely as the least likely of the smallest set that holds top_p of the probability,
-// then draws with weight p^(1/temperature). temperature 0 and top_p 0 take the most likely token, the lowest id of
-// equals. A logit of -inf bans its token. Throws Error for a parameter out of range and NonFiniteError for NaN, +inf,
-// or nothing but -inf.
-int32_t sample_row(const float* logits, int n, const SampleJob& job, SampleScratch& scratch);
+// Draws as SampleJob says and fills job.top. Throws Error for a parameter out of range and for a bias that leaves no
+// token; NonFiniteError for NaN or +inf among the logits, before or after the bias, or nothing but -inf.
+TokenLogprob sample_row(const Kernels& kernels, const SampleJob& job, SampleScratch& scratch);
 
-// e^x for x <= 0, to about 1e-15 relative and with the same bits everywhere, which libm does not promise; 0 below -708.
-double exp_of_negative(double x);
+// The natural logarithm of a normal x > 0, to 2e-16 of the greater of it and 1; the same bits everywhere, which libm
+// does not promise.
+double log_of(double x);
 
 }  // namespace rwkv::cpu

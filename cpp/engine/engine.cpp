@@ -21,12 +21,6 @@ std::vector<std::unique_ptr<State::Use>> use_all(std::span<const Sequence> seque
   return uses;
 }
 
-// Logits of the last call as a one-row tensor.
-Tensor as_row(const std::vector<float>& values) {
-  const auto n = int64_t(values.size());
-  return {const_cast<float*>(values.data()), DType::f32, 1, n, n};
-}
-
 }  // namespace
 
 Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
@@ -69,7 +63,7 @@ void Engine::check_mine(const State& state) const {
 
 std::shared_ptr<State> Engine::new_state() {
   check_process();
-  return std::make_shared<State>(shared_from_this(), StateContents{initial_, 0, -1, nullptr});
+  return std::make_shared<State>(shared_from_this(), StateContents{.slot = initial_});
 }
 
 // ---- steps ----
@@ -119,7 +113,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   check_process();
   check_sequences(sequences);
   if (sequences.empty()) return;
-  RWKV_CHECK(Error, result.size() == result_size(sequences, output), "result: expected room for ",
+  RWKV_CHECK(Error, result.empty() || result.size() == result_size(sequences, output), "result: expected room for ",
              result_size(sequences, output), " floats, found ", result.size());
   const auto uses = use_all(sequences);
   const Turn::Hold hold(turn_, poll);
@@ -177,7 +171,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
-        std::copy_n(values.row(i), values.cols, result.data() + written);
+        if (!result.empty()) std::copy_n(values.row(i), values.cols, result.data() + written);
         if (kind == Model::Result::logits && ending[row] < count)
           std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
       }
@@ -190,24 +184,16 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   for (size_t i = 0; i < count; i++) {
     StateContents& state = sequences[i].state->contents_;
     state = {std::move(target[i]), state.tokens_seen + int64_t(sequences[i].tokens.size()), sequences[i].tokens.back(),
-             std::move(logits[i])};
+             std::move(logits[i]), sequences[i].sampler};
   }
 }
 
-std::vector<int32_t> Engine::sample(std::span<const State* const> states, std::span<const SampleJob> jobs,
-                                    const Poll& poll) {
+std::vector<TokenLogprob> Engine::sample(std::span<const SampleJob> jobs, const Poll& poll) {
   check_process();
-  RWKV_CHECK(Error, states.size() == jobs.size(), "sample: expected ", states.size(), " jobs, found ", jobs.size());
-  std::vector<int32_t> tokens(states.size());
+  std::vector<TokenLogprob> drawn(jobs.size());
   const Turn::Hold hold(turn_, poll);
-  for (size_t i = 0; i < states.size(); i++) {
-    check_mine(*states[i]);
-    const auto logits = states[i]->last_logits();
-    RWKV_CHECK(StateError, logits,
-               "sample: expected a state with last logits, found none; step it with output 'last' or ", "'all' first");
-    model_->backend()->sample(as_row(*logits), jobs.subspan(i, 1), std::span(tokens).subspan(i, 1));
-  }
-  return tokens;
+  model_->backend()->sample(jobs, drawn);
+  return drawn;
 }
 
 }  // namespace rwkv

@@ -35,6 +35,7 @@ struct EngineOptions {
 struct Sequence {
   std::span<const int32_t> tokens;  // at least one
   State* state;
+  std::shared_ptr<const SamplerState> sampler = nullptr;  // becomes the state's with the step
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -52,28 +53,29 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void check_process() const;  // throws DeviceError after os.fork()
 
   // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
-  // (), hidden (sum of T, C) after ln_out. On any error no state has changed.
+  // (), hidden (sum of T, C) after ln_out. An empty `result` leaves it at the last logits that the states keep. On any
+  // error no state has changed.
   void forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll = {},
                const Progress& progress = {});
   size_t result_size(std::span<const Sequence> sequences, Output output) const;  // floats
   std::vector<float> forward(std::span<const Sequence> sequences, Output output = Output::last, const Poll& poll = {},
                              const Progress& progress = {});
 
-  // One token from each state's last logits, as each job says.
-  std::vector<int32_t> sample(std::span<const State* const> states, std::span<const SampleJob> jobs,
-                              const Poll& poll = {});
+  // One draw for each job.
+  std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
 
   // ---- portable states ----
-  size_t snapshot_size(const State& state) const;
-  void to_bytes(const State& state, std::span<std::byte> snapshot);  // of exactly that size
+  // `contents` is what a state of this engine holds at one moment.
+  size_t snapshot_size(const StateContents& contents) const;
+  void to_bytes(const StateContents& contents, std::span<std::byte> snapshot);  // of exactly that size
   std::vector<std::byte> to_bytes(const State& state);
   std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true);
   void save(const State& state, const std::string& path);
   std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
   std::vector<StateArray> parts(const State& state);
   std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
-  bool equal(const State& a,
-             const State& b);  // same contents, bit for bit: parts, tokens seen, last token, last logits
+  // The same contents, bit for bit: parts, tokens seen, last token, last logits. How a text is sampled is not compared.
+  bool equal(const State& a, const State& b);
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);

@@ -5,6 +5,7 @@
 
 #include "core/platform.h"
 #include "engine/engine.h"
+#include "engine/sampling.h"
 #include "engine/snapshot.h"
 #include "engine/state_pool.h"
 #include "model/model.h"
@@ -22,46 +23,56 @@ void for_each_part(const StateLayout& layout, const F& visit) {
 
 }  // namespace
 
-size_t Engine::snapshot_size(const State& state) const {
-  const StateContents contents = state.contents();
+size_t Engine::snapshot_size(const StateContents& contents) const {
+  const size_t weights = contents.sampler ? contents.sampler->weights.size() : 0;
   return header_of(contents).size() + state_bytes() +
-         (contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0);
+         (contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0) +
+         weights * (sizeof(int32_t) + sizeof(double));
 }
 
 std::string Engine::header_of(const StateContents& contents) const {
-  return snapshot_header(config(), fingerprint(), {contents.tokens_seen, contents.last_token},
-                         snapshot_tensors(config(), model_->layout(), contents.last_logits != nullptr));
+  const SnapshotInfo info{contents.tokens_seen, contents.last_token, contents.sampler};
+  return snapshot_header(config(), fingerprint(), info,
+                         snapshot_tensors(config(), model_->layout(), contents.last_logits != nullptr, info.weights()));
 }
 
-void Engine::to_bytes(const State& state, std::span<std::byte> snapshot) {
+void Engine::to_bytes(const StateContents& contents, std::span<std::byte> snapshot) {
   check_process();
-  check_mine(state);
-  const StateContents contents = state.contents();
   const std::string header = header_of(contents);
-  const size_t logits = contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0;
-  const size_t size = header.size() + state_bytes() + logits;
+  const size_t size = snapshot_size(contents);
   RWKV_CHECK(StateError, snapshot.size() == size, "snapshot: expected room for ", size, " bytes, found ",
              snapshot.size());
-  std::memcpy(snapshot.data(), header.data(), header.size());
-  std::byte* to = snapshot.data() + header.size();  // 64-byte aligned within the file, so floats within the buffer
+  std::byte* to = snapshot.data();
+  const auto append = [&](const void* from, size_t bytes) {
+    std::memcpy(to, from, bytes);
+    to += bytes;
+  };
+  append(header.data(), header.size());  // its end is 64-byte aligned in the file, so floats are in the buffer
   for_each_part(model_->layout(), [&](const StatePart& part, size_t, int, size_t offset) {
     pool_->backend().read_state(part, contents.slot->data() + offset, reinterpret_cast<float*>(to));
     to += size_t(part.count()) * sizeof(float);
   });
-  if (logits) std::memcpy(to, contents.last_logits->data(), logits);
+  if (contents.last_logits) append(contents.last_logits->data(), contents.last_logits->size() * sizeof(float));
+  if (contents.sampler) {
+    for (const TokenWeight& w : contents.sampler->weights) append(&w.token, sizeof w.token);
+    for (const TokenWeight& w : contents.sampler->weights) append(&w.weight, sizeof w.weight);
+  }
   seal_snapshot(snapshot);
 }
 
 std::vector<std::byte> Engine::to_bytes(const State& state) {
-  std::vector<std::byte> snapshot(snapshot_size(state));
-  to_bytes(state, snapshot);
+  check_process();
+  check_mine(state);
+  const StateContents contents = state.contents();
+  std::vector<std::byte> snapshot(snapshot_size(contents));
+  to_bytes(contents, snapshot);
   return snapshot;
 }
 
 std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes, bool check_weights) {
   check_process();
   const StateLayout& layout = model_->layout();
-  const SnapshotView view = read_snapshot(bytes, config(), fingerprint(), layout, check_weights);
+  SnapshotView view = read_snapshot(bytes, config(), fingerprint(), layout, check_weights);
   auto slot = pool_->take();
   std::vector<float> values;
   for_each_part(layout, [&](const StatePart& part, size_t p, int layer, size_t offset) {
@@ -75,17 +86,18 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
     logits = std::make_shared<std::vector<float>>(view.last_logits.size() / sizeof(float));
     std::memcpy(logits->data(), view.last_logits.data(), view.last_logits.size());
   }
-  return std::make_shared<State>(shared_from_this(), StateContents{std::move(slot), view.info.tokens_seen,
-                                                                   view.info.last_token, std::move(logits)});
+  return std::make_shared<State>(
+      shared_from_this(), StateContents{std::move(slot), view.info.tokens_seen, view.info.last_token, std::move(logits),
+                                        std::move(view.info.sampler)});
 }
 
 void Engine::save(const State& state, const std::string& path) { write_atomically(path, to_bytes(state)); }
 
 std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights) {
   const File file(path);
-  const auto tensors = snapshot_tensors(config(), model_->layout(), true);
   // A state is as large as its model says; the rest is for the header, which later releases may lengthen.
-  const uint64_t most = state_bytes() + uint64_t(config().n_vocab) * sizeof(float) + (1 << 20);
+  const uint64_t per_token = sizeof(float) + sizeof(int32_t) + sizeof(double);  // a logit, and a weight with its id
+  const uint64_t most = state_bytes() + uint64_t(config().n_vocab) * per_token + (1 << 20);
   RWKV_CHECK(StateError, file.size() <= most, path, ": expected a state of at most ", most, " bytes, found ",
              file.size());
   std::vector<std::byte> bytes(size_t(file.size()));
@@ -102,7 +114,7 @@ std::vector<StateArray> Engine::parts(const State& state) {
   check_mine(state);
   const StateContents contents = state.contents();
   std::vector<StateArray> arrays;
-  for (const TensorInfo& t : snapshot_tensors(config(), model_->layout(), false))
+  for (const TensorInfo& t : snapshot_tensors(config(), model_->layout()))
     arrays.push_back({t.name, t.shape, std::vector<float>(size_t(t.count()))});
   for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
     pool_->backend().read_state(part, contents.slot->data() + offset, arrays[p].values.data() + layer * part.count());
@@ -112,7 +124,7 @@ std::vector<StateArray> Engine::parts(const State& state) {
 
 std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> parts) {
   check_process();
-  const auto expected = snapshot_tensors(config(), model_->layout(), false);
+  const auto expected = snapshot_tensors(config(), model_->layout());
   std::vector<const StateArray*> ordered;
   for (const TensorInfo& want : expected) {
     const auto found = std::ranges::find_if(parts, [&](const StateArray& a) { return a.name == want.name; });
@@ -129,7 +141,7 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
     pool_->backend().write_state(part, slot->data() + offset, ordered[p]->values.data() + layer * part.count());
   });
-  return std::make_shared<State>(shared_from_this(), StateContents{std::move(slot), 0, -1, nullptr});
+  return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
 }
 
 bool Engine::equal(const State& a, const State& b) {

@@ -9,13 +9,14 @@
 #include "core/safetensors.h"
 #include "core/sha256.h"
 #include "core/text.h"
+#include "engine/utf8.h"
 
 namespace rwkv {
 
 namespace {
 
 constexpr std::string_view kFormat = "rwkv-state 1";
-constexpr std::string_view kLogits = "last_logits";
+constexpr std::string_view kLogits = "last_logits", kTokens = "sampler.tokens", kWeights = "sampler.weights";
 // How every snapshot begins, after the eight bytes of length.
 constexpr std::string_view kPrefix = "{\"__metadata__\":{\"digest\":\"";
 constexpr size_t kDigestAt = 8 + kPrefix.size(), kDigestSize = 64;
@@ -41,14 +42,19 @@ std::vector<std::pair<std::string, std::string>> shape_fields(const Config& c) {
 }
 
 const std::string& field(const SafetensorsHeader& header, std::string_view key) {
-  for (const auto& [name, value] : header.metadata)
-    if (name == key) return value;
-  throw StateError(join("state: expected the metadata field ", key, ", found none"));
+  const auto found = std::ranges::find(header.metadata, key, &std::pair<std::string, std::string>::first);
+  RWKV_CHECK(StateError, found != header.metadata.end(), "state: expected the metadata field ", key, ", found none");
+  return found->second;
 }
 
-int64_t number(const SafetensorsHeader& header, std::string_view key, int64_t least, int64_t most) {
+bool has_tensor(const SafetensorsHeader& header, std::string_view name) {
+  return std::ranges::any_of(header.tensors, [&](const TensorInfo& t) { return t.name == name; });
+}
+
+template <class Int>
+Int number(const SafetensorsHeader& header, std::string_view key, Int least, Int most) {
   const std::string& text = field(header, key);
-  int64_t value = 0;
+  Int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   RWKV_CHECK(StateError, error == std::errc() && end == text.data() + text.size() && value >= least && value <= most,
              "state: expected ", key, " from ", least, " to ", most, ", found '", shown(text), "'");
@@ -66,9 +72,77 @@ bool all_finite(std::span<const std::byte> bytes) {
   return finite;
 }
 
+std::string hex(std::string_view bytes) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string text;
+  for (const char c : bytes) {
+    const auto byte = static_cast<uint8_t>(c);
+    text += {kDigits[byte >> 4], kDigits[byte & 15]};
+  }
+  return text;
+}
+
+// Bytes that begin a character and are not a whole one, or none.
+std::string pending_of(const SafetensorsHeader& header) {
+  const std::string& text = field(header, "sampler_pending");
+  std::string bytes;
+  for (size_t i = 0; i + 1 < text.size() && bytes.size() < 4; i += 2) {
+    int byte = 0;
+    if (std::from_chars(text.data() + i, text.data() + i + 2, byte, 16).ptr == text.data() + i + 2)
+      bytes += static_cast<char>(byte);
+  }
+  bool good = hex(bytes) == text;
+  if (good && !bytes.empty()) {
+    const Utf8Part part = first_utf8_part(bytes);
+    good = part.kind == Utf8Kind::cut && part.length == bytes.size();
+  }
+  RWKV_CHECK(StateError, good, "state: expected sampler_pending to be the beginning of a character in hex, found '",
+             shown(text), "'");
+  return bytes;
+}
+
+// Null if the state belongs to no text. The weights are still to come.
+std::shared_ptr<SamplerState> sampler_of(const SafetensorsHeader& header) {
+  if (std::ranges::none_of(header.metadata, [](const auto& m) { return m.first == "sampler_seed"; })) return nullptr;
+  auto sampler = std::make_shared<SamplerState>();
+  sampler->seed = number<uint64_t>(header, "sampler_seed", 0, UINT64_MAX);
+  const std::string& style = field(header, "sampler_style");
+  const auto known = penalty_style_of(style);
+  RWKV_CHECK(StateError, known, "state: expected sampler_style rwkv, rapid or openai, found '", shown(style), "'");
+  sampler->style = *known;
+  sampler->pending = pending_of(header);
+  sampler->tail = field(header, "sampler_tail");
+  RWKV_CHECK(StateError, sampler->tail.size() <= SamplingParams::kMaxStopBytes,
+             "state: expected a sampler_tail of at most ", SamplingParams::kMaxStopBytes, " bytes, found ",
+             sampler->tail.size());
+  return sampler;
+}
+
+// How many penalties a file says it holds; no more than there are tokens.
+int64_t weight_count(const SafetensorsHeader& header, int n_vocab) {
+  for (const TensorInfo& t : header.tensors) {
+    if (t.name != kTokens) continue;
+    RWKV_CHECK(StateError, t.shape.size() == 1 && t.shape[0] >= 1 && t.shape[0] <= n_vocab, "state: ", kTokens,
+               ": expected 1 to ", n_vocab, " tokens, found ", shape_text(t.shape));
+    return t.shape[0];
+  }
+  return 0;
+}
+
+void check_weights_of(const SamplerState& sampler, int n_vocab) {
+  int64_t last = -1;
+  for (const TokenWeight& w : sampler.weights) {
+    RWKV_CHECK(StateError, w.token > last && w.token < n_vocab, "state: ", kTokens,
+               ": expected ascending ids from 0 to ", n_vocab - 1, ", found ", w.token);
+    RWKV_CHECK(StateError, std::isfinite(w.weight), "state: ", kWeights, ": expected finite numbers, found ", w.weight);
+    last = w.token;
+  }
+}
+
 }  // namespace
 
-std::vector<TensorInfo> snapshot_tensors(const Config& config, const StateLayout& layout, bool with_logits) {
+std::vector<TensorInfo> snapshot_tensors(const Config& config, const StateLayout& layout, bool with_logits,
+                                         int64_t weights) {
   std::vector<TensorInfo> tensors;
   for (const StatePart& part : layout.parts) {
     TensorInfo& t = tensors.emplace_back();
@@ -81,6 +155,14 @@ std::vector<TensorInfo> snapshot_tensors(const Config& config, const StateLayout
     t.name = kLogits;
     t.shape = {config.n_vocab};
   }
+  if (weights > 0) {
+    for (const auto& [name, dtype] : {std::pair(kTokens, DType::i32), std::pair(kWeights, DType::f64)}) {
+      TensorInfo& t = tensors.emplace_back();
+      t.name = name;
+      t.dtype = dtype;
+      t.shape = {weights};
+    }
+  }
   return tensors;
 }
 
@@ -91,6 +173,12 @@ std::string snapshot_header(const Config& config, const std::string& fingerprint
   for (auto& pair : shape_fields(config)) metadata.push_back(std::move(pair));
   metadata.emplace_back("tokens_seen", std::to_string(info.tokens_seen));
   metadata.emplace_back("last_token", std::to_string(info.last_token));
+  if (info.sampler) {
+    metadata.emplace_back("sampler_seed", std::to_string(info.sampler->seed));
+    metadata.emplace_back("sampler_style", name_of(info.sampler->style));
+    metadata.emplace_back("sampler_pending", hex(info.sampler->pending));
+    metadata.emplace_back("sampler_tail", info.sampler->tail);
+  }
   return write_safetensors_header(metadata, tensors);
 }
 
@@ -130,22 +218,37 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
                ", found ", shown(field(header, key)));
 
   SnapshotView view;
-  view.info.tokens_seen = number(header, "tokens_seen", 0, int64_t(1) << 62);
-  view.info.last_token = int32_t(number(header, "last_token", -1, config.n_vocab - 1));
-  const bool with_logits = std::ranges::any_of(header.tensors, [](const TensorInfo& t) { return t.name == kLogits; });
-  const auto expected = snapshot_tensors(config, layout, with_logits);
+  view.info.tokens_seen = number<int64_t>(header, "tokens_seen", 0, int64_t{1} << 62);
+  view.info.last_token = number<int32_t>(header, "last_token", -1, config.n_vocab - 1);
+  auto sampler = sampler_of(header);
+  const int64_t weights = sampler ? weight_count(header, config.n_vocab) : 0;
+  const auto expected = snapshot_tensors(config, layout, has_tensor(header, kLogits), weights);
   RWKV_CHECK(StateError, header.tensors.size() == expected.size(), "state: expected ", expected.size(),
              " tensors, found ", header.tensors.size());
   for (const TensorInfo& want : expected) {
     const auto t = std::ranges::find_if(header.tensors, [&](const TensorInfo& t) { return t.name == want.name; });
     RWKV_CHECK(StateError, t != header.tensors.end(), "state: expected the tensor ", want.name,
                ", found none of that name");
-    RWKV_CHECK(StateError, t->shape == want.shape && t->dtype == DType::f32, "state: ", want.name, ": expected f32 ",
-               shape_text(want.shape), ", found ", name_of(t->dtype), " ", shape_text(t->shape));
-    const auto data = bytes.subspan(size_t(t->offset), size_t(t->count()) * 4);
+    RWKV_CHECK(StateError, t->shape == want.shape && t->dtype == want.dtype, "state: ", want.name, ": expected ",
+               name_of(want.dtype), " ", shape_text(want.shape), ", found ", name_of(t->dtype), " ",
+               shape_text(t->shape));
+    const auto data = bytes.subspan(size_t(t->offset), size_t(t->count()) * size_of(t->dtype));
+    if (want.name == kTokens) {
+      sampler->weights.resize(size_t(weights));
+      for (size_t i = 0; i < sampler->weights.size(); i++)
+        std::memcpy(&sampler->weights[i].token, data.data() + i * sizeof(int32_t), sizeof(int32_t));
+      continue;
+    }
+    if (want.name == kWeights) {  // they come behind the tokens
+      for (size_t i = 0; i < sampler->weights.size(); i++)
+        std::memcpy(&sampler->weights[i].weight, data.data() + i * sizeof(double), sizeof(double));
+      check_weights_of(*sampler, config.n_vocab);
+      continue;
+    }
     RWKV_CHECK(StateError, all_finite(data), "state: ", want.name, ": expected finite numbers, found NaN or infinity");
     (want.name == kLogits ? view.last_logits : view.parts.emplace_back()) = data;
   }
+  view.info.sampler = std::move(sampler);
   return view;
 }
 

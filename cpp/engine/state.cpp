@@ -12,6 +12,14 @@ StateContents State::contents() const {
   return contents_;
 }
 
+void State::advance(const StateContents& from, const StateContents& to) {
+  const Use use(*this);
+  RWKV_CHECK(ConcurrentUseError, contents_.slot == from.slot && contents_.tokens_seen == from.tokens_seen,
+             "expected the state as the text left it, after ", from.tokens_seen, " tokens, found it after ",
+             contents_.tokens_seen, ": another call has stepped it; fork() gives each its own");
+  contents_ = to;
+}
+
 State::Use::Use(const State& state) : state_(state) {
   RWKV_CHECK(
       ConcurrentUseError, !state.busy_.exchange(true, std::memory_order_acquire),

@@ -10,14 +10,18 @@
 namespace rwkv {
 
 class Engine;
+class Generation;
+struct SamplerState;
 class StateSlot;  // one slot of the pool; forks share it until one of them steps
 
 // What a handle stands for. A slot that a handle holds is never written again: steps go to a slot of their own.
 struct StateContents {
   std::shared_ptr<const StateSlot> slot;
   int64_t tokens_seen = 0;
-  int32_t last_token = -1;                                // -1 before the first
-  std::shared_ptr<const std::vector<float>> last_logits;  // (V) after the last token; null when the last call made none
+  int32_t last_token = -1;  // -1 before the first
+  std::shared_ptr<const std::vector<float>> last_logits =
+      nullptr;                                            // (V) after the last token; null when the last call made none
+  std::shared_ptr<const SamplerState> sampler = nullptr;  // of the text that the last token belongs to, if one is known
 };
 
 // The whole context of one sequence: an opaque handle. Not copyable; fork() is the only way to a second one.
@@ -51,6 +55,10 @@ class State {
 
  private:
   friend class Engine;
+  friend class Generation;
+  // From what a call found to what it made of it; throws ConcurrentUseError if another moved the handle meanwhile.
+  void advance(const StateContents& from, const StateContents& to);
+
   std::shared_ptr<Engine> engine_;
   StateContents contents_;
   mutable std::atomic<bool> busy_{false};

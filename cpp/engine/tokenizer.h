@@ -34,7 +34,8 @@ class Tokenizer {
 // it is certain that they never will be (then each maximal broken part becomes one U+FFFD).
 class StreamDecoder {
  public:
-  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {}
+  explicit StreamDecoder(std::shared_ptr<const Tokenizer> tokenizer, std::string pending = {})
+      : tokenizer_(std::move(tokenizer)), pending_(std::move(pending)) {}
   std::string put(int32_t id);  // text that has become certain; valid UTF-8
   std::string finish();         // what still waits
   const std::string& pending() const { return pending_; }

@@ -17,6 +17,7 @@ except ImportError as error:
         f"{error}. Did you forget to compile? `pip install .` in the project's folder does it"
     ) from error
 
+from .chat import Chat, Message, Reply, ReplyPiece, ReplyStream
 from .config import Config
 from .engine import Engine
 from .errors import (
@@ -28,27 +29,35 @@ from .errors import (
     StateError,
     StrategyError,
 )
-from .generation import Piece, Result, Usage
+from .generation import Piece, Result, Stream, Usage
 from .params import SamplingParams
 from .state import State
+from .templates import ChatTemplate
 from .text import StreamDecoder, Tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "Chat",
+    "ChatTemplate",
     "ConcurrentUseError",
     "Config",
     "DeviceError",
     "Engine",
     "Error",
+    "Message",
     "ModelFormatError",
     "NonFiniteError",
     "Piece",
+    "Reply",
+    "ReplyPiece",
+    "ReplyStream",
     "Result",
     "SamplingParams",
     "State",
     "StateError",
     "StrategyError",
+    "Stream",
     "StreamDecoder",
     "Tokenizer",
     "Usage",

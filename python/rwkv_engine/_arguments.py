@@ -51,11 +51,18 @@ def integer(value: object, name: str, low: int, high: int) -> int:
     return number
 
 
-def real(value: object, name: str, high: float) -> float:
-    """Return `value` if it is a number from 0 to `high`; NaN is none."""
+def real(value: object, name: str, low: float, high: float) -> float:
+    """Return `value` if it is a number from `low` to `high`; NaN is none."""
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
     number = float(value)
-    if not 0 <= number <= high:
-        raise Error(f"{name}: expected a number from 0 to {high:g}, found {number}")
+    if not low <= number <= high:
+        raise Error(f"{name}: expected a number from {low:g} to {high:g}, found {number}")
     return number
+
+
+def boolean(value: object, name: str) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, found {type(value).__name__}")
+    return value

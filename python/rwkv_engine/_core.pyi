@@ -1,7 +1,12 @@
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .params import SamplingParams
+
+_Piece: TypeAlias = tuple[str, int, float, list[tuple[int, float]]]
 
 class Config:
     @property
@@ -63,11 +68,37 @@ class Engine:
         /,
     ) -> NDArray[np.float32] | None: ...
     def sample(
-        self, state: State, temperature: float, top_p: float, seed: int, counter: int, /
+        self,
+        logits: NDArray[np.float32],
+        params: SamplingParams,
+        seed: int,
+        position: int,
+        /,
     ) -> int: ...
     def state_from_bytes(self, blob: bytes, check_weights: bool, /) -> State: ...
     def load_state(self, path: bytes, check_weights: bool, /) -> State: ...
     def state_from_parts(self, parts: list[tuple[str, NDArray[np.float32]]], /) -> State: ...
+
+class Generation:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        requests: list[tuple[Sequence[int] | NDArray[np.integer], State, SamplingParams, int]],
+        /,
+    ) -> None: ...
+    def count(self) -> int: ...
+    def prompt_tokens(self, request: int, /) -> int: ...
+    def read(self, progress: Callable[[int, int], object] | None, /) -> None: ...
+    def next(self, text: int, processors: Sequence[object], /) -> _Piece | None: ...
+    def run(
+        self,
+        processors: Sequence[object],
+        progress: Callable[[int, int], object] | None,
+        /,
+    ) -> list[list[_Piece]]: ...
+    def finish(self, text: int, /) -> Literal["stop", "length"]: ...
+    def state(self, text: int, /) -> State: ...
 
 class Tokenizer:
     @staticmethod

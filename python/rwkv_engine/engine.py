@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,14 +11,16 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, Path, Progress, Tokens, integer, model_path, path_bytes
+from .chat import Chat
 from .config import Config
-from .generation import Prompt, Result, Stream
+from .generation import GenerationMixin
 from .params import SamplingParams
 from .state import State, core_of, parts_of
+from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
-class Engine:
+class Engine(GenerationMixin):
     """One model, ready to run.
 
     Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C
@@ -50,7 +54,7 @@ class Engine:
     ('7', 1024)
     """
 
-    __slots__ = ("_config", "_core", "_tokenizer")
+    __slots__ = ("_config", "_core", "_name", "_tokenizer")
 
     def __init__(
         self,
@@ -66,8 +70,14 @@ class Engine:
         words = strategy.encode(errors="surrogatepass")
         count = 0 if threads is None else integer(threads, "threads", 1, 1024)
         self._core = _core.Engine.open(model_path(model), words, count, progress)
+        self._name = pathlib.Path(os.fsdecode(model)).stem
         self._config = Config._of(self._core.config)
         self._tokenizer = tokenizer_for(model, tokenizer, self._config.n_vocab)
+
+    @property
+    def name(self) -> str:
+        """The name of the model's file without folder and suffix."""
+        return self._name
 
     @property
     def config(self) -> Config:
@@ -140,41 +150,17 @@ class Engine:
             return rows
         return np.split(rows, np.cumsum([len(s) for s in sequences])[:-1]) if sequences else []
 
-    def generate(
+    def chat(
         self,
-        prompt: Prompt,
+        template: ChatTemplate | Path | None = None,
+        *,
+        system: str | None = None,
+        think: str | None = None,
         params: SamplingParams | None = None,
         state: State | None = None,
-        progress: Progress | None = None,
-    ) -> Result:
-        """Read a prompt, text or ids, and write what comes after it.
-
-        The state, by default a new one, is stepped in place through the prompt and every token
-        written. With an empty prompt the text goes on from the state's last logits; a new state
-        reads token 0, the end of a document, instead. ``progress(tokens_done, tokens_total)`` is
-        called while the prompt is read.
-
-        Examples
-        --------
-        >>> import rwkv_engine as rwkv
-        >>> engine = rwkv.Engine("demo")
-        >>> greedy = rwkv.SamplingParams(temperature=0, max_tokens=4)
-        >>> first = engine.generate("def main(", greedy)
-        >>> rest = engine.generate("", greedy, state=first.state)
-        >>> first.usage.completion_tokens, rest.finish_reason
-        (4, 'length')
-        """
-        return self.stream(prompt, params, state, progress).result()
-
-    def stream(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        state: State | None = None,
-        progress: Progress | None = None,
-    ) -> Stream:
-        """Return `generate` as an iterator of pieces (``.text .token``); close() stops the work."""
-        return Stream(self, prompt, params, state, progress)
+    ) -> Chat:
+        """Begin a conversation; `Chat` has the parameters and an example."""
+        return Chat(self, template, system=system, think=think, params=params, state=state)
 
     def state_from_bytes(
         self, blob: bytes | bytearray | memoryview, check_weights: bool = True

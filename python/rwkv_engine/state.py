@@ -30,7 +30,7 @@ class State:
     (3, 4)
     """
 
-    __slots__ = ("_core",)
+    __slots__ = ("__weakref__", "_core")
 
     def __init__(self, core: _core.State) -> None:
         if not isinstance(core, _core.State):

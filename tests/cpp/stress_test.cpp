@@ -1,10 +1,11 @@
-// Threads that create, fork, step, save, restore and free states at random, on one engine. The thread sanitizer is what
-// judges; the bits are checked too, against the same walk done alone.
+// Threads that create, fork, step, generate from, save, restore and free states at random, on one engine. The thread
+// sanitizer is what judges; the bits are checked too, against the same walk done alone.
 #include <random>
 #include <thread>
 
 #include "check.h"
-#include "engine/engine.h"
+#include "engine/generation.h"
+#include "letters.h"
 #include "tiny_model.h"
 
 namespace {
@@ -12,10 +13,11 @@ namespace {
 // A walk of `steps` random operations; its result depends on the seed alone.
 std::vector<std::byte> walk(rwkv::Engine& engine, unsigned seed, int steps) {
   std::mt19937 random(seed);
+  const auto vocabulary = letters();
   std::vector<std::shared_ptr<rwkv::State>> states{engine.new_state()};
   for (int i = 0; i < steps; i++) {
     const size_t at = random() % states.size();
-    switch (random() % 6) {
+    switch (random() % 7) {
       case 0:
         states.push_back(engine.new_state());
         break;
@@ -28,6 +30,13 @@ std::vector<std::byte> walk(rwkv::Engine& engine, unsigned seed, int steps) {
       case 3:
         if (states.size() > 1) states.erase(states.begin() + ptrdiff_t(at));
         break;
+      case 4: {
+        rwkv::SamplingParams params;
+        params.seed = seed, params.max_tokens = 8, params.presence_penalty = 0.5;
+        params.stop = {"ab", "cd"};
+        rwkv::Generation(engine.shared_from_this(), vocabulary, {{{1 + i % 30}, states[at], params, 2}}).run();
+        break;
+      }
       default: {
         std::vector<int32_t> tokens(1 + random() % 30);
         for (int32_t& t : tokens) t = int32_t(random() % 40);
