@@ -21,7 +21,9 @@ Generation::Process process_of(const std::vector<py::object>& processors) {
     py::object changed = processors[text](tokens, array);
     if (changed.is_none()) changed = array;
     const auto result = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(changed);
-    if (!result) throw py::error_already_set();
+    if (!result)
+      throw py::type_error("logits_processor: expected an array of numbers or None, found " +
+                           std::string(py::str(py::type::of(changed).attr("__name__"))));
     RWKV_CHECK(rwkv::Error, result.ndim() == 1 && static_cast<size_t>(result.size()) == logits.size(),
                "logits_processor: expected an array of ", logits.size(), " numbers or None, found one of shape ",
                std::string(py::str(result.attr("shape"))));

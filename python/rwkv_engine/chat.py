@@ -156,13 +156,8 @@ class Chat:
         self._engine = engine
         self._template = template_of(template, engine.name)
         self._script = Script(self._template, engine.tokenizer)
-        self._mode = self._template.mode(think)
-        params = self._mode.params if params is None else params
-        self._params = dataclasses.replace(
-            params,
-            stop=(*params.stop, *self._script.stop),
-            stop_tokens=(*params.stop_tokens, *self._script.stop_tokens),
-        )
+        self._given = params
+        self.think = self._template.think if think is None else think
         self._system = self._script.wording("system", "" if system is None else system) or None
         state = engine.new_state() if state is None else state
         core_of(state)  # or TypeError
@@ -176,6 +171,22 @@ class Chat:
     def template(self) -> ChatTemplate:
         """How the conversation is written down."""
         return self._template
+
+    @property
+    def think(self) -> str:
+        """The mode of the next reply; may be set. Raises Error for one the template lacks."""
+        return self._think
+
+    @think.setter
+    def think(self, mode: str) -> None:
+        self._mode = self._template.mode(mode)
+        self._think = mode
+        params = self._mode.params if self._given is None else self._given
+        self._params = dataclasses.replace(
+            params,
+            stop=(*params.stop, *self._script.stop),
+            stop_tokens=(*params.stop_tokens, *self._script.stop_tokens),
+        )
 
     @property
     def system(self) -> str | None:

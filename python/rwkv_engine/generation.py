@@ -34,7 +34,8 @@ class Piece:
     token: int | None
     """The token; None for what was left of a broken character when the text ended."""
     logprob: float | None = None
-    """Its log-probability in the model's own distribution: no penalty, bias or truncation."""
+    """Its log-probability in the model's own distribution, before penalties, bias and truncation
+    (and after a `logits_processor`, if there is one)."""
     top_logprobs: TokenLogprobs = field(default_factory=list)
     """The `SamplingParams.top_logprobs` most likely tokens there, the most likely first."""
 

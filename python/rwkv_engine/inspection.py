@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import pathlib
 from dataclasses import asdict
 from typing import Any
 
 from . import _core
 from ._arguments import Path, model_path
 from .config import Config
+from .errors import StateError
+
+_STATE = b'{"__metadata__":{"digest":"'  # how the header of a saved state begins
+_MAX_HEADER = 1 << 20
 
 _MATRIX_BYTES = {"cpu fp32": 4, "cpu bf16": 2}
 
@@ -56,16 +61,14 @@ def _bytes_in_memory(name: str, shape: tuple[int, ...], in_file: int, matrix: in
     return matrix if sum(size > 1 for size in shape) == 2 else 4
 
 
-def report(found: dict[str, Any], as_json: bool) -> str:
+def report(found: dict[str, Any]) -> str:
     """Return it as text."""
-    if as_json:
-        return json.dumps(found, indent=2)
     sizes = (
         "layers {n_layer}, embedding {n_embd}, heads {n_head} of {head_size}, ffn {n_ffn}, "
         "vocabulary {n_vocab}"
     )
     lines = [
-        f"{found['path']}: RWKV-{found['version']}, {found['container']}",
+        f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}",
         sizes.format(**found),
         f"parameters {found['parameters']:,}, {_megabytes(found['bytes'])} in the file",
         f"one state {_megabytes(found['state_bytes'])}",
@@ -77,6 +80,51 @@ def report(found: dict[str, Any], as_json: bool) -> str:
     for tensor in found.get("tensors", []):
         shape = ", ".join(map(str, tensor["shape"]))
         lines.append(f"{_printable(tensor['name'])}  {tensor['dtype']}  ({shape})")
+    return "\n".join(lines)
+
+
+def is_state(path: Path) -> bool:
+    """Tell whether a file begins as a saved state does."""
+    try:
+        with pathlib.Path(os.fsdecode(path)).open("rb") as file:
+            return file.read(8 + len(_STATE))[8:] == _STATE
+    except OSError:
+        return False  # whoever reads it as a model says why
+
+
+def inspect_state(path: Path) -> dict[str, Any]:
+    """Return what the header of a saved state says; only loading it checks the digest."""
+    name = os.fsdecode(path)
+    with pathlib.Path(name).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, _MAX_HEADER))
+        size = file.seek(0, os.SEEK_END)
+    try:
+        header = json.loads(text)
+        said = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
+        tensors = [
+            {"name": key, "dtype": str(value["dtype"]), "shape": list(map(int, value["shape"]))}
+            for key, value in header.items()
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise StateError(f"{name}: expected the header of a saved state, found damage") from None
+    return {"path": name, "bytes": size, "metadata": said, "tensors": tensors}
+
+
+def report_state(found: dict[str, Any]) -> str:
+    """Return it as text."""
+    said = found["metadata"]
+    lines = [
+        f"{_printable(found['path'])}: a saved state, {_megabytes(found['bytes'])}",
+        "RWKV-{}, after {} tokens".format(
+            *(_printable(said.get(key, "?")) for key in ("model_version", "tokens_seen"))
+        ),
+    ]
+    lines += [f"{_printable(key)}: {_printable(value)}" for key, value in said.items()]
+    lines += [
+        f"{_printable(t['name'])}  {_printable(t['dtype'])}  ({', '.join(map(str, t['shape']))})"
+        for t in found["tensors"]
+    ]
     return "\n".join(lines)
 
 

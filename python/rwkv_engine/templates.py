@@ -207,7 +207,7 @@ def _read(path: pathlib.Path) -> tuple[ChatTemplate, ...]:
 def _template(at: str, name: str, value: object) -> ChatTemplate:
     required = ("separator", "think", "system", "user", "assistant", "modes", "sampling")
     table = _table(at, value, required, ("models", "stop", "stop_tokens", "tool"))
-    roles = {
+    roles: dict[str, Role] = {
         role: _role(f"{at}.{role}", table[role])
         for role in ("system", "user", "assistant", "tool")
         if role in table

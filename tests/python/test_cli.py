@@ -15,7 +15,7 @@ import pytest
 from helpers import SMALL, model
 
 import rwkv_engine as rwkv
-from rwkv_engine._progress import Bar
+from rwkv_engine.cli._progress import Bar
 
 COMMAND = [sys.executable, "-m", "rwkv_engine"]
 PROMPT = "def main("
@@ -184,12 +184,12 @@ def test_progress_is_for_terminals(monkeypatch):
                 bar.update(done, 100)
         return stream.getvalue()
 
-    monkeypatch.setattr("rwkv_engine._progress.DELAY", 0)
-    monkeypatch.setattr("rwkv_engine._progress.INTERVAL", 0)
+    monkeypatch.setattr("rwkv_engine.cli._progress.DELAY", 0)
+    monkeypatch.setattr("rwkv_engine.cli._progress.INTERVAL", 0)
     assert shown(io.StringIO()) == ""
     text = shown(Terminal())
     assert "loading [......" in text and "100%" in text and text.endswith("\r\x1b[K")
-    monkeypatch.setattr("rwkv_engine._progress.DELAY", 60)
+    monkeypatch.setattr("rwkv_engine.cli._progress.DELAY", 60)
     assert shown(Terminal()) == "", "what is soon done needs no bar"
 
 

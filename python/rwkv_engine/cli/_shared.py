@@ -1,0 +1,105 @@
+"""Options and output that several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from typing import Any, TextIO
+
+from .._arguments import DEMO
+from ..engine import Engine
+from ..errors import Error
+from ..params import SamplingParams
+from ._progress import Bar
+
+_DEFAULTS = SamplingParams()
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs, and where."""
+    option = parser.add_argument_group("model").add_argument
+    option("--model", default=DEMO, metavar="PATH", help=".pth or .safetensors (default: the demo)")
+    option("--strategy", default="auto", metavar="S", help='such as "cpu bf16" (default: auto)')
+    option("--threads", type=int, metavar="N", help="default: one per core")
+    option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add one option for each of the SamplingParams; those not given are None."""
+    option = parser.add_argument_group("sampling").add_argument
+    option("--temperature", type=float, metavar="X", help="0: greedy")
+    option("--top-p", type=float, metavar="X", help="0 to 1")
+    option("--top-k", type=int, metavar="N", help="0: all")
+    option("--min-p", type=float, metavar="X", help="0 to 1")
+    option("--presence-penalty", type=float, metavar="X", help="for tokens already written")
+    option("--frequency-penalty", type=float, metavar="X", help="for each time they were")
+    option("--penalty-decay", type=float, metavar="X", help="0 to 1, per token")
+    option("--penalty-style", choices=["rwkv", "rapid", "openai"], help="how they are counted")
+    option("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    option("--stop", action="append", metavar="TEXT", help="ends the text; may be repeated")
+    option("--stop-token", action="append", type=int, metavar="ID", dest="stop_tokens")
+    option("--logit-bias", action="append", type=_bias, metavar="ID=X", help="-inf bans the token")
+    option("--max-tokens", type=int, metavar="N")
+    option("--ignore-eos", action="store_true", default=None, help="go on after token 0")
+
+
+def _bias(text: str) -> tuple[int, float]:
+    id, _, bias = text.partition("=")
+    return int(id), float(bias)
+
+
+def given_params(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the sampling parameters that the command line names."""
+    given = {
+        name: getattr(options, name)
+        for name in SamplingParams.__dataclass_fields__
+        if getattr(options, name, None) is not None
+    }
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    return given
+
+
+def open_engine(options: argparse.Namespace) -> Engine:
+    """Open the model that the options name, with a bar."""
+    with Bar("loading") as bar:
+        return Engine(
+            options.model,
+            options.strategy,
+            threads=options.threads,
+            tokenizer=options.tokenizer,
+            progress=bar.update,
+        )
+
+
+def text_bytes(argument: str) -> bytes:
+    """Return the text of an argument; "-" is standard input."""
+    if argument == "-":
+        if sys.stdin is None:
+            raise Error("expected text on standard input, found it closed")
+        return sys.stdin.buffer.read()
+    return argument.encode(errors="surrogateescape")  # arguments that are no text come so
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether somebody looks at it."""
+    return stream is not None and stream.isatty()
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Tell whether colours are welcome there."""
+    dumb = os.environ.get("TERM", "dumb") == "dumb"
+    return is_terminal(stream) and not dumb and not os.environ.get("NO_COLOR")
+
+
+def visible(text: str) -> str:
+    """Return text that can do nothing to a terminal but break lines and indent."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: ascii(c[0])[1:-1], text)
+
+
+def show(text: str) -> None:
+    """Print a part of a text at once; on a terminal without control characters."""
+    if text:
+        print(visible(text) if is_terminal(sys.stdout) else text, end="", flush=True)

@@ -1,0 +1,77 @@
+"""``rwkv-engine tokenize``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+from ..errors import Error
+from ..inspection import inspect
+from ..text import Tokenizer, tokenizer_for
+from ._shared import show, text_bytes
+
+HELP = "turn text into token ids and back"
+DESCRIPTION = "Print the token ids of TEXT with the bytes they stand for, one a line."
+EXAMPLE = """examples:
+  rwkv-engine tokenize "Hello world"
+  rwkv-engine tokenize --decode 33155 40213"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="- reads standard input")
+    option = parser.add_argument
+    option("--file", metavar="FILE", help="read the text from a file")
+    option("--decode", nargs="+", type=int, metavar="ID", help="print the text of these ids")
+    option("--count", action="store_true", help="print how many tokens it is")
+    option("--json", action="store_true", help="print a JSON list")
+    option("--model", metavar="PATH", help="use this model's vocabulary (default: World)")
+    option("--tokenizer", metavar="PATH", help="use this vocabulary, in the World format")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    given = [name for name in ("text", "file", "decode") if getattr(options, name) is not None]
+    if len(given) != 1:
+        raise Error(f"expected one of TEXT, --file and --decode, found {len(given) or 'none'}")
+    tokenizer = _tokenizer(options)
+    if options.decode is not None:
+        _decode(tokenizer, options.decode)
+        return
+    if options.file is not None:
+        data = pathlib.Path(options.file).read_bytes()
+    else:
+        data = text_bytes(options.text)
+    ids = tokenizer.encode(data)
+    if options.count:
+        print(len(ids))
+    elif options.json:
+        print(json.dumps([{"id": id, "text": tokenizer.decode([id])} for id in ids]))
+    else:
+        sys.stdout.writelines(f"{id}\t{_literal(tokenizer.decode_bytes([id]))}\n" for id in ids)
+
+
+def _tokenizer(options: argparse.Namespace) -> Tokenizer:
+    if options.model is not None and options.tokenizer is None:
+        return tokenizer_for(options.model, None, inspect(options.model)["n_vocab"])()
+    return Tokenizer.world() if options.tokenizer is None else Tokenizer(options.tokenizer)
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> None:
+    unknown = [id for id in ids if not 0 <= id < tokenizer.vocab_size]
+    if unknown:
+        raise Error(
+            f"--decode: expected ids from 0 to {tokenizer.vocab_size - 1}, found {unknown[0]}"
+        )
+    show(tokenizer.decode(ids))
+    print()
+
+
+def _literal(data: bytes) -> str:
+    """Return bytes as Python writes them, as text where they are some."""
+    try:
+        return ascii(data.decode()) if not data.decode().isprintable() else repr(data.decode())
+    except UnicodeDecodeError:
+        return repr(data)
