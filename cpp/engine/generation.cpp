@@ -110,6 +110,7 @@ Finish Generation::finish(size_t text) const { return texts_[text]->finish; }
 const std::shared_ptr<State>& Generation::state(size_t text) const { return texts_[text]->handle; }
 
 void Generation::prepare(std::vector<StateContents> contents, const Poll& poll, const Progress& progress) {
+  texts_.clear(), after_prompt_.clear();  // of an attempt that failed
   std::vector<std::unique_ptr<State>> live;
   std::vector<Sequence> sequences;
   for (size_t i = 0; i < requests_.size(); i++) {

@@ -85,8 +85,11 @@ def report(found: dict[str, Any]) -> str:
 
 def is_state(path: Path) -> bool:
     """Tell whether a file begins as a saved state does."""
+    place = pathlib.Path(os.fsdecode(path))
     try:
-        with pathlib.Path(os.fsdecode(path)).open("rb") as file:
+        if not place.is_file():  # a pipe could keep its reader waiting
+            return False
+        with place.open("rb") as file:
             return file.read(8 + len(_STATE))[8:] == _STATE
     except OSError:
         return False  # whoever reads it as a model says why
