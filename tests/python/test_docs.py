@@ -80,5 +80,5 @@ def test_the_first_screen_has_the_two_commands():
 def test_files_that_the_documents_name_exist():
     for document in ("README.md", "CONTRIBUTING.md"):
         for name in re.findall(r"`([\w./-]+\.(?:cpp|h|inl|md|py|sh|toml|yaml|txt)|[\w./-]+/)`", (ROOT / document).read_text()):
-            found = [ROOT / name, *ROOT.glob(f"cpp/{name}"), *ROOT.glob(f"cpp/*/{name}"), *ROOT.glob(f"tests/*/{name}")]
+            found = [ROOT / name, *ROOT.glob(f"cpp/{name}"), *ROOT.glob(f"cpp/*/{name}"), *ROOT.glob(f"tests/*/{name}"), *ROOT.glob(f"python/rwkv_engine/{name}")]
             assert any(os.path.exists(path) for path in found), f"{document} names {name}"
