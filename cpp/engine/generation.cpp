@@ -63,6 +63,8 @@ struct Generation::Text {
         sampler(shown.sampler),
         buffer(std::move(tokenizer), p.stop, *sampler) {
     if (params.max_tokens == 0) finish = Finish::length;
+    // Whoever goes on with a text that a stop string has ended finds it ended.
+    if (StopStrings(params.stop).find(sampler->tail, 0) != std::string::npos) finish = Finish::stop;
   }
 
   bool stops_at(int32_t token) const {

@@ -15,7 +15,7 @@ from test_cli import COMMAND, assert_one_sentence, run, start
 
 import rwkv_engine as rwkv
 
-OPTIONS = ("--template", "bot", "--think", "off", "--seed", 1, "--max-tokens", 6)
+OPTIONS = ("--template", "bot", "--think", "off", "--seed", 1, "--max-tokens", 6, "--commands")
 
 
 def replies(*lines, options=OPTIONS):
@@ -44,6 +44,14 @@ def test_lines_are_messages_and_answers_go_out(chat):
     assert [(r["text"], r["reasoning"], r["finish_reason"]) for r in found] == [(r.text, r.reasoning, r.finish_reason) for r in expected]
     plain = run("chat", *OPTIONS, stdin=b"Hi\nMore\n")
     assert plain.stdout.decode() == "".join(r.text + "\n" for r in expected) and plain.stderr == b""
+
+
+def test_piped_lines_are_messages_whatever_they_begin_with(chat, tmp_path):
+    """Text of others may be piped in: it saves nothing, and reads nothing."""
+    lines = [f"/save {tmp_path}/a.state", "/quit", '"""', "end\\"]
+    expected = [chat.send(line).text for line in lines]
+    assert [r["text"] for r in replies(*lines, options=OPTIONS[:-1])] == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_lines_are_one_message(chat):
