@@ -41,23 +41,13 @@ def test_a_block_is_a_message_whatever_it_begins_with(tmp_path):
     assert [reply["text"] for reply in found] == expected and not path.exists()
 
 
-def interrupt(terminal, pattern):
-    """Ctrl-C; one more if it came between a prompt and the wait for a key, when it is only noted."""
-    terminal.type("\x03")
-    try:
-        terminal.wait(pattern, 3)
-    except AssertionError:
-        terminal.type("\x03")
-        terminal.wait(pattern)
-
-
 @pytest.mark.parametrize("line", ['"""', "a\\\\"], ids=str)
 def test_ctrl_c_drops_a_message_of_several_lines(line, tmp_path):
     terminal = Terminal(*OPTIONS, XDG_STATE_HOME=str(tmp_path), **PLAIN)
     terminal.wait(rb"> ")
     terminal.type(line + "\n")
     terminal.wait(rb"\n> ")
-    interrupt(terminal, rb"leaves\.\r\n> ")
+    terminal.interrupt(rb"leaves\.\r\n> ")
     terminal.type("/branches\n")
     terminal.wait(rb"messages: 0")
     assert terminal.leave() == 0
