@@ -224,21 +224,6 @@ def test_colours_are_for_terminals_that_have_them(tmp_path):
     assert list(tmp_path.iterdir()) == [], "--no-history"
 
 
-def test_ctrl_c_stops_a_reply_and_twice_leaves(tmp_path):
-    options = ("--template", "bot", "--think", "off", "--max-tokens", 10**9, "--ignore-eos", "--logit-bias", "0=-inf")
-    terminal = Terminal(*options, XDG_STATE_HOME=str(tmp_path), **PLAIN)
-    terminal.wait(rb"> ")
-    terminal.type("Hi\n")
-    terminal.wait(rb"Hi\r\n.{20}")
-    terminal.interrupt(rb"\r\n> ")
-    terminal.type("/branches\n")
-    terminal.wait(rb"messages: 2")
-    terminal.wait(rb"> ")
-    terminal.type("half a line")
-    terminal.interrupt(rb"Ctrl-C again, or Ctrl-D, leaves\.\r\n> ")
-    assert terminal.leave("\x03") == 130
-
-
 def test_history_that_cannot_be_kept_is_no_error(tmp_path):
     (tmp_path / "rwkv-engine").write_text("a file where the folder should be")
     terminal = Terminal(*OPTIONS, XDG_STATE_HOME=str(tmp_path), **PLAIN)
