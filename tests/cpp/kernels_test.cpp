@@ -196,7 +196,7 @@ TEST(denormal_factors_and_sums_count_as_zero_on_every_set) {
       const FlushDenormals flush;
       const Row x(40, 0x1p-130f), one(40, 1.0f), none(40, 0.0f);
       Row y(40);
-      k->lerp(x.data(), none.data(), none.data(), 40, y.data());
+      k->lerp(x.data(), none.data(), none.data(), nullptr, 40, y.data());
       CHECK(same(y, none));
       k->layer_norm(x.data(), one.data(), none.data(), 40, 1e-5f, y.data());
       CHECK(same(y, none));
@@ -365,15 +365,20 @@ TEST(lerp_of_any_length) {
   Random random;
   for (int n : {1, 15, 16, 40, 257}) {
     const Row a = random.row(size_t(n)), b = random.row(size_t(n)), mu = random.row(size_t(n));
-    Row first;
-    for (const Kernels* k : all_sets()) {
-      Row y(size_t(n) + 1, 7.0f);
-      k->lerp(a.data(), b.data(), mu.data(), n, y.data());
-      CHECK(y.back() == 7);
-      for (size_t i = 0; i < size_t(n); i++)
-        CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * double(mu[i]), 1e-6));
-      if (first.empty()) first = y;
-      if (k != &kGeneric) CHECK(same(y, first));
+    const Row more = random.row(size_t(n)), zeros(size_t(n), 0.0f);
+    for (const Row* dynamic : {&zeros, &more}) {
+      Row first;
+      for (const Kernels* k : all_sets()) {
+        Row y(size_t(n) + 1, 7.0f);
+        k->lerp(a.data(), b.data(), mu.data(), dynamic == &zeros ? nullptr : dynamic->data(), n, y.data());
+        CHECK(y.back() == 7);
+        for (size_t i = 0; i < size_t(n); i++) {
+          const double m = double(mu[i]) + double((*dynamic)[i]);
+          CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * m, 1e-6));
+        }
+        if (first.empty()) first = y;
+        if (k != &kGeneric) CHECK(same(y, first));
+      }
     }
   }
 }
