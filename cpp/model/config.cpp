@@ -110,7 +110,7 @@ Config read_config(const Checkpoint& file) {
   }
   RWKV_CHECK(ModelFormatError, c.head_size <= kMaxHeadSize, file.path(), ": ", heads,
              ": expected a head size of at most ", kMaxHeadSize, ", found ", c.head_size);
-  while (file.find(join("blocks.", c.n_layer, version == "7" ? ".att.r_k" : ".att.time_decay"))) c.n_layer++;
+  while (file.find(join("blocks.", c.n_layer, version == "7" ? ".att.r_k" : ".att.key.weight"))) c.n_layer++;
   return c;
 }
 
