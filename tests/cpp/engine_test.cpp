@@ -28,33 +28,36 @@ std::vector<float> run(rwkv::Engine& engine, rwkv::State& state, std::span<const
 }  // namespace
 
 TEST(pieces_give_the_bits_of_the_whole) {
-  for (const char* strategy : {"cpu fp32", "cpu bf16", "cpu bf16 *1 -> cpu fp32"}) {
-    const auto engine = open({.layers = 3}, strategy);
-    const auto t = tokens(100);
-    auto whole = engine->new_state(), pieces = engine->new_state();
-    const auto expected = run(*engine, *whole, t, rwkv::Output::all);
-    std::vector<float> found;
-    for (size_t at = 0; at < t.size();) {
-      const size_t n = std::min<size_t>(1 + at % 17, t.size() - at);
-      const auto part = run(*engine, *pieces, std::span(t).subspan(at, n), rwkv::Output::all);
-      found.insert(found.end(), part.begin(), part.end());
-      at += n;
+  for (const char* version : tiny::kVersions)
+    for (const char* strategy : {"cpu fp32", "cpu bf16", "cpu bf16 *1 -> cpu fp32"}) {
+      const auto engine = open({.layers = 3, .version = version}, strategy);
+      const auto t = tokens(100);
+      auto whole = engine->new_state(), pieces = engine->new_state();
+      const auto expected = run(*engine, *whole, t, rwkv::Output::all);
+      std::vector<float> found;
+      for (size_t at = 0; at < t.size();) {
+        const size_t n = std::min<size_t>(1 + at % 17, t.size() - at);
+        const auto part = run(*engine, *pieces, std::span(t).subspan(at, n), rwkv::Output::all);
+        found.insert(found.end(), part.begin(), part.end());
+        at += n;
+      }
+      CHECK(expected == found);
+      CHECK(engine->equal(*whole, *pieces));
+      CHECK(whole->tokens_seen() == 100);
     }
-    CHECK(expected == found);
-    CHECK(engine->equal(*whole, *pieces));
-    CHECK(whole->tokens_seen() == 100);
-  }
 }
 
 TEST(more_rows_than_a_panel) {
-  const auto engine = open();
-  const auto t = tokens(1000);
-  auto whole = engine->new_state(), pieces = engine->new_state();
-  const auto expected = run(*engine, *whole, t);
-  for (int i = 0; i < 9; i++) run(*engine, *pieces, std::span(t).subspan(size_t(i) * 111, 111), rwkv::Output::none);
-  CHECK(!pieces->last_logits());
-  CHECK(run(*engine, *pieces, std::span(t).subspan(999)) == expected);
-  CHECK(engine->equal(*whole, *pieces));
+  for (const char* version : tiny::kVersions) {
+    const auto engine = open({.version = version});
+    const auto t = tokens(1000);
+    auto whole = engine->new_state(), pieces = engine->new_state();
+    const auto expected = run(*engine, *whole, t);
+    for (int i = 0; i < 9; i++) run(*engine, *pieces, std::span(t).subspan(size_t(i) * 111, 111), rwkv::Output::none);
+    CHECK(!pieces->last_logits());
+    CHECK(run(*engine, *pieces, std::span(t).subspan(999)) == expected);
+    CHECK(engine->equal(*whole, *pieces));
+  }
 }
 
 TEST(ragged_batch_equals_each_alone) {
@@ -133,20 +136,22 @@ TEST(a_call_that_is_stopped_changes_nothing) {
 }
 
 TEST(a_step_allocates_nothing) {
-  const tiny::TempFile path("step.safetensors");
-  const auto file = rwkv::Checkpoint::open(tiny::Model({}).write(path));
-  for (const char* strategy : {"cpu fp32", "cpu bf16"}) {
-    const auto model = rwkv::Model::load(file, strategy, {2}, {});
-    rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
-    const rwkv::Memory slots = model->backend()->allocate(2 * model->layout().slot_bytes);
-    const auto t = tokens(100);
-    const int32_t start[] = {0, 100}, rows[] = {50, 99};
-    const std::byte* src[] = {slots.data.get()};
-    std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
-    const long before = allocations;
-    model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
-    CHECK(allocations == before);
-  }
+  for (const char* version : tiny::kVersions)
+    for (const char* strategy : {"cpu fp32", "cpu bf16"}) {
+      const tiny::TempFile path("step.safetensors");
+      const auto file = rwkv::Checkpoint::open(tiny::Model({.version = version}).write(path));
+      const auto model = rwkv::Model::load(file, strategy, {2}, {});
+      CHECK(model->config().version == version);
+      rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
+      const rwkv::Memory slots = model->backend()->allocate(2 * model->layout().slot_bytes);
+      const auto t = tokens(100);
+      const int32_t start[] = {0, 100}, rows[] = {50, 99};
+      const std::byte* src[] = {slots.data.get()};
+      std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
+      const long before = allocations;
+      model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
+      CHECK(allocations == before);
+    }
 }
 
 TEST(a_long_call_allocates_no_more_than_a_short_one) {
