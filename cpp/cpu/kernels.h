@@ -52,8 +52,8 @@ struct Product {
   int out_cols;  // its columns: sums past them are dropped
   float* sum;    // added into, or null
   size_t ld_sum;
-  const float* gate;  // what is added is multiplied with, or null
-  size_t ld_gate;
+  const float* gate = nullptr;  // what is added is multiplied with, or null
+  size_t ld_gate = 0;
 };
 
 constexpr int kMaxHead = 1024;  // largest head size of the recurrence

@@ -16,10 +16,6 @@ void ChannelMixScratch::set_format(Format format) {
   for (Operand* o : {&mixed_k, &mixed_r, &key}) o->format = format;
 }
 
-Norm load_norm(Loader& loader, const std::string& name, int count, float eps) {
-  return {loader.vector(name + ".weight", {count}), loader.vector(name + ".bias", {count}), eps};
-}
-
 Tensor load_mu(Loader& loader, const Config& c, const std::string& part, char q) {
   if (c.version == "6") return loader.vector(part + "time_maa_" + q, {c.n_embd});
   return loader.vector(part + "time_mix_" + q, {c.n_embd}, [](float x) { return 1 - x; });
@@ -28,7 +24,7 @@ Tensor load_mu(Loader& loader, const Config& c, const std::string& part, char q)
 ChannelMix load_channel_mix(Loader& loader, const Config& c, int index, Format format) {
   const std::string block = join("blocks.", index, "."), ffn = block + "ffn.";
   ChannelMix p;
-  p.norm = load_norm(loader, block + "ln2", c.n_embd, 1e-5f);
+  p.norm = loader.norm(block + "ln2", c.n_embd, 1e-5f);
   p.mu_k = load_mu(loader, c, ffn, 'k'), p.mu_r = load_mu(loader, c, ffn, 'r');
   p.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
   p.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);

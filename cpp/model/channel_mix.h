@@ -23,8 +23,6 @@ struct ChannelMixScratch {
   void set_format(Format format);
 };
 
-// What every version that is not 7 loads in the same way. `name` has no ending: "blocks.0.ln1".
-Norm load_norm(Loader& loader, const std::string& name, int count, float eps);
 // The mu of a lerp. Before RWKV-6 files hold what xn is multiplied with, 1 - mu. `part` is "blocks.0.att." or such.
 Tensor load_mu(Loader& loader, const Config& config, const std::string& part, char q);
 

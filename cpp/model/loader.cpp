@@ -112,6 +112,10 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   return v;
 }
 
+Norm Loader::norm(const std::string& name, int64_t count, float eps) {
+  return {vector(name + ".weight", {count}), vector(name + ".bias", {count}), eps};
+}
+
 Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {
   const TensorInfo& t = find(name, {rows, cols});
   const Tensor table = arena_->take(t.dtype, rows, cols);

@@ -37,6 +37,7 @@ class Loader {
   // of one beside those given.
   Tensor vector(const std::string& name, const std::vector<int64_t>& shape, float (*map)(float) = nullptr,
                 int repeat = 1);
+  Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
   void skip(const std::string& name) { used_.insert(name); }          // known, not used
 

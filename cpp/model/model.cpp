@@ -95,15 +95,12 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_vie
 
 void Model::build(Loader& loader) {
   const Config& c = config_;
-  const auto norm = [&](const std::string& name) {
-    return Norm{loader.vector(name + ".weight", {c.n_embd}), loader.vector(name + ".bias", {c.n_embd}), 1e-5f};
-  };
   layers_ = layers_of(c.version);
   for (Stage& stage : stages_) {
     loader.enter(*stage.backend, stage.weights);
     if (&stage == &stages_.front()) {
       embedding_ = loader.table("emb.weight", c.n_vocab, c.n_embd);
-      embedding_norm_ = norm("blocks.0.ln0");
+      embedding_norm_ = loader.norm("blocks.0.ln0", c.n_embd, 1e-5f);
     }
     std::visit(
         [&](auto& layers) {
@@ -112,7 +109,7 @@ void Model::build(Loader& loader) {
         },
         layers_);
     if (&stage == &stages_.back()) {
-      out_norm_ = norm("ln_out");
+      out_norm_ = loader.norm("ln_out", c.n_embd, 1e-5f);
       head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.format);
     }
   }

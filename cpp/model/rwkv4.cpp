@@ -18,7 +18,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   const std::string block = join("blocks.", index, "."), att = block + "att.";
   Layer layer;
   TimeMix& t = layer.time_mix;
-  t.norm = load_norm(loader, block + "ln1", c.n_embd, 1e-5f);
+  t.norm = loader.norm(block + "ln1", c.n_embd, 1e-5f);
   t.mu_k = load_mu(loader, c, att, 'k'), t.mu_v = load_mu(loader, c, att, 'v'), t.mu_r = load_mu(loader, c, att, 'r');
   const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, format); };
   t.receptance = wide("receptance.weight"), t.key = wide("key.weight"), t.value = wide("value.weight");

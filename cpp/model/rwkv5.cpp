@@ -25,7 +25,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   const bool gated = c.version != "5.0";
   Layer layer;
   TimeMix& t = layer.time_mix;
-  t.norm = load_norm(loader, block + "ln1", c.n_embd, 1e-5f);
+  t.norm = loader.norm(block + "ln1", c.n_embd, 1e-5f);
   t.mu_k = load_mu(loader, c, att, 'k'), t.mu_v = load_mu(loader, c, att, 'v'), t.mu_r = load_mu(loader, c, att, 'r');
   if (gated) t.mu_g = load_mu(loader, c, att, 'g');
 
@@ -40,7 +40,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
     t.bonus = load_channels(loader, c, att + "time_first", [](float x) { return float(std::exp(double(x))); });
   else
     t.bonus = load_channels(loader, c, att + "time_faaaa");
-  t.out = load_norm(loader, att + "ln_x", c.n_att, 64e-5f);
+  t.out = loader.norm(att + "ln_x", c.n_att, 64e-5f);
   layer.channel_mix = load_channel_mix(loader, c, index, format);
   return layer;
 }

@@ -14,7 +14,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   const std::string block = join("blocks.", index, "."), att = block + "att.";
   Layer layer;
   TimeMix& t = layer.time_mix;
-  t.norm = load_norm(loader, block + "ln1", c.n_embd, 1e-5f);
+  t.norm = loader.norm(block + "ln1", c.n_embd, 1e-5f);
   t.mu_x = load_mu(loader, c, att, 'x');
   for (int q = 0; q < kMixed; q++) t.mu[size_t(q)] = load_mu(loader, c, att, "wkvrg"[q]);
 
@@ -36,7 +36,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, format);
   t.decay = loader.vector(att + "time_decay", {c.n_att});
   t.bonus = loader.vector(att + "time_faaaa", {c.n_head, c.head_size});
-  t.out = load_norm(loader, att + "ln_x", c.n_att, 64e-5f);
+  t.out = loader.norm(att + "ln_x", c.n_att, 64e-5f);
   layer.channel_mix = load_channel_mix(loader, c, index, format);
   return layer;
 }

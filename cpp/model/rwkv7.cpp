@@ -14,9 +14,6 @@ std::vector<StatePart> Layer::state_parts(const Config& c) {
 Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   const std::string block = join("blocks.", index, "."), att = block + "att.", ffn = block + "ffn.";
   const auto vector = [&](const std::string& name) { return loader.vector(name, {c.n_embd}); };
-  const auto norm = [&](const std::string& name, float eps) {
-    return Norm{vector(name + ".weight"), vector(name + ".bias"), eps};
-  };
   const auto square = [&](const char* name) { return loader.matrix(att + name, c.n_embd, c.n_embd, format); };
   // Low-rank pairs are stored (in, out).
   const auto rank_in = [&](const char* name) {
@@ -28,7 +25,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
 
   Layer layer;
   TimeMix& t = layer.time_mix;
-  t.norm = norm(block + "ln1", 1e-5f);
+  t.norm = loader.norm(block + "ln1", c.n_embd, 1e-5f);
   t.mu_r = vector(att + "x_r"), t.mu_w = vector(att + "x_w"), t.mu_k = vector(att + "x_k");
   t.mu_v = vector(att + "x_v"), t.mu_a = vector(att + "x_a"), t.mu_g = vector(att + "x_g");
   t.receptance = square("receptance.weight"), t.key = square("key.weight"), t.value = square("value.weight");
@@ -39,7 +36,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   t.output = square("output.weight");
   t.w0 = vector(att + "w0"), t.a0 = vector(att + "a0");
   t.k_k = vector(att + "k_k"), t.k_a = vector(att + "k_a"), t.r_k = loader.vector(att + "r_k", {c.n_head, c.head_size});
-  t.out = norm(att + "ln_x", 64e-5f);
+  t.out = loader.norm(att + "ln_x", c.n_embd, 64e-5f);
   if (index > 0) {
     t.v0 = vector(att + "v0");
   } else {  // some files carry them, nothing uses them
@@ -47,7 +44,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   }
 
   ChannelMix& f = layer.channel_mix;
-  f.norm = norm(block + "ln2", 1e-5f);
+  f.norm = loader.norm(block + "ln2", c.n_embd, 1e-5f);
   f.mu = vector(ffn + "x_k");
   f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
   f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);

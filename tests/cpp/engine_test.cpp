@@ -135,6 +135,27 @@ TEST(a_call_that_is_stopped_changes_nothing) {
   CHECK(engine->to_bytes(*state) == before);
 }
 
+TEST(a_step_in_place_equals_one_from_slot_to_slot) {
+  for (const char* version : tiny::kVersions) {
+    const tiny::TempFile path("place.safetensors");
+    const auto file = rwkv::Checkpoint::open(tiny::Model({.version = version}).write(path));
+    const auto model = rwkv::Model::load(file, "cpu fp32", {2}, {});
+    const size_t bytes = model->layout().slot_bytes;
+    rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
+    const rwkv::Memory slots = model->backend()->allocate(3 * bytes);
+    const auto t = tokens(100);
+    const auto step = [&](size_t from, size_t to) {
+      const int32_t start[] = {0, 50}, rows[] = {49};
+      const std::byte* src[] = {slots.data.get() + from * bytes};
+      std::byte* dst[] = {slots.data.get() + to * bytes};
+      const auto part = std::span(t).subspan(from == to ? 50 : from * 50, 50);
+      model->forward({part, start, src, dst}, rows, rwkv::Model::Result::none, scratch, {}, {});
+    };
+    step(0, 1), step(1, 2), step(1, 1);
+    CHECK(std::memcmp(slots.data.get() + bytes, slots.data.get() + 2 * bytes, bytes) == 0);
+  }
+}
+
 TEST(a_step_allocates_nothing) {
   for (const char* version : tiny::kVersions)
     for (const char* strategy : {"cpu fp32", "cpu bf16"}) {
