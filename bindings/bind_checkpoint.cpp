@@ -1,6 +1,7 @@
 #include "bind.h"
 #include "core/checkpoint.h"
 #include "model/config.h"
+#include "model/gguf_names.h"
 #include "model/state_layout.h"
 
 namespace {
@@ -16,7 +17,7 @@ py::tuple inspect(const py::bytes& path) {
   std::vector<TensorInfo> tensors;
   {
     const Unlocked unlocked;
-    const auto file = rwkv::Checkpoint::open(name);
+    const auto file = rwkv::with_official_names(rwkv::Checkpoint::open(name));
     config = rwkv::read_config(file);
     container = file.container();
     tensors = file.tensors();
