@@ -189,3 +189,20 @@ def vocabulary(tokens, types=None, model="rwkv"):
     if types is not None:
         found["tokenizer.ggml.token_type"] = ("array", ("i32", types))
     return found
+
+
+WORDS = [
+    b"<s>",
+    *(bytes([i]) for i in range(256)),
+    b"hello",
+    b" world",
+    "é€".encode(),
+    b"it's",
+    b"\"'\\x41\n",
+    b"a\0b",
+]
+
+
+def with_vocabulary(path, base, **found):
+    """The model of these weights with this vocabulary."""
+    return write_gguf(path, rwkv7_values(base) | vocabulary(**found), rwkv7_tensors(base))
