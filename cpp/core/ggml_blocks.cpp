@@ -2,7 +2,9 @@
 // halves for the rest; those of 256 do the same in runs of 32 or 64, with small integer scales per 32 or 16 elements.
 #include "core/ggml_blocks.h"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include "core/dtype.h"
@@ -122,16 +124,47 @@ void decode_q6_k(const uint8_t* p, float* y) {
   }
 }
 
+void encode_f16(const float* x, uint8_t* p) {
+  const uint16_t h = f32_to_f16(*x);
+  RWKV_CHECK(Error, (h & 0x7fff) < 0x7c00, "expected a number that float16 can hold, found ", *x);
+  std::memcpy(p, &h, sizeof h);
+}
+
+// The value farthest from zero becomes -8, whatever its sign.
+void encode_q4_0(const float* x, uint8_t* p) {
+  float extreme = 0;
+  for (size_t i = 0; i < kSmall; ++i)
+    if (std::fabs(x[i]) > std::fabs(extreme)) extreme = x[i];
+  const float d = extreme / -8, inverse = d != 0 ? 1 / d : 0;
+  encode_f16(&d, p);
+  const auto level = [&](float value) { return std::min(15, int(value * inverse + 8.5f)); };
+  for (size_t i = 0; i < 16; ++i) p[2 + i] = uint8_t(level(x[i]) | level(x[i + 16]) << 4);
+}
+
+void encode_q8_0(const float* x, uint8_t* p) {
+  float largest = 0;
+  for (size_t i = 0; i < kSmall; ++i) largest = std::max(largest, std::fabs(x[i]));
+  const float d = largest / 127, inverse = d != 0 ? 1 / d : 0;
+  encode_f16(&d, p);
+  for (size_t i = 0; i < kSmall; ++i) p[2 + i] = uint8_t(int8_t(std::round(x[i] * inverse)));
+}
+
 struct Format {
   std::string_view name;
   size_t elements, bytes;
   void (*decode)(const uint8_t*, float*);
+  void (*encode)(const float*, uint8_t*) = nullptr;
 };
-constexpr Format kFormats[] = {
-    {"none", 1, 1, nullptr},           {"f16", 1, 2, decode_f16},          {"q4_0", kSmall, 18, decode_q4_0},
-    {"q4_1", kSmall, 20, decode_q4_1}, {"q5_0", kSmall, 22, decode_q5_0},  {"q5_1", kSmall, 24, decode_q5_1},
-    {"q8_0", kSmall, 34, decode_q8_0}, {"q4_k", kLarge, 144, decode_q4_k}, {"q5_k", kLarge, 176, decode_q5_k},
-    {"q6_k", kLarge, 210, decode_q6_k}};
+constexpr Format kFormats[] = {{"none", 1, 1, nullptr},
+                               {"f16", 1, 2, decode_f16, encode_f16},
+                               {"q4_0", kSmall, 18, decode_q4_0, encode_q4_0},
+                               {"q4_1", kSmall, 20, decode_q4_1},
+                               {"q5_0", kSmall, 22, decode_q5_0},
+                               {"q5_1", kSmall, 24, decode_q5_1},
+                               {"q8_0", kSmall, 34, decode_q8_0, encode_q8_0},
+                               {"q4_k", kLarge, 144, decode_q4_k},
+                               {"q5_k", kLarge, 176, decode_q5_k},
+                               {"q6_k", kLarge, 210, decode_q6_k}};
 
 const Format& format_of(BlockType type) {
   RWKV_CHECK(Error, type != BlockType::none && size_t(type) < std::size(kFormats),
@@ -144,6 +177,13 @@ const Format& format_of(BlockType type) {
 size_t block_elements(BlockType type) { return format_of(type).elements; }
 size_t block_bytes(BlockType type) { return format_of(type).bytes; }
 std::string_view name_of(BlockType type) { return format_of(type).name; }
+
+void encode_blocks(BlockType type, const float* src, size_t blocks, void* dst) {
+  const Format& format = format_of(type);
+  RWKV_CHECK(Error, format.encode, "expected a block format that can be written, found ", format.name);
+  auto* p = static_cast<uint8_t*>(dst);
+  for (size_t i = 0; i < blocks; ++i) format.encode(src + i * format.elements, p + i * format.bytes);
+}
 
 void decode_blocks(BlockType type, const void* src, size_t blocks, float* dst) {
   const Format& format = format_of(type);

@@ -17,6 +17,10 @@ size_t block_elements(BlockType type);  // at most kMaxBlockElements
 size_t block_bytes(BlockType type);
 std::string_view name_of(BlockType type);  // "q4_0", ...
 
+// `blocks` whole blocks from finite float32, for f16, q8_0 and q4_0; as llama.cpp's own quantisation rounds them.
+// Throws Error for a value that float16 cannot hold.
+void encode_blocks(BlockType type, const float* src, size_t blocks, void* dst);
+
 // `blocks` whole blocks to float32.
 void decode_blocks(BlockType type, const void* src, size_t blocks, float* dst);
 

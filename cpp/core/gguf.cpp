@@ -83,8 +83,8 @@ class Cursor {
   // Proves that `count` things of at least `bytes` bytes each are still to come.
   void expect(uint64_t count, uint64_t bytes, std::string_view what) const {
     const auto all = checked_product(count, bytes);
-    RWKV_CHECK(ModelFormatError, all && *all <= left(), shown(what), ": expected ", count, " entries at byte ", at_,
-               ", found ", left(), " bytes left in the file");
+    RWKV_CHECK(ModelFormatError, all && *all <= left(), shown(what), ": expected ", count,
+               bytes == 1 ? " bytes" : " entries", " at byte ", at_, ", found ", left(), " bytes left in the file");
   }
 
   void skip(uint64_t count, uint64_t bytes, std::string_view what) {

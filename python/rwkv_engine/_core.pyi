@@ -116,6 +116,14 @@ class StreamDecoder:
     def put(self, id: int, /) -> str: ...
     def finish(self) -> str: ...
 
+def write_gguf(
+    source: bytes,
+    target: bytes,
+    type: str,
+    tokens: list[bytes],
+    progress: Callable[[int, int], object] | None,
+    /,
+) -> None: ...
 def inspect(
     path: bytes, /
 ) -> tuple[str, Config, int, list[tuple[str, str, tuple[int, ...], int]]]: ...
