@@ -114,10 +114,10 @@ void File::read(uint64_t offset, void* dst, size_t bytes) const {
 }
 
 void write_atomically(const std::string& path, std::span<const std::byte> bytes) {
-  write_atomically(path, [&](const PieceWriter& put) { put(bytes); });
+  stream_atomically(path, [&](const PieceWriter& put) { put(bytes); });
 }
 
-void write_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write) {
+void stream_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write) {
   check_path(path);
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/." : path.substr(0, slash);

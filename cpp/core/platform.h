@@ -28,7 +28,7 @@ class File {
 void write_atomically(const std::string& path, std::span<const std::byte> bytes);
 // For files that memory need not hold: `write` calls its argument with one piece after another.
 using PieceWriter = std::function<void(std::span<const std::byte>)>;
-void write_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write);
+void stream_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write);
 
 // Anonymous memory, zeroed, 2 MiB aligned, huge pages asked for. Throws Error saying how much was wanted.
 std::shared_ptr<std::byte> map_pages(size_t bytes);

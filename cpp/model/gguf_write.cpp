@@ -100,7 +100,7 @@ class Writer {
     head.append((kAlignment - head.size() % kAlignment) % kAlignment, '\0');
     int64_t total = 0, done = 0;
     for (const Output& out : outputs_) total += int64_t(out.bytes);
-    write_atomically(path, [&](const PieceWriter& put) {
+    stream_atomically(path, [&](const PieceWriter& put) {
       put(std::as_bytes(std::span(head)));
       for (const Output& out : outputs_) {
         for (const TensorInfo& part : out.parts) {

@@ -1,9 +1,12 @@
 """Written GGUF files: the model they were made of again, read by this package and by the format's own."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from gguf_files import WORDS, rwkv7_tensors, with_vocabulary
-from helpers import TINY, bits, model
+from helpers import TINY, bits, model, save
 
 import rwkv_engine as rwkv
 
@@ -108,11 +111,21 @@ def test_progress_and_refusals(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_numbers_that_do_not_fit_are_refused(tmp_path, value):
-    from helpers import save
-
     weights = {name: array.copy() for name, array in model(**TINY).weights.items()}
     weights["head.weight"][3, 5] = value
     save(tmp_path / "a.pth", weights)
     with pytest.raises(rwkv.ModelFormatError, match=r"head\.weight: expected"):
         rwkv.convert(tmp_path / "a.pth", tmp_path / "a.gguf", "f16")
     assert not (tmp_path / "a.gguf").exists()
+
+
+def test_the_command(tmp_path):
+    source, target = model(**TINY).path("f32"), tmp_path / "a.gguf"
+    command = [sys.executable, "-m", "rwkv_engine", "convert", source, target, "--type", "f32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run_tiny(target) == run_tiny(source)
+
+
+def run_tiny(path):
+    return rwkv.Engine(path, "cpu fp32", threads=1).fingerprint
