@@ -169,6 +169,17 @@ TEST(blocks_of_256) {
   }
 }
 
+TEST(float16_is_rounded_to_nearest_even) {
+  for (uint32_t h = 0; h < 0x7c00; ++h) {
+    const float value = f16_to_f32(uint16_t(h)), next = h + 1 < 0x7c00 ? f16_to_f32(uint16_t(h + 1)) : 65536.0f;
+    const float middle = (value + next) / 2;
+    CHECK(f32_to_f16(value) == h && f32_to_f16(-value) == (h | 0x8000));
+    CHECK(f32_to_f16(middle) == h + (h & 1));
+    CHECK(f32_to_f16(std::nextafter(middle, 0.0f)) == h && f32_to_f16(std::nextafter(middle, 1e9f)) == h + 1);
+  }
+  CHECK(f32_to_f16(INFINITY) == 0x7c00 && f32_to_f16(-1e30f) == 0xfc00 && std::isnan(f16_to_f32(f32_to_f16(NAN))));
+}
+
 TEST(ranges_of_blocks) {
   // 8 rows of 64 in Q8_0 with scale 1: any range of it, and of its transpose, is that part of the whole.
   std::string data;
