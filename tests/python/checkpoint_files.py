@@ -43,9 +43,7 @@ def _stored(array, dtype):
     if dtype == "bf16" and np.asarray(array).dtype != np.uint16:
         return to_bf16(array).reshape(np.shape(array))
     kind = np.dtype(_DTYPES[dtype][2])
-    return np.asarray(array).astype(
-        kind.newbyteorder("<") if kind.itemsize > 1 else kind, order="C"
-    )
+    return np.asarray(array).astype(kind.newbyteorder("<") if kind.itemsize > 1 else kind, order="C")
 
 
 def _dtype_for(array, dtype):
@@ -54,11 +52,7 @@ def _dtype_for(array, dtype):
     if array.dtype == np.uint16:
         return "bf16"
     if array.dtype.kind in "iub":
-        return next(
-            name
-            for name, (_, _, kind) in _DTYPES.items()
-            if name != "bf16" and kind == array.dtype.type
-        )
+        return next(name for name, (_, _, kind) in _DTYPES.items() if name != "bf16" and kind == array.dtype.type)
     return dtype
 
 
@@ -76,12 +70,7 @@ class Call:
     """function(*arguments), with items to put into the result and a state for BUILD."""
 
     def __init__(self, function, arguments=(), items=None, state=None):
-        self.function, self.arguments, self.items, self.state = (
-            function,
-            tuple(arguments),
-            items,
-            state,
-        )
+        self.function, self.arguments, self.items, self.state = function, tuple(arguments), items, state
 
 
 class Persistent:
@@ -196,11 +185,7 @@ def tensor(storage_reference, offset, shape, stride, parameter=False):
     hooks = Call(Global("collections", "OrderedDict"))
     rebuild = Global("torch._utils", "_rebuild_tensor_v2")
     view = Call(rebuild, (storage_reference, offset, tuple(shape), tuple(stride), False, hooks))
-    return (
-        Call(Global("torch._utils", "_rebuild_parameter"), (view, True, hooks))
-        if parameter
-        else view
-    )
+    return Call(Global("torch._utils", "_rebuild_parameter"), (view, True, hooks)) if parameter else view
 
 
 def state_dict(items):
@@ -228,9 +213,7 @@ def write_zip(path, entries, root="archive", compression=0, directory=None):
         start = len(out)
         padding = -(start + 30 + len(name) + 4) % 64
         extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-        out += struct.pack(
-            "<4s5HIIIHH", b"PK\3\4", 0, flags, compression, 0, 0, 0, 0, 0, len(name), len(extra)
-        )
+        out += struct.pack("<4s5HIIIHH", b"PK\3\4", 0, flags, compression, 0, 0, 0, 0, 0, len(name), len(extra))
         out += name + extra + data
         crc = zlib.crc32(payload)
         out += struct.pack("<4sIII", b"PK\7\b", crc, len(data) & wide, len(payload) & wide)
@@ -242,16 +225,12 @@ def write_zip(path, entries, root="archive", compression=0, directory=None):
         extra = struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b""
         size, packed, offset = (min(number, wide) for number in numbers)
         listing += struct.pack("<4s6H", b"PK\1\2", 0, 0, flags, compression, 0, 0)
-        listing += struct.pack(
-            "<III5HII", fields["crc"], packed, size, len(name), len(extra), 0, 0, 0, 0, offset
-        )
+        listing += struct.pack("<III5HII", fields["crc"], packed, size, len(name), len(extra), 0, 0, 0, 0, offset)
         listing += name + extra
     start, count = len(out), len(pairs)
     out += listing
     end64 = len(out)
-    out += struct.pack(
-        "<4sQHHIIQQQQ", b"PK\6\6", 44, 798, 45, 0, 0, count, count, len(listing), start
-    )
+    out += struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 798, 45, 0, 0, count, count, len(listing), start)
     out += struct.pack("<4sIQI", b"PK\6\7", 0, end64, 1)
     count, size, start = min(count, 0xFFFF), min(len(listing), wide), min(start, wide)
     out += struct.pack("<4s4HIIH", b"PK\5\6", 0, 0, count, count, size, start, 0)
@@ -269,16 +248,7 @@ def pth_entries(data_pkl, storages, byteorder="little"):
 
 
 def write_pth(
-    path,
-    tensors,
-    dtype="bf16",
-    transposed=(),
-    wrap=None,
-    *,
-    shared=None,
-    parameters=(),
-    extra=None,
-    root="archive",
+    path, tensors, dtype="bf16", transposed=(), wrap=None, *, shared=None, parameters=(), extra=None, root="archive"
 ):
     """Writes a state dict as torch.save does.
 
@@ -300,17 +270,13 @@ def write_pth(
             places[owner] = len(storages)
             storages.append((values.T if owner in transposed else values).tobytes("C"))
         laid_out = values.T if owner in transposed else values
-        stride = [
-            step // values.itemsize for step in np.empty(laid_out.shape, values.dtype).strides
-        ]
+        stride = [step // values.itemsize for step in np.empty(laid_out.shape, values.dtype).strides]
         stride = stride[::-1] if owner in transposed else stride
         reference = storage(kind, places[owner], values.size)
         items[name] = tensor(reference, 0, values.shape, stride, name in parameters)
     items |= extra or {}
     value = state_dict(items)
-    write_zip(
-        path, pth_entries(pickled({wrap: value, "epoch": 1} if wrap else value), storages), root
-    )
+    write_zip(path, pth_entries(pickled({wrap: value, "epoch": 1} if wrap else value), storages), root)
 
 
 # ---- safetensors ----
@@ -325,11 +291,7 @@ def write_safetensors(path, tensors, dtype="bf16", metadata=None):
         kind = _dtype_for(array, dtype)
         payload = _stored(array, kind).tobytes("C")
         shape = list(np.shape(array))
-        header[name] = {
-            "dtype": _DTYPES[kind][1],
-            "shape": shape,
-            "data_offsets": [at, at + len(payload)],
-        }
+        header[name] = {"dtype": _DTYPES[kind][1], "shape": shape, "data_offsets": [at, at + len(payload)]}
         payloads.append(payload)
         at += len(payload)
     write_raw_safetensors(path, json.dumps(header, separators=(",", ":")), b"".join(payloads))

@@ -79,8 +79,7 @@ def canonical(name, mode, system, turns, user="user", words=""):
         return (f"System✿{system}✿\n" if system else "") + "".join(said)
     if name == "function_calling":
         said = [
-            f"### {label}\n{text}{words}\n### Assistant\n{mode}{written}\n"
-            for text, written in turns
+            f"### {label}\n{text}{words}\n### Assistant\n{mode}{written}\n" for text, written in turns
         ]
         return (f"### System\n{system}\n" if system else "") + "".join(said)
     opener = f"Assistant: {mode}" if mode else "Assistant:"

@@ -13,14 +13,7 @@ from helpers import rwkv
 
 PROMPTS = ["def main():\n", "import ", "class A:\n    def __init__(self", "x"]
 PARAMS = rwkv.SamplingParams(
-    temperature=1.2,
-    top_p=0.9,
-    top_k=40,
-    seed=11,
-    max_tokens=25,
-    presence_penalty=0.4,
-    frequency_penalty=0.3,
-    ignore_eos=True,
+    temperature=1.2, top_p=0.9, top_k=40, seed=11, max_tokens=25, presence_penalty=0.4, frequency_penalty=0.3, ignore_eos=True
 )
 STYLES = ["rwkv", "rapid", "openai"]
 
@@ -35,12 +28,7 @@ def with_(**changes):
 
 
 def same(a, b):
-    assert (a.text, a.tokens, a.finish_reason, a.usage) == (
-        b.text,
-        b.tokens,
-        b.finish_reason,
-        b.usage,
-    )
+    assert (a.text, a.tokens, a.finish_reason, a.usage) == (b.text, b.tokens, b.finish_reason, b.usage)
     assert a.logprobs == b.logprobs and a.state.equals(b.state)
 
 
@@ -74,17 +62,10 @@ def test_samples_of_one_prompt_are_texts_with_the_next_seeds(e):
 def test_eight_samples_cost_one_prefill(e):
     prompt = list(range(1, 201))
     read = []
-    e.generate_batch(
-        [prompt], with_(max_tokens=3), n=8, progress=lambda done, total: read.append((done, total))
-    )
+    e.generate_batch([prompt], with_(max_tokens=3), n=8, progress=lambda done, total: read.append((done, total)))
     assert read[-1] == (200, 200) and all(total == 200 for _, total in read)
     read.clear()
-    e.generate_batch(
-        [prompt, [1, 2, 3]],
-        with_(max_tokens=3),
-        n=8,
-        progress=lambda done, total: read.append((done, total)),
-    )
+    e.generate_batch([prompt, [1, 2, 3]], with_(max_tokens=3), n=8, progress=lambda done, total: read.append((done, total)))
     assert read[-1] == (203, 203)
 
 
@@ -108,9 +89,7 @@ def test_texts_of_a_batch_end_on_their_own(e):
     assert [len(r.tokens) for r in results] == [0, 1, 30, 7]
     stop = results[2].tokens[4]
     first = results[2].tokens.index(stop)
-    again = e.generate_batch(
-        PROMPTS, [*params[:2], with_(max_tokens=30, stop_tokens=[stop]), params[3]]
-    )
+    again = e.generate_batch(PROMPTS, [*params[:2], with_(max_tokens=30, stop_tokens=[stop]), params[3]])
     assert again[2].tokens == results[2].tokens[:first] and again[2].finish_reason == "stop"
     same(again[3], results[3])
 
@@ -126,12 +105,7 @@ def test_what_a_batch_refuses(e):
     ]:
         with pytest.raises(rwkv.Error, match=message):
             e.generate_batch(PROMPTS[:2], **arguments)
-    for arguments in (
-        dict(states=[state, None]),
-        dict(params=[PARAMS, None, 3]),
-        dict(params=7),
-        dict(n=1.5),
-    ):
+    for arguments in (dict(states=[state, None]), dict(params=[PARAMS, None, 3]), dict(params=7), dict(n=1.5)):
         with pytest.raises((TypeError, rwkv.Error)):
             e.generate_batch(PROMPTS[:2], **arguments)
     assert e.generate_batch([]) == [] and state.tokens_seen == 0
@@ -157,11 +131,7 @@ def test_a_call_that_fails_leaves_every_state_as_it_was(e):
     def stop_reading(done, total):
         raise Stop
 
-    for arguments in (
-        dict(params=with_(logits_processor=fail)),
-        dict(progress=stop_reading),
-        dict(params=with_(logits_processor=fail), n=3),
-    ):
+    for arguments in (dict(params=with_(logits_processor=fail)), dict(progress=stop_reading), dict(params=with_(logits_processor=fail), n=3)):
         with pytest.raises(Stop):
             e.generate_batch(PROMPTS, states=states, **arguments)
         assert [state.to_bytes() for state in states] == before
@@ -216,10 +186,7 @@ def test_a_processor_may_use_the_engine(e):
     def look(tokens, logits):
         side.append(e.forward([1, 2], e.new_state()))
 
-    assert (
-        e.generate(PROMPTS[0], with_(logits_processor=look, max_tokens=3)).tokens
-        == e.generate(PROMPTS[0], with_(max_tokens=3)).tokens
-    )
+    assert e.generate(PROMPTS[0], with_(logits_processor=look, max_tokens=3)).tokens == e.generate(PROMPTS[0], with_(max_tokens=3)).tokens
     assert len(side) == 3
 
 
@@ -279,19 +246,10 @@ def test_a_text_goes_on_from_its_state(e, style, seed):
     for cut in (0, 1, 10, 29):
         first = e.generate(PROMPTS[0], dataclasses.replace(params, max_tokens=cut))
         fork = first.state.fork()
-        rest = e.generate(
-            "",
-            dataclasses.replace(params, max_tokens=30 - cut, seed=seed),
-            state=e.state_from_bytes(first.state.to_bytes()),
-        )
+        rest = e.generate("", dataclasses.replace(params, max_tokens=30 - cut, seed=seed), state=e.state_from_bytes(first.state.to_bytes()))
         assert first.tokens + rest.tokens == whole.tokens and first.text + rest.text == whole.text
         assert rest.state.equals(whole.state)
-        assert (
-            e.generate(
-                "", dataclasses.replace(params, max_tokens=30 - cut, seed=seed), state=fork
-            ).tokens
-            == rest.tokens
-        )
+        assert e.generate("", dataclasses.replace(params, max_tokens=30 - cut, seed=seed), state=fork).tokens == rest.tokens
     assert e.generate("", with_(seed=12), state=first.state).tokens != rest.tokens or cut == 29
 
 
@@ -312,12 +270,7 @@ def test_a_text_goes_on_in_another_process(e, tmp_path, style):
     whole = e.generate(PROMPTS[0], with_(penalty_style=style))
     first = e.generate(PROMPTS[0], with_(penalty_style=style, max_tokens=10, seed=11))
     first.state.save(tmp_path / "a.state")
-    done = subprocess.run(
-        [sys.executable, "-c", GO_ON, tmp_path / "a.state", style],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = subprocess.run([sys.executable, "-c", GO_ON, tmp_path / "a.state", style], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == str(whole.tokens[10:]), done.stderr
 
 
@@ -326,20 +279,14 @@ def test_a_stream_saved_between_two_pieces_goes_on(e):
     stream = e.stream(PROMPTS[0], PARAMS)
     for i in range(1, 12):
         next(stream)
-        rest = e.generate(
-            "",
-            with_(seed=None, max_tokens=25 - i),
-            state=e.state_from_bytes(stream.state.to_bytes()),
-        )
+        rest = e.generate("", with_(seed=None, max_tokens=25 - i), state=e.state_from_bytes(stream.state.to_bytes()))
         assert rest.tokens == whole.tokens[i:]
 
 
 def test_without_a_seed_a_saved_text_still_goes_on(e):
     first = e.generate(PROMPTS[0], with_(seed=None))
     blob = first.state.to_bytes()
-    rests = [
-        e.generate("", with_(seed=None), state=e.state_from_bytes(blob)).tokens for _ in range(2)
-    ]
+    rests = [e.generate("", with_(seed=None), state=e.state_from_bytes(blob)).tokens for _ in range(2)]
     assert rests[0] == rests[1]
     assert len({tuple(e.generate(PROMPTS[0], with_(seed=None)).tokens) for _ in range(4)}) > 1
 

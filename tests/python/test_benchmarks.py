@@ -12,37 +12,18 @@ from helpers import child_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "benchmarks" / "README.md").read_text()
-COMMANDS = [
-    line.split()[1:]
-    for line in re.search(r"^```bash\n(.*?)^```", README, re.M | re.S)[1].splitlines()
-]
+COMMANDS = [line.split()[1:] for line in re.search(r"^```bash\n(.*?)^```", README, re.M | re.S)[1].splitlines()]
 NAMES = [pathlib.Path(words[0]).stem for words in COMMANDS if words != ["benchmarks/plot.py"]]
-MACHINE = {
-    "cpu",
-    "cores",
-    "device",
-    "memory_gigabytes",
-    "caches",
-    "system",
-    "compiler",
-    "python",
-    "numpy",
-}
+MACHINE = {"cpu", "cores", "device", "memory_gigabytes", "caches", "system", "compiler", "python", "numpy"}
 
 pytestmark = pytest.mark.skipif(
-    not (pathlib.Path("/proc/self/status").exists() and shutil.which("g++")),
-    reason="needs Linux and a compiler",
+    not (pathlib.Path("/proc/self/status").exists() and shutil.which("g++")), reason="needs Linux and a compiler"
 )
 
 
 def python(*words):
     done = subprocess.run(
-        [sys.executable, "-W", "error", *map(str, words)],
-        cwd=ROOT,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-W", "error", *map(str, words)], cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,9 +46,7 @@ def quick(tmp_path_factory):
         if not file.exists():
             before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
             file.write_text(python(f"benchmarks/{name}.py", "--quick"))
-            assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before, (
-                "a quick run wrote results"
-            )
+            assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before, "a quick run wrote results"
         return json.loads(file.read_text())
 
     return result, folder
@@ -82,42 +61,30 @@ def test_the_readme_lists_every_benchmark():
 def test_a_quick_run_gives_what_is_documented(quick, name):
     result = quick[0](name)
     assert list(result) == ["benchmark", "command", "engine", "machine", "settings", "results"]
-    assert (
-        result["benchmark"] == name and result["command"] == f"python benchmarks/{name}.py --quick"
-    )
-    assert set(result["machine"]) == MACHINE and all(
-        result["machine"][key] for key in MACHINE - {"caches"}
-    )
+    assert result["benchmark"] == name and result["command"] == f"python benchmarks/{name}.py --quick"
+    assert set(result["machine"]) == MACHINE and all(result["machine"][key] for key in MACHINE - {"caches"})
     assert result["settings"]["shape"] == "tiny" and result["settings"]["threads"] >= 1
     keys = documented_keys(name)
     assert len(keys) > 5 and len(result["results"]) > 1
     for row in result["results"]:
         assert set(row) == keys
-        assert all(
-            value > 0 for key, value in row.items() if isinstance(value, float) and "log" not in key
-        )
+        assert all(value > 0 for key, value in row.items() if isinstance(value, float) and "log" not in key)
 
 
 def test_results_that_do_not_change_with_time_are_right(quick):
     rows = quick[0]("constant")["results"]
     assert [row["position"] for row in rows] == [10, 100, 1000]
-    assert [row["kv_cache_megabytes"] for row in rows] == [
-        2 * 2 * 128 * 2 * p / 1e6 for p in (10, 100, 1000)
-    ]
+    assert [row["kv_cache_megabytes"] for row in rows] == [2 * 2 * 128 * 2 * p / 1e6 for p in (10, 100, 1000)]
     L, C, V, R = 2, 128, 512, 2 * (8 + 8 + 8 + 16) - 8
     for row in quick[0]("decode")["results"]:
         width = {"fp32": 4, "bf16": 2}[row["precision"]]
         bytes_read = (L * 12 * C * C + 2 * C * R + V * C) * width + L * 21 * C * 4
         assert row["megabytes_per_token"] == pytest.approx(bytes_read / 1e6, rel=1e-3)
     assert {(row["container"], row["precision"]) for row in quick[0]("load")["results"]} == {
-        (container, precision)
-        for container in (".pth", ".safetensors")
-        for precision in ("fp32", "bf16")
+        (container, precision) for container in (".pth", ".safetensors") for precision in ("fp32", "bf16")
     }
     operations = [row["operation"] for row in quick[0]("states")["results"]]
-    assert {"fork", "step after fork", "to_bytes", "state_from_bytes", "save", "load_state"} <= set(
-        operations
-    )
+    assert {"fork", "step after fork", "to_bytes", "state_from_bytes", "save", "load_state"} <= set(operations)
 
 
 def test_plots_are_drawn_and_always_the_same(quick):
@@ -134,6 +101,4 @@ def test_plots_are_drawn_and_always_the_same(quick):
     for text in first.values():
         assert text.count("<svg") == 1 and len(text) < 60_000
         assert "dc:date" not in text and "Matplotlib" not in text
-    assert (
-        "milliseconds per token" in first["constant"] and "milliseconds per step" in first["branch"]
-    )
+    assert "milliseconds per token" in first["constant"] and "milliseconds per step" in first["branch"]

@@ -29,10 +29,7 @@ def test_the_stream_has_the_parts_and_the_reply_has_them_whole(world):
         assert "".join(piece.text for piece in pieces if piece.kind == kind) == text
     assert len(pieces) > 5
     assert (reply.reasoning, reply.text) == ("Let me see.", "It is 4.\n\nYes.")
-    assert (
-        reply.raw == ">\nLet me see.\n</think>\n\nIt is 4.\n\nYes."
-        and reply.finish_reason == "stop"
-    )
+    assert reply.raw == ">\nLet me see.\n</think>\n\nIt is 4.\n\nYes." and reply.finish_reason == "stop"
     assert reply.usage.prompt_tokens == len(engine.prompts[0])
     assert reply.usage.completion_tokens == len(engine.tokens) - len(engine.prompts[0])
     assert chat.messages[-1] == Message("assistant", reply.text, reply.reasoning)
@@ -243,21 +240,14 @@ def test_the_preset_of_the_mode_or_the_callers_parameters(world):
     chat_of(engine, "assistant", params=own).send("a")
     off, thinking, given_ = engine.params
     assert (off.top_p, off.presence_penalty, off.stop_tokens) == (0.28, 0.0, (FLOWER,))
-    assert (thinking.temperature, thinking.presence_penalty, thinking.penalty_decay) == (
-        0.96,
-        1.0,
-        0.988,
-    )
+    assert (thinking.temperature, thinking.presence_penalty, thinking.penalty_decay) == (0.96, 1.0, 0.988)
     assert (given_.temperature, given_.stop, given_.stop_tokens) == (0.5, ("x", "\nUser:"), (7,))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            dict(think="hard"),
-            "think: expected one of off, open, short, medium, long .*found 'hard'",
-        ),
+        (dict(think="hard"), "think: expected one of off, open, short, medium, long .*found 'hard'"),
         (dict(think=True), "think: expected one of"),
         (dict(template="chatml"), "template: expected bot, assistant.*found 'chatml'"),
         (dict(template="none.toml"), "none.toml: expected a TOML file, found none"),

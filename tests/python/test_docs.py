@@ -19,9 +19,7 @@ from rwkv_engine.generation import GenerationMixin
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MODULES = sorted(
-    module.name
-    for module in pkgutil.iter_modules(rwkv.__path__)
-    if module.name not in {"_core", "__main__"}
+    module.name for module in pkgutil.iter_modules(rwkv.__path__) if module.name not in {"_core", "__main__"}
 )
 
 
@@ -38,50 +36,21 @@ def test_docstrings(module):
 
 def test_there_are_docstrings_to_run():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    tested = {
-        test.name
-        for cls in (
-            rwkv.Engine,
-            GenerationMixin,
-            rwkv.Chat,
-            rwkv.State,
-            rwkv.SamplingParams,
-            rwkv.Tokenizer,
-        )
-        for test in finder.find(cls)
-        if test.examples
-    }
-    assert {
-        "Engine",
-        "Engine.forward",
-        "GenerationMixin.generate",
-        "Chat",
-        "State",
-        "SamplingParams",
-        "Tokenizer",
-    } <= tested
+    tested = {test.name for cls in (rwkv.Engine, GenerationMixin, rwkv.Chat, rwkv.State, rwkv.SamplingParams, rwkv.Tokenizer) for test in finder.find(cls) if test.examples}
+    assert {"Engine", "Engine.forward", "GenerationMixin.generate", "Chat", "State", "SamplingParams", "Tokenizer"} <= tested
 
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_in_the_readme(code, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
 def commands():
-    return [
-        part.strip()
-        for block in blocks("bash")
-        for line in block.splitlines()
-        for part in line.split("&&")
-    ]
+    return [part.strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")]
 
 
 @pytest.mark.parametrize("command", commands())
@@ -89,10 +58,7 @@ def test_commands_in_the_readme(command, tmp_path):
     words = shlex.split(command)
     if words[0] == "rwkv-engine":
         done = subprocess.run(
-            [sys.executable, "-m", "rwkv_engine", *words[1:]],
-            cwd=tmp_path,
-            capture_output=True,
-            timeout=120,
+            [sys.executable, "-m", "rwkv_engine", *words[1:]], cwd=tmp_path, capture_output=True, timeout=120
         )
         assert (done.returncode, done.stderr) == (0, b"") and done.stdout.strip()
     elif words[:2] == ["pip", "install"]:
@@ -101,36 +67,19 @@ def test_commands_in_the_readme(command, tmp_path):
         assert path == "." and set(filter(None, (extras or "").split(","))) <= set(offered)
     elif words[0] == "cmake" and "-S" in words:
         options = [word[2:].split("=")[0] for word in words if word.startswith("-D")]
-        assert options and all(
-            f"option({name} " in (ROOT / "CMakeLists.txt").read_text() for name in options
-        )
+        assert options and all(f"option({name} " in (ROOT / "CMakeLists.txt").read_text() for name in options)
     else:
-        assert words[0] == "pytest" or words[:2] == ["cmake", "--build"], (
-            "say here how this is tested"
-        )
+        assert words[0] == "pytest" or words[:2] == ["cmake", "--build"], "say here how this is tested"
 
 
 def test_the_first_screen_has_the_two_commands():
     first = "\n".join(README.splitlines()[:40])
-    for line in (
-        "pip install .",
-        'rwkv-engine generate "def main("',
-        'pip install ".[test]" && pytest',
-        "```python",
-    ):
+    for line in ("pip install .", 'rwkv-engine generate "def main("', 'pip install ".[test]" && pytest', "```python"):
         assert line in first
 
 
 def test_files_that_the_documents_name_exist():
     for document in ("README.md", "CONTRIBUTING.md"):
-        for name in re.findall(
-            r"`([\w./-]+\.(?:cpp|h|inl|md|py|sh|toml|yaml|txt)|[\w./-]+/)`",
-            (ROOT / document).read_text(),
-        ):
-            found = [
-                ROOT / name,
-                *ROOT.glob(f"cpp/{name}"),
-                *ROOT.glob(f"cpp/*/{name}"),
-                *ROOT.glob(f"tests/*/{name}"),
-            ]
+        for name in re.findall(r"`([\w./-]+\.(?:cpp|h|inl|md|py|sh|toml|yaml|txt)|[\w./-]+/)`", (ROOT / document).read_text()):
+            found = [ROOT / name, *ROOT.glob(f"cpp/{name}"), *ROOT.glob(f"cpp/*/{name}"), *ROOT.glob(f"tests/*/{name}")]
             assert any(os.path.exists(path) for path in found), f"{document} names {name}"

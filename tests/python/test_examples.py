@@ -24,21 +24,13 @@ def command(name, *arguments):
 
 
 def run(name, *arguments):
-    done = subprocess.run(
-        command(name, *arguments),
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = subprocess.run(command(name, *arguments), env=child_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def imported(name):
-    spec = importlib.util.spec_from_file_location(
-        f"example_{name}", ROOT / "examples" / f"{name}.py"
-    )
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -66,9 +58,7 @@ def searching():
 def logprob_of(engine, prompt, tokens):
     """Of a text that is read in one call, without any branch."""
     ids = engine.tokenizer.encode(prompt)
-    rows = engine.forward(ids + tokens[:-1], engine.new_state(), output="all")[
-        len(ids) - 1 :
-    ].astype(np.float64)
+    rows = engine.forward(ids + tokens[:-1], engine.new_state(), output="all")[len(ids) - 1 :].astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
     return sum(float(row[token]) for row, token in zip(rows, tokens, strict=True))
@@ -78,9 +68,7 @@ def test_the_search_prints_continuations_best_first():
     lines = run("branching_search", "def main(", "--width", 3, "--depth", 5).splitlines()
     found = [re.fullmatch(r" *(-\d+\.\d{4})  '(.*)'", line).groups() for line in lines]
     assert len(found) == 3 and all(text.startswith("def main(") for _, text in found)
-    assert [float(logprob) for logprob, _ in found] == sorted(
-        (float(logprob) for logprob, _ in found), reverse=True
-    )
+    assert [float(logprob) for logprob, _ in found] == sorted((float(logprob) for logprob, _ in found), reverse=True)
 
 
 def test_branches_have_the_log_probabilities_of_their_texts(engine, searching):
@@ -88,12 +76,8 @@ def test_branches_have_the_log_probabilities_of_their_texts(engine, searching):
     assert len({tuple(b.tokens) for b in branches}) == 4
     for branch in branches:
         assert len(branch.tokens) == 8 or branch.ended
-        assert branch.logprob == pytest.approx(
-            logprob_of(engine, "def main(", branch.tokens), abs=1e-9
-        )
-        assert branch.state.tokens_seen == len(engine.tokenizer.encode("def main(")) + len(
-            branch.tokens
-        )
+        assert branch.logprob == pytest.approx(logprob_of(engine, "def main(", branch.tokens), abs=1e-9)
+        assert branch.state.tokens_seen == len(engine.tokenizer.encode("def main(")) + len(branch.tokens)
 
 
 def test_a_search_of_width_one_is_greedy(engine, searching):
@@ -106,9 +90,7 @@ def test_a_wide_search_finds_the_best_of_all_pairs(engine, searching):
     best = searching.search(engine, "class ", width=32, depth=2)[0]
     state = engine.new_state()
     first = engine.forward(engine.tokenizer.encode("class "), state).astype(np.float64)
-    second = engine.forward_batch([[t] for t in range(len(first))], state.fork(len(first))).astype(
-        np.float64
-    )
+    second = engine.forward_batch([[t] for t in range(len(first))], state.fork(len(first))).astype(np.float64)
     first, second = (rows - rows.max(-1, keepdims=True) for rows in (first, second))
     first, second = (rows - np.log(np.exp(rows).sum(-1, keepdims=True)) for rows in (first, second))
     total = first[1:, None] + second[1:]  # token 0 ends the text, and is not likely here
@@ -131,9 +113,7 @@ def document(tmp_path_factory):
     """Code, a line that is longer than a block, bytes that are no text, and no line end at the end."""
     path = tmp_path_factory.mktemp("document") / "document.txt"
     code = b"".join(p.read_bytes() for p in sorted((ROOT / "python" / "rwkv_engine").glob("*.py")))
-    path.write_bytes(
-        code[:60_000] + "é".encode() * 3001 + b"\xff\xfe\n" + code[60_000:80_000].rstrip()
-    )
+    path.write_bytes(code[:60_000] + "é".encode() * 3001 + b"\xff\xfe\n" + code[60_000:80_000].rstrip())
     return path
 
 
@@ -156,9 +136,7 @@ def test_the_figure_is_the_cost_of_the_text(engine, document, uninterrupted, tmp
     rows = engine.forward([0, *ids], state, output="all")[:-1]
     nats = 0.0
     for row, token in zip(rows, ids, strict=True):
-        nats += float(np.log(np.exp(row - row.max()).sum(dtype=np.float64))) + float(
-            row.max() - row[token]
-        )
+        nats += float(np.log(np.exp(row - row.max()).sum(dtype=np.float64))) + float(row.max() - row[token])
     printed, blob = uninterrupted
     expected = nats / np.log(2) / document.stat().st_size
     assert float(printed.split()[0]) == pytest.approx(expected, rel=1e-5)
@@ -188,12 +166,7 @@ def test_a_reader_that_is_stopped_goes_on_where_it_was(document, uninterrupted, 
     pausing = [sys.executable, "-c", PAUSING, *reading[3:]]
     for snapshots, delay in ((2, 0), (1, 0.01), (3, 0.03)):
         process = subprocess.Popen(
-            pausing,
-            env=child_environment(),
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            pausing, env=child_environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         for _ in range(snapshots):
             assert process.stdout.readline() == "saved\n"
@@ -202,22 +175,14 @@ def test_a_reader_that_is_stopped_goes_on_where_it_was(document, uninterrupted, 
         time.sleep(delay)
         process.send_signal(getattr(signal, sent))
         _, err = process.communicate(timeout=60)
-        assert state.read_bytes() != uninterrupted[1], (
-            "it has come to the end: make the document longer"
-        )
+        assert state.read_bytes() != uninterrupted[1], "it has come to the end: make the document longer"
         if sent == "SIGINT":
-            assert (
-                process.returncode == 1
-                and "goes on from the last snapshot" in err
-                and "Traceback" not in err
-            )
+            assert process.returncode == 1 and "goes on from the last snapshot" in err and "Traceback" not in err
         else:
             assert process.returncode == -signal.SIGKILL
     assert run("read_document", document, "--state", state, "--every", EVERY) == uninterrupted[0]
     assert state.read_bytes() == uninterrupted[1]
-    assert run("read_document", document, "--state", state, "--every", EVERY) == uninterrupted[0], (
-        "nothing left to do"
-    )
+    assert run("read_document", document, "--state", state, "--every", EVERY) == uninterrupted[0], "nothing left to do"
     if sent == "SIGINT":
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.state", "a.state.json"]
 
@@ -226,9 +191,7 @@ class Crash(Exception):
     pass
 
 
-def test_a_crash_between_any_two_writes_loses_nothing(
-    engine, document, uninterrupted, tmp_path, monkeypatch
-):
+def test_a_crash_between_any_two_writes_loses_nothing(engine, document, uninterrupted, tmp_path, monkeypatch):
     """Crashes before and after every rename and every save, twice each, until the document has been read."""
     reading = imported("read_document")
     state, moments = tmp_path / "a.state", itertools.count()

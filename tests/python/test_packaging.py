@@ -15,11 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_a_package_that_was_not_compiled_says_so(tmp_path):
-    shutil.copytree(
-        ROOT / "python" / "rwkv_engine",
-        tmp_path / "rwkv_engine",
-        ignore=shutil.ignore_patterns("*.so", "data"),
-    )
+    shutil.copytree(ROOT / "python" / "rwkv_engine", tmp_path / "rwkv_engine", ignore=shutil.ignore_patterns("*.so", "data"))
     done = subprocess.run(
         [sys.executable, "-c", "import rwkv_engine"], cwd=tmp_path, capture_output=True, text=True
     )
@@ -29,18 +25,14 @@ def test_a_package_that_was_not_compiled_says_so(tmp_path):
 
 def test_the_data_is_installed():
     for name in ("demo-rwkv7-1.2M.pth", "demo-vocab.txt", "rwkv_vocab_v20230424.txt"):
-        assert (PACKAGE / "data" / name).read_bytes() == (
-            ROOT / "python/rwkv_engine/data" / name
-        ).read_bytes()
+        assert (PACKAGE / "data" / name).read_bytes() == (ROOT / "python/rwkv_engine/data" / name).read_bytes()
     assert (PACKAGE / "py.typed").exists() and (PACKAGE / "_core.pyi").exists()
 
 
 def test_what_is_tested_is_what_is_in_the_tree():
     """An old installation would pass or fail for reasons that nobody can see here."""
     for path in sorted((ROOT / "python" / "rwkv_engine").glob("*.py")):
-        assert (PACKAGE / path.name).read_bytes() == path.read_bytes(), (
-            f"{path.name}: install again"
-        )
+        assert (PACKAGE / path.name).read_bytes() == path.read_bytes(), f"{path.name}: install again"
 
 
 def test_importing_brings_numpy_and_little_else():
@@ -51,17 +43,7 @@ def test_importing_brings_numpy_and_little_else():
 
 def test_the_extras_are_there():
     extras = set(importlib.metadata.metadata("rwkv-engine").get_all("Provides-Extra"))
-    assert extras == {
-        "server",
-        "json",
-        "cuda12",
-        "cuda13",
-        "train",
-        "redis",
-        "ray",
-        "bench",
-        "test",
-    }
+    assert extras == {"server", "json", "cuda12", "cuda13", "train", "redis", "ray", "bench", "test"}
 
 
 def test_names_that_the_package_offers():

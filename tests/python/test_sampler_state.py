@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from helpers import rwkv, sign_state
 
-PARAMS = rwkv.SamplingParams(
-    seed=3, max_tokens=12, presence_penalty=0.5, frequency_penalty=0.25, ignore_eos=True
-)
+PARAMS = rwkv.SamplingParams(seed=3, max_tokens=12, presence_penalty=0.5, frequency_penalty=0.25, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +33,20 @@ def packed(tree, data):
 def test_what_the_file_says(e, blob):
     tree, data = parts(blob)
     meta = tree["__metadata__"]
-    assert (
-        meta["sampler_seed"],
-        meta["sampler_style"],
-        meta["sampler_pending"],
-        meta["sampler_tail"],
-    ) == ("3", "rwkv", "", "")
+    assert (meta["sampler_seed"], meta["sampler_style"], meta["sampler_pending"], meta["sampler_tail"]) == ("3", "rwkv", "", "")
     arrays = {
         name: np.frombuffer(data[slice(*tree[name]["data_offsets"])], dtype)
         for name, dtype in (("sampler.tokens", "<i4"), ("sampler.weights", "<f8"))
     }
     tokens = e.generate("import ", PARAMS).tokens
-    assert arrays["sampler.tokens"].tolist() == sorted(set(tokens)) and len(
-        arrays["sampler.weights"]
-    ) == len(set(tokens))
+    assert arrays["sampler.tokens"].tolist() == sorted(set(tokens)) and len(arrays["sampler.weights"]) == len(set(tokens))
     assert e.state_from_bytes(packed(tree, data)).to_bytes() == blob
 
 
 def test_a_state_that_was_only_read_says_nothing(e):
     state = e.new_state()
     e.forward([1, 2], state)
-    assert not any(
-        "sampler" in key
-        for key in [*parts(state.to_bytes())[0]["__metadata__"], *parts(state.to_bytes())[0]]
-    )
+    assert not any("sampler" in key for key in [*parts(state.to_bytes())[0]["__metadata__"], *parts(state.to_bytes())[0]])
 
 
 @pytest.mark.parametrize(
@@ -66,10 +54,7 @@ def test_a_state_that_was_only_read_says_nothing(e):
     [
         *(("sampler_seed", value) for value in ("", "-1", "x", str(2**64), "1.5")),
         *(("sampler_style", value) for value in ("", "RWKV", "none")),
-        *(
-            ("sampler_pending", value)
-            for value in ("e", "61", "e2829", "zz", "E2", "ff", "e282ac", "e282" * 40)
-        ),
+        *(("sampler_pending", value) for value in ("e", "61", "e2829", "zz", "E2", "ff", "e282ac", "e282" * 40)),
         ("sampler_tail", "x" * 65537),
         *((key, None) for key in ("sampler_style", "sampler_pending", "sampler_tail")),
     ],
@@ -85,12 +70,7 @@ def test_fields_that_cannot_be(e, blob, key, value):
 
 
 def test_fields_that_can_be(e, blob):
-    for key, value in [
-        ("sampler_pending", "e282"),
-        ("sampler_pending", "f0"),
-        ("sampler_tail", "\u20ac\nUser"),
-        ("sampler_tail", "x" * 65536),
-    ]:
+    for key, value in [("sampler_pending", "e282"), ("sampler_pending", "f0"), ("sampler_tail", "\u20ac\nUser"), ("sampler_tail", "x" * 65536)]:
         tree, data = parts(blob)
         tree["__metadata__"][key] = value
         state = e.state_from_bytes(packed(tree, data))

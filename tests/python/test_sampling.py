@@ -125,11 +125,7 @@ def by_hand(e, prompt, p):
     penalties, tokens = Penalties(e, p), []
     while len(tokens) < p.max_tokens:
         changed = penalties.apply(logits)
-        token = (
-            int(ranking(changed)[0])
-            if p.temperature == 0
-            else drawn(changed, p, p.seed, state.tokens_seen)
-        )
+        token = int(ranking(changed)[0]) if p.temperature == 0 else drawn(changed, p, p.seed, state.tokens_seen)
         tokens.append(token)
         penalties.write(token)
         logits = e.forward([token], state)
@@ -161,9 +157,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("kind", ["real", "coarse"])
-@pytest.mark.parametrize(
-    "options", SETTINGS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items())
-)
+@pytest.mark.parametrize("options", SETTINGS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
 def test_frequencies_are_those_of_the_distribution(e, logits, kind, options):
     """Chi-square over 10,000 positions; the seed is fixed, so this passes always or never."""
     p, row, draws = params(seed=12345, **options), logits[kind], 10_000
@@ -183,9 +177,7 @@ def test_frequencies_are_those_of_the_distribution(e, logits, kind, options):
 def test_every_draw_is_that_of_the_definition(e, logits, kind):
     row = logits[kind]
     position = 0
-    for temperature, top_p, top_k, min_p in itertools.product(
-        (0.5, 1, 2.5), (0.2, 0.9, 1), (0, 1, 2, 7, 70_000), (0, 0.05, 1)
-    ):
+    for temperature, top_p, top_k, min_p in itertools.product((0.5, 1, 2.5), (0.2, 0.9, 1), (0, 1, 2, 7, 70_000), (0, 0.05, 1)):
         for seed in (0, 2**63 + 5):
             position += 2**29
             p = params(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
@@ -195,12 +187,7 @@ def test_every_draw_is_that_of_the_definition(e, logits, kind):
 def test_the_likely_ones(e, logits):
     for row in logits.values():
         best = int(ranking(row)[0])
-        for options in (
-            dict(temperature=0),
-            dict(top_p=0),
-            dict(top_k=1),
-            dict(temperature=1e-30, top_p=0.1, top_k=1),
-        ):
+        for options in (dict(temperature=0), dict(top_p=0), dict(top_k=1), dict(temperature=1e-30, top_p=0.1, top_k=1)):
             assert {e.sample(row, params(**options), i) for i in range(20)} == {best}
     flat = np.zeros(e.config.n_vocab, np.float32)
     assert e.sample(flat, params(temperature=0)) == 0
@@ -259,15 +246,7 @@ def test_sampled_with_penalties_is_the_definition(e, options):
 def test_the_styles_differ(e):
     texts = set()
     for style in ("rwkv", "rapid", "openai"):
-        p = params(
-            temperature=0,
-            max_tokens=60,
-            ignore_eos=True,
-            penalty_style=style,
-            presence_penalty=0.8,
-            frequency_penalty=0.6,
-            penalty_decay=0.9,
-        )
+        p = params(temperature=0, max_tokens=60, ignore_eos=True, penalty_style=style, presence_penalty=0.8, frequency_penalty=0.6, penalty_decay=0.9)
         texts.add(tuple(e.generate(PROMPT, p).tokens))
     assert len(texts) == 3
 
@@ -275,13 +254,7 @@ def test_the_styles_differ(e):
 def test_blanks_and_digits_do_not_add_up_in_the_packages_style(e):
     """A digit written again and again loses the presence penalty once; with "openai" every time counts."""
     digit = e.tokenizer.encode("7")[0]
-    force = params(
-        max_tokens=6,
-        logit_bias={digit: 100.0},
-        frequency_penalty=30.0,
-        temperature=0,
-        ignore_eos=True,
-    )
+    force = params(max_tokens=6, logit_bias={digit: 100.0}, frequency_penalty=30.0, temperature=0, ignore_eos=True)
     assert e.generate(PROMPT, force).tokens == [digit] * 6
     others = e.generate(PROMPT, dataclasses.replace(force, penalty_style="openai")).tokens
     assert others[:3] == [digit] * 3 and others[-1] != digit
@@ -291,17 +264,13 @@ def test_the_prompt_is_not_penalized(e):
     prompt = PROMPT * 3
     base = params(temperature=0, max_tokens=1, ignore_eos=True)
     for style in ("rwkv", "rapid", "openai"):
-        strong = dataclasses.replace(
-            base, presence_penalty=50.0, frequency_penalty=50.0, penalty_style=style
-        )
+        strong = dataclasses.replace(base, presence_penalty=50.0, frequency_penalty=50.0, penalty_style=style)
         first = e.generate(prompt, strong)
         assert first.tokens == e.generate(prompt, base).tokens
         # It is the text that counts, over calls too, until a new prompt begins another.
         (token,) = first.tokens
         assert e.generate("", strong, state=first.state).tokens != [token]
-        again = e.generate(
-            "", dataclasses.replace(base, logit_bias={token: 20.0}), state=first.state.fork()
-        )
+        again = e.generate("", dataclasses.replace(base, logit_bias={token: 20.0}), state=first.state.fork())
         assert again.tokens == [token]
         fresh = first.state.fork()
         anew = e.generate(PROMPT, strong, state=fresh)
@@ -319,18 +288,10 @@ def test_logit_bias_in_a_draw(e, logits):
         changed = row.copy()
         for token, amount in biases.items():
             changed[token] += np.float32(amount)
-        for options in (
-            dict(top_p=1.0),
-            dict(top_p=0.9),
-            dict(top_p=1.0, top_k=4),
-            dict(top_p=1.0, min_p=0.1),
-            dict(temperature=0),
-        ):
+        for options in (dict(top_p=1.0), dict(top_p=0.9), dict(top_p=1.0, top_k=4), dict(top_p=1.0, min_p=0.1), dict(temperature=0)):
             p = params(seed=3, logit_bias=biases, **options)
             for i in range(50):
-                expected = (
-                    int(ranking(changed)[0]) if p.temperature == 0 else drawn(changed, p, 3, i)
-                )
+                expected = int(ranking(changed)[0]) if p.temperature == 0 else drawn(changed, p, 3, i)
                 assert e.sample(row, p, i) == expected
 
 
@@ -345,9 +306,7 @@ def test_banned_tokens_are_never_written(e):
 
 def test_a_bias_can_force_and_can_ban_all(e):
     V = e.config.n_vocab
-    only = params(
-        logit_bias={t: -math.inf for t in range(V) if t != 42}, max_tokens=5, ignore_eos=True
-    )
+    only = params(logit_bias={t: -math.inf for t in range(V) if t != 42}, max_tokens=5, ignore_eos=True)
     result = e.generate(PROMPT, only)
     assert result.tokens == [42] * 5
     state = e.new_state()
@@ -431,9 +390,7 @@ def test_logprobs_are_those_of_the_raw_logits(e, count):
     assert len(result.logprobs) == len(result.top_logprobs) == len(result.tokens) == 25
     state = e.new_state()
     logits = e.forward(e.tokenizer.encode(PROMPT), state)
-    for token, logprob, top in zip(
-        result.tokens, result.logprobs, result.top_logprobs, strict=True
-    ):
+    for token, logprob, top in zip(result.tokens, result.logprobs, result.top_logprobs, strict=True):
         exact = log_softmax(logits)
         assert logprob == pytest.approx(exact[token], rel=1e-6, abs=1e-7)
         assert logprob == single(logprob)
@@ -451,12 +408,7 @@ def test_a_stream_has_the_same_logprobs(e):
     assert [piece.logprob for piece in pieces] == result.logprobs
     assert [piece.top_logprobs for piece in pieces] == result.top_logprobs
     # Greedy: the first of the list is the token.
-    assert all(
-        top[0] == (token, logprob)
-        for token, logprob, top in zip(
-            result.tokens, result.logprobs, result.top_logprobs, strict=True
-        )
-    )
+    assert all(top[0] == (token, logprob) for token, logprob, top in zip(result.tokens, result.logprobs, result.top_logprobs, strict=True))
 
 
 def test_all_tokens_may_be_listed(e):

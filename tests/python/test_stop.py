@@ -65,9 +65,7 @@ def test_a_thousand_stop_strings_neither_leak_nor_swallow(e):
     ended = 0
     for at in range(0, len(cases), 100):
         part = cases[at : at + 100]
-        results = e.generate_batch(
-            [PROMPT] * len(part), [with_(WILD, seed=seed, stop=stop) for seed, stop in part]
-        )
+        results = e.generate_batch([PROMPT] * len(part), [with_(WILD, seed=seed, stop=stop) for seed, stop in part])
         for (seed, stop), result in zip(part, results):
             text, count, stopped = definition(e, whole[seed].tokens, stop)
             assert (result.text, result.tokens) == (text, whole[seed].tokens[:count]), stop
@@ -109,9 +107,7 @@ def test_a_stream_hands_over_what_is_certain_and_its_state_is_there(e):
 
 
 def test_text_is_handed_over_at_once_when_no_stop_string_can_begin_in_it(e):
-    pieces = list(
-        e.stream(PROMPT, rwkv.SamplingParams(temperature=0, max_tokens=20, stop=["\x01\x02"]))
-    )
+    pieces = list(e.stream(PROMPT, rwkv.SamplingParams(temperature=0, max_tokens=20, stop=["\x01\x02"])))
     assert all(piece.text == e.tokenizer.decode([piece.token]) for piece in pieces)
 
 
@@ -127,9 +123,7 @@ def test_closing_a_stream_that_holds_text_back_loses_nothing(e):
             first = [next(stream) for _ in range(cut)]
             stream.close()
             assert state.tokens_seen == len(e.tokenizer.encode(PROMPT)) + cut
-            rest = e.generate(
-                "", with_(WILD, stop=stop, max_tokens=WILD.max_tokens - cut), state=state
-            )
+            rest = e.generate("", with_(WILD, stop=stop, max_tokens=WILD.max_tokens - cut), state=state)
             assert [p.token for p in first] + rest.tokens == expected.tokens
             assert "".join(p.text for p in first) + rest.text == expected.text
 
@@ -183,9 +177,7 @@ def test_bytes_of_a_character_wait_for_the_rest_of_it(e):
         return choose
 
     def write(ids, state=None, prompt=PROMPT, **changes):
-        params = rwkv.SamplingParams(
-            max_tokens=len(ids), logits_processor=forced(ids), ignore_eos=True
-        )
+        params = rwkv.SamplingParams(max_tokens=len(ids), logits_processor=forced(ids), ignore_eos=True)
         return e.generate(prompt, with_(params, **changes), state=state)
 
     assert write(euro).text == "\u20ac" and write(euro + [a]).text == "\u20aca"
@@ -198,9 +190,7 @@ def test_bytes_of_a_character_wait_for_the_rest_of_it(e):
     # The end of a document ends the character too.
     ended = write([*euro[:2], 0], ignore_eos=False)
     assert (ended.text, ended.tokens, ended.finish_reason) == ("\ufffd", euro[:2], "stop")
-    stream = e.stream(
-        PROMPT, with_(rwkv.SamplingParams(), max_tokens=3, logits_processor=forced([*euro[:2], 0]))
-    )
+    stream = e.stream(PROMPT, with_(rwkv.SamplingParams(), max_tokens=3, logits_processor=forced([*euro[:2], 0])))
     assert [(p.text, p.token) for p in stream] == [("", euro[0]), ("", euro[1]), ("\ufffd", None)]
     # A stop string may begin with the character, or with what stands for a broken one.
     assert write([a, *euro, a], stop="\u20ac").tokens == [a]
@@ -210,9 +200,7 @@ def test_bytes_of_a_character_wait_for_the_rest_of_it(e):
 
 def test_whatever_the_tokens_text_is_utf8(e):
     for seed in range(30):
-        for piece in e.stream(
-            PROMPT, with_(WILD, temperature=8.0, seed=seed, stop=("\ufffd\ufffd\ufffd", "ab"))
-        ):
+        for piece in e.stream(PROMPT, with_(WILD, temperature=8.0, seed=seed, stop=("\ufffd\ufffd\ufffd", "ab"))):
             piece.text.encode("utf-8", "strict")
     result = e.generate_batch([PROMPT], with_(WILD, temperature=8.0, seed=1), n=30)
     assert all(r.text == definition(e, r.tokens, ())[0] for r in result)
@@ -220,16 +208,10 @@ def test_whatever_the_tokens_text_is_utf8(e):
 
 def test_stop_as_one_string_and_as_several(e):
     params = rwkv.SamplingParams(temperature=0, max_tokens=30)
-    assert (
-        e.generate(PROMPT, with_(params, stop="\n")).text
-        == e.generate(PROMPT, with_(params, stop=["\n"])).text
-    )
+    assert e.generate(PROMPT, with_(params, stop="\n")).text == e.generate(PROMPT, with_(params, stop=["\n"])).text
     for bad in ("", [""], [b"x"], 3, [3], "\ud800"):
         with pytest.raises((rwkv.Error, TypeError), match="stop"):
             rwkv.SamplingParams(stop=bad)
     with pytest.raises(rwkv.Error, match="65536 bytes together, found 65537"):
         e.generate(PROMPT, with_(params, stop="x" * 65537))
-    assert (
-        e.generate(PROMPT, with_(params, stop=["x" * 65536])).tokens
-        == e.generate(PROMPT, params).tokens
-    )
+    assert e.generate(PROMPT, with_(params, stop=["x" * 65536])).tokens == e.generate(PROMPT, params).tokens

@@ -96,24 +96,14 @@ def test_the_built_in_templates():
             assert (thinking.temperature, thinking.top_p, thinking.top_k) == (0.96, 0.76, 32)
             penalties = (thinking.presence_penalty, thinking.frequency_penalty)
             assert penalties == ((0, 0) if name == "function_calling" else (1.0, 0.1))
-    assert set(ChatTemplate.named("function_calling").roles) == {
-        "system",
-        "user",
-        "assistant",
-        "tool",
-    }
+    assert set(ChatTemplate.named("function_calling").roles) == {"system", "user", "assistant", "tool"}
     with pytest.raises(rwkv.Error, match="expected one of bot, .*found 'x'"):
         ChatTemplate.named("x")
 
 
 def test_a_file_of_ones_own(load):
     mine = load(GOOD)
-    assert (mine.name, mine.separator, mine.think, mine.models) == (
-        "mine",
-        "\n",
-        "off",
-        ("mine", "m[0-9]*"),
-    )
+    assert (mine.name, mine.separator, mine.think, mine.models) == ("mine", "\n", "off", ("mine", "m[0-9]*"))
     assert (mine.stop, mine.stop_tokens) == (("\nQ:",), ("✿",))
     assert mine.roles["assistant"] == templates.Role("A:", "") and "tool" not in mine.roles
     mode = mine.mode(None)
@@ -127,9 +117,7 @@ def test_several_in_one_file(load):
     both = GOOD + GOOD.replace("mine", "yours")
     assert load(both, "rwkv-yours-1b").name == "yours"
     assert load(both, "m7x").name == "mine"  # the first that fits
-    with pytest.raises(
-        rwkv.Error, match=r"t\.toml: expected a template that fits 'x', found only mine, yours"
-    ):
+    with pytest.raises(rwkv.Error, match=r"t\.toml: expected a template that fits 'x', found only mine, yours"):
         load(both, "x")
     assert load(GOOD, "x").name == "mine"  # a single one is meant
 
@@ -137,9 +125,7 @@ def test_several_in_one_file(load):
 def test_the_example_in_the_documentation(load):
     example = re.search(r"whole one::\n\n(.*?)\n\nA preset", templates.__doc__, re.DOTALL)[1]
     template = load(example, "mk7")
-    assert (
-        template.name == "marks" and template.fits("mk7") and set(template.modes) == {"off", "long"}
-    )
+    assert template.name == "marks" and template.fits("mk7") and set(template.modes) == {"off", "long"}
 
 
 def changed(old, new):
