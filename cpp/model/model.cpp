@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "model/gguf_names.h"
 
 namespace rwkv {
 
@@ -67,8 +68,9 @@ std::vector<StatePart> state_parts(const Config& config) {
                     layers_of(config.version));
 }
 
-std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_view strategy,
+std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_view strategy,
                                          const DeviceOptions& options, const LoadProgress& progress) {
+  const Checkpoint file = with_official_names(opened);
   std::shared_ptr<Model> model(new Model);
   model->config_ = read_config(file);
   model->stages_ = open_stages(strategy, native_format(file), model->config_.n_layer, options);
