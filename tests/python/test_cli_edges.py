@@ -152,6 +152,6 @@ sampling = { short = { max_tokens = 3 }, longer = { max_tokens = 9 } }
 def test_a_mode_brings_its_own_preset(tmp_path):
     """What the command line does not give comes from the mode, also after a change of mode."""
     (tmp_path / "own.toml").write_text(OWN)
-    options = ("--template", tmp_path / "own.toml", "--seed", 1)
+    options = ("--template", tmp_path / "own.toml", "--seed", 1, "--commands")
     found = replies("Hi", "/think longer", "Hi", "/reset", "Hi", options=options)
     assert [reply["usage"]["completion_tokens"] for reply in found] == [3, 9, 9]
