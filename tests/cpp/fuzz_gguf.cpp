@@ -1,6 +1,6 @@
 // Any bytes as a GGUF file: as it is, under the official names, and its vocabulary. Each is refused with rwkv::Error or
 // can be read in full; the tables of a vocabulary have bounds of their own.
-#include <cstring>
+#include <algorithm>
 
 #include "engine/gguf_vocabulary.h"
 #include "fuzz_files.h"
@@ -9,7 +9,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<uint8_t> input(data, data + size);
-  std::memcpy(input.data(), "GGUF", std::min<size_t>(size, 4));
+  std::copy_n("GGUF", std::min<size_t>(size, 4), input.begin());
   with_input(input.data(), size, true, [](const std::string& path) {
     const auto file = rwkv::Checkpoint::open(path);
     read_tensors(file);
