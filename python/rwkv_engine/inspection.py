@@ -63,9 +63,9 @@ def _bytes_in_memory(name: str, shape: tuple[int, ...], in_file: int, matrix: in
 
 def report(found: dict[str, Any]) -> str:
     """Return it as text."""
+    heads = "heads {n_head} of {head_size}, " if found["n_head"] else ""
     sizes = (
-        "layers {n_layer}, embedding {n_embd}, heads {n_head} of {head_size}, ffn {n_ffn}, "
-        "vocabulary {n_vocab}"
+        f"layers {{n_layer}}, embedding {{n_embd}}, {heads}ffn {{n_ffn}}, vocabulary {{n_vocab}}"
     )
     lines = [
         f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}",
