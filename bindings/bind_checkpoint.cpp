@@ -1,7 +1,7 @@
 #include "bind.h"
 #include "core/checkpoint.h"
 #include "model/config.h"
-#include "model/gguf_names.h"
+#include "model/names.h"
 #include "model/gguf_write.h"
 #include "model/state_layout.h"
 
