@@ -28,6 +28,11 @@ TokenizerRef in_model(const py::bytes& path) {
   return std::const_pointer_cast<Tokenizer>(rwkv::tokenizer_in_model(name));
 }
 
+TokenizerRef of_words(const std::vector<std::pair<int32_t, std::string>>& words, const std::string& name) {
+  const Unlocked unlocked;
+  return std::const_pointer_cast<Tokenizer>(Tokenizer::of_words(words, name));
+}
+
 std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::bytes& text) {
   const std::string_view bytes = text;
   const Unlocked unlocked;
@@ -50,6 +55,7 @@ void bind_tokenizer(py::module_& m) {
   py::class_<Tokenizer, TokenizerRef>(m, "Tokenizer")
       .def_static("open", open)
       .def_static("in_model", in_model)
+      .def_static("of_words", of_words)
       .def_property_readonly("size", &Tokenizer::size)
       .def("encode", encode)
       .def("decode", decode)

@@ -21,7 +21,7 @@ struct TensorInfo {
   int exponent = 0;  // what is read are the file's values times 2^exponent; for f32 and bf16 only
   size_t file = 0;   // which of the checkpoint's files
   // Not empty: the tensor is these, one after the other along the axis `joined`; stride and offset mean nothing.
-  std::vector<TensorInfo> parts;
+  std::vector<TensorInfo> parts = {};
   size_t joined = 0;
 
   int64_t count() const;  // elements

@@ -11,18 +11,19 @@
 namespace rwkv {
 
 struct Tokenizer::Data {
-  Data(const Vocabulary& vocabulary, const std::string& name) : trie(vocabulary, name) {
+  // `words` tells how the text is to be cut, and may be without tokens; `all` has the bytes of every id.
+  Data(const Vocabulary& words, const Vocabulary& all, const std::string& name) : trie(words, name) {
     int32_t last = 0;
-    for (const auto& token : vocabulary.tokens) last = std::max(last, token.id);
+    for (const auto& token : all.tokens) last = std::max(last, token.id);
     // Id 0 ends a text: it keeps the token its line gives it for encoding, but stands for no bytes.
     offsets.assign(static_cast<size_t>(last) + 2, 0);
-    for (const auto& token : vocabulary.tokens) {
+    for (const auto& token : all.tokens) {
       if (token.id != 0) offsets[static_cast<size_t>(token.id) + 1] = token.length;
     }
     for (size_t i = 1; i < offsets.size(); ++i) offsets[i] += offsets[i - 1];
     bytes.resize(offsets.back());
-    for (const auto& token : vocabulary.tokens) {
-      if (token.id != 0) vocabulary.bytes_of(token).copy(&bytes[offsets[static_cast<size_t>(token.id)]], token.length);
+    for (const auto& token : all.tokens) {
+      if (token.id != 0) all.bytes_of(token).copy(&bytes[offsets[static_cast<size_t>(token.id)]], token.length);
     }
   }
 
@@ -56,7 +57,27 @@ std::shared_ptr<const Tokenizer> Tokenizer::parse(std::string_view text, const s
 }
 
 std::shared_ptr<const Tokenizer> Tokenizer::of(const Vocabulary& vocabulary, const std::string& name) {
-  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::make_unique<const Data>(vocabulary, name)));
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::make_unique<const Data>(vocabulary, vocabulary, name)));
+}
+
+std::shared_ptr<const Tokenizer> Tokenizer::of_words(std::span<const std::pair<int32_t, std::string>> words,
+                                                     const std::string& name) {
+  Vocabulary all;
+  for (const auto& [id, bytes] : words) {
+    RWKV_CHECK(ModelFormatError, id >= 0 && id < Vocabulary::kMaxIds, name, ": expected ids from 0 to ",
+               Vocabulary::kMaxIds - 1, ", found ", id);
+    RWKV_CHECK(ModelFormatError, !bytes.empty() && bytes.size() <= Vocabulary::kMaxTokenBytes, name, ": token ", id,
+               ": expected 1 to ", Vocabulary::kMaxTokenBytes, " bytes, found ", bytes.size());
+    RWKV_CHECK(ModelFormatError, all.bytes.size() + bytes.size() <= Vocabulary::kMaxFileBytes, name,
+               ": expected tokens of at most ", Vocabulary::kMaxFileBytes, " bytes in all, found more");
+    all.tokens.push_back({id, int32_t(all.tokens.size()) + 1, uint32_t(all.bytes.size()), uint32_t(bytes.size())});
+    all.bytes += bytes;
+  }
+  std::ranges::sort(all.tokens, {}, &Vocabulary::Token::id);
+  const auto twice = std::ranges::adjacent_find(all.tokens, {}, &Vocabulary::Token::id);
+  RWKV_CHECK(ModelFormatError, twice == all.tokens.end(), name, ": expected each id once, found two tokens ",
+             twice == all.tokens.end() ? 0 : twice->id);
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::make_unique<const Data>(Vocabulary{}, all, name)));
 }
 
 int Tokenizer::size() const { return data_->size(); }

@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace rwkv {
@@ -17,6 +18,9 @@ class Tokenizer {
   static std::shared_ptr<const Tokenizer> open(const std::string& path);  // throws ModelFormatError
   static std::shared_ptr<const Tokenizer> parse(std::string_view text, const std::string& name);  // name: for messages
   static std::shared_ptr<const Tokenizer> of(const Vocabulary& vocabulary, const std::string& name);
+  // The words of a vocabulary whose encoding is done elsewhere: two ids may have the same bytes. encode() refuses.
+  static std::shared_ptr<const Tokenizer> of_words(std::span<const std::pair<int32_t, std::string>> words,
+                                                   const std::string& name);
   ~Tokenizer();
 
   int size() const;                                           // largest id + 1

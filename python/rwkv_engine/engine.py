@@ -42,8 +42,9 @@ class Engine(GenerationMixin):
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     tokenizer : path or Tokenizer, optional
-        By default the one that comes with the model, in its GGUF file or in its folder; else the
-        World vocabulary for a model with 65,536 token ids.
+        A World vocabulary or a JSON file of the `tokenizers` package. By default the one that comes
+        with the model, in its GGUF file or in its folder; else the World vocabulary for a model
+        with 65,536 token ids.
     progress : callable, optional
         Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading.
 

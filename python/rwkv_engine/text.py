@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable
 
 from . import _core
 from ._arguments import DATA, DEMO, Path, Tokens, path_bytes
+from ._bpe import ByteLevelBpe, is_bpe
 from .errors import Error
 
 WORLD_SIZE = 65536
 
 
 class Tokenizer:
-    """A vocabulary in the World file format, and greedy longest-match encoding over it.
+    """A vocabulary: the World format with greedy longest-match encoding, or byte-level BPE.
 
     Parameters
     ----------
     path : path
-        One line per token: its id, a Python string or bytes literal, its length in bytes.
+        In the World format one line per token: its id, a Python string or bytes literal, its length
+        in bytes. Or a JSON file of the `tokenizers` package, such as the ``20B_tokenizer.json`` of
+        the RWKV-4 models trained on the Pile; its marks, such as "<|endoftext|>", are no text.
 
     Raises
     ------
@@ -35,10 +40,17 @@ class Tokenizer:
     'Hello world'
     """
 
-    __slots__ = ("_core",)
+    __slots__ = ("_bpe", "_core")
+
+    _bpe: ByteLevelBpe | None
 
     def __init__(self, path: Path) -> None:
-        self._core = _core.Tokenizer.open(path_bytes(path, "tokenizer"))
+        name = path_bytes(path, "tokenizer")
+        self._bpe = ByteLevelBpe(name) if is_bpe(name) else None
+        if self._bpe is None:
+            self._core = _core.Tokenizer.open(name)
+        else:
+            self._core = _core.Tokenizer.of_words([*self._bpe.words.items()], os.fsdecode(name))
 
     @classmethod
     def world(cls) -> Tokenizer:
@@ -52,7 +64,7 @@ class Tokenizer:
         if core is None:
             return None
         tokenizer = cls.__new__(cls)
-        tokenizer._core = core
+        tokenizer._core, tokenizer._bpe = core, None
         return tokenizer
 
     @property
@@ -61,7 +73,7 @@ class Tokenizer:
         return self._core.size
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Return the ids of a text; bytes need not be UTF-8.
+        """Return the ids of a text; for a World vocabulary bytes need not be UTF-8.
 
         Raises Error at a byte that no token of the vocabulary begins with.
         """
@@ -77,7 +89,7 @@ class Tokenizer:
             data = bytes(text)
         else:
             raise TypeError(f"text: expected str or bytes, found {type(text).__name__}")
-        return self._core.encode(data)
+        return self._core.encode(data) if self._bpe is None else self._bpe.encode(data)
 
     def decode(self, ids: Tokens) -> str:
         """Return the text of the ids; what is not UTF-8 becomes U+FFFD.
@@ -124,12 +136,20 @@ class StreamDecoder:
         return self._core.finish()
 
 
+def _json_beside(model: Path) -> pathlib.Path | None:
+    """Return the tokenizer.json in a model's folder, if it is one that can be used."""
+    path = pathlib.Path(os.fsdecode(model)) / "tokenizer.json"
+    return path if path.is_file() and is_bpe(os.fsencode(path)) else None
+
+
 def tokenizer_for(
     model: Path, given: Path | Tokenizer | None, n_vocab: int
 ) -> Callable[[], Tokenizer]:
     """Return how to get a model's vocabulary; one that was not asked for is opened on first use."""
     if given is None:
         given = DATA / "demo-vocab.txt" if model == DEMO else Tokenizer._in_model(model)
+    if given is None and n_vocab != WORLD_SIZE:
+        given = _json_beside(model)
     if given is not None:
         tokenizer = given if isinstance(given, Tokenizer) else Tokenizer(given)
         if tokenizer.vocab_size > n_vocab:
