@@ -48,8 +48,8 @@ struct Batch {
 
 enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
 
-// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y, or gate * y where there
-// is a gate; neither: y = act(y) is the result.
+// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y = act(y) is
+// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it.
 struct LinearJob {
   Operand x;  // (T, in)
   Linear w;   // (out, in)
@@ -65,6 +65,14 @@ struct MixJob {
   Tensor mu;            // (1, C)
   Operand out;          // (T, C)
   Tensor dynamic = {};  // (T, C) f32
+};
+
+// RWKV-7a's table of a small matrix for each token; formulas in model/rwkv7.h.
+struct DeepEmbed {
+  Tensor table;  // (V, D D) in memory of the host, of which a step reads its tokens' rows
+  Tensor base;   // (T, D D) f32, added to them
+  Tensor z;      // (T, D) f32, multiplied with them
+  Tensor bias;   // (1, F)
 };
 
 // RWKV-4's recurrence, every channel for itself; formulas in model/rwkv4.h. a, b and m are its three state parts.
@@ -154,8 +162,8 @@ class Backend {
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 
   // ---- verbs shared by every version ----
-  // x[t] = norm(table[token[t]])
-  virtual void embed(const Tensor& table, const Norm&, const Batch&, Tensor x) = 0;
+  // x[t] = norm(table[token[t]]) where x is given, and the same as an operand where out is given.
+  virtual void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out = {}) = 0;
   // For each of `rows`: y[i] = norm(x[rows[i]]) where y is given, and the same as an operand where out is given.
   virtual void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) = 0;
   // xn = norm(x); every job's lerp with the previous row's xn. The state part at byte `shift` of each slot holds the
@@ -164,6 +172,8 @@ class Backend {
   virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
                    Shift = Shift::write) = 0;
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
+  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
+  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
   virtual bool all_finite(const Tensor& x) = 0;
   virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
 

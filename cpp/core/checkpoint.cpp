@@ -179,6 +179,13 @@ void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, vo
   if (tensor.exponent != 0) scale(dst, tensor.dtype, size_t(count), tensor.exponent);
 }
 
+std::shared_ptr<const std::byte> Checkpoint::map(const TensorInfo& tensor) const {
+  const size_t width = size_of(tensor.dtype);
+  const bool plain = tensor.contiguous() && tensor.blocks == BlockType::none && tensor.exponent == 0;
+  if (!plain || tensor.count() == 0 || tensor.offset % width != 0) return nullptr;
+  return files_[tensor.file].map(tensor.offset, size_t(tensor.count()) * width);
+}
+
 // Whole indices of the axes before the joined one, as many as fit a block, of which only what was asked for is kept.
 void Checkpoint::read_joined(const TensorInfo& tensor, int64_t first, int64_t count, std::byte* dst) const {
   constexpr int64_t kBlock = int64_t(1) << 20;  // bytes

@@ -1,5 +1,6 @@
 #pragma once
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,9 @@ class Checkpoint {
   // Elements [first, first + count) in row-major order of the tensor's shape, in its dtype. Never needs more
   // than a few MiB of its own, whatever the strides.
   void read(const TensorInfo& tensor, int64_t first, int64_t count, void* dst) const;
+  // The tensor as it lies in the file, mapped; null where it does not lie there in the order of its shape, as numbers
+  // that can be read in place.
+  std::shared_ptr<const std::byte> map(const TensorInfo& tensor) const;
 
  private:
   Checkpoint(std::string path, std::vector<File> files, std::string container, std::vector<TensorInfo> tensors,

@@ -99,6 +99,20 @@ File::File(const std::string& path) : path_(path) {
   handle_ = std::move(descriptor);
 }
 
+std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes) const {
+  RWKV_CHECK(Error, offset <= size_ && bytes <= size_ - offset && bytes > 0, path_, ": expected ", bytes,
+             " bytes at byte ", offset, ", found a file of ", size_);
+  const auto page = uint64_t(::sysconf(_SC_PAGESIZE)), before = offset % page;
+  const size_t length = bytes + size_t(before);
+  const int fd = static_cast<const Descriptor*>(handle_.get())->fd;
+  void* pages = ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE, fd, off_t(offset - before));
+  RWKV_CHECK(Error, pages != MAP_FAILED, path_, ": cannot map ", bytes, " bytes at byte ", offset, ": ", reason(errno));
+  ::madvise(pages, length, MADV_RANDOM);
+  const std::shared_ptr<std::byte> owner(static_cast<std::byte*>(pages),
+                                         [length](std::byte* p) { ::munmap(p, length); });
+  return {owner, owner.get() + before};
+}
+
 void File::read(uint64_t offset, void* dst, size_t bytes) const {
   RWKV_CHECK(Error, offset <= size_ && bytes <= size_ - offset, path_, ": expected ", bytes, " bytes at byte ", offset,
              ", found a file of ", size_);

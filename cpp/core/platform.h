@@ -16,6 +16,8 @@ class File {
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
   void read(uint64_t offset, void* dst, size_t bytes) const;  // pread; throws Error when cut short
+  // That part of the file as memory, read when it is looked at. Who cuts the file short meanwhile kills the process.
+  std::shared_ptr<const std::byte> map(uint64_t offset, size_t bytes) const;
 
  private:
   std::string path_;

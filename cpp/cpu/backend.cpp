@@ -144,15 +144,44 @@ void CpuBackend::pack_rows(const float* x, size_t ld, int begin, int count, int 
   }
 }
 
-void CpuBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x) {
-  const int rows = int(batch.token.size()), c = int(table.cols);
+void CpuBackend::widen(const Tensor& table, int64_t row, float* y) const {
+  const size_t at = size_t(row) * size_t(table.stride) * rwkv::size_of(table.dtype);
+  kernels_.widen(table.as<const std::byte>() + at, table.dtype, int(table.cols), y);
+}
+
+void CpuBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x, Operand out) {
+  const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), c = int(table.cols);
   pool_.run([&](int worker) {
     auto* wide = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
-    const Share share(rows, worker, pool_.size());
+    float* normed = wide + row_stride(c);
+    const Share share(tiles, worker, pool_.size());
     for (int i = share.begin; i < share.end; i++) {
-      const size_t at = size_t(batch.token[size_t(i)]) * size_t(table.stride) * rwkv::size_of(table.dtype);
-      kernels_.widen(table.as<std::byte>() + at, table.dtype, c, wide);
-      layer_norm(wide, norm, c, x.row(i));
+      const int begin = tile_start(rows, tiles, i), end = tile_start(rows, tiles, i + 1);
+      for (int row = begin; row < end; row++) {
+        float* to = x ? x.row(row) : normed + int64_t(row - begin) * row_stride(c);
+        widen(table, batch.token[size_t(row)], wide);
+        layer_norm(wide, norm, c, to);
+      }
+      if (out)
+        pack_rows(x ? x.row(begin) : normed, size_t(x ? x.stride : row_stride(c)), begin, end - begin, 0, c, out);
+    }
+  });
+}
+
+void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, Tensor gate) {
+  const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), d = int(p.z.cols);
+  pool_.run([&](int worker) {
+    auto* matrix = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    float* products = matrix + p.table.cols;
+    const Share share(tiles, worker, pool_.size());
+    for (int i = share.begin; i < share.end; i++) {
+      const int begin = tile_start(rows, tiles, i), end = tile_start(rows, tiles, i + 1);
+      for (int row = begin; row < end; row++) {
+        widen(p.table, batch.token[size_t(row)], matrix);
+        kernels_.small_product(p.z.row(row), matrix, p.base.row(row), d, products + int64_t(row - begin) * d);
+        std::copy_n(p.bias.as<float>(), gate.cols, gate.row(row));
+      }
+      pack_rows(products, size_t(d), begin, end - begin, 0, d, y);
     }
   });
 }

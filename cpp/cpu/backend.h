@@ -24,10 +24,11 @@ class CpuBackend final : public Backend {
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
-  void embed(const Tensor& table, const Norm&, const Batch&, Tensor x) override;
+  void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out) override;
   void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) override;
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
+  void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
   bool all_finite(const Tensor& x) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
@@ -35,6 +36,7 @@ class CpuBackend final : public Backend {
   void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
+  void widen(const Tensor& table, int64_t row, float* y) const;
   void layer_norm(const float* x, const Norm&, int n, float* y) const;
   void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift, int begin,
                 int end, float* scratch) const;

@@ -52,7 +52,7 @@ struct Product {
   int out_cols;  // its columns: sums past them are dropped
   float* sum;    // added into, or null
   size_t ld_sum;
-  const float* gate = nullptr;  // what is added is multiplied with, or null
+  const float* gate = nullptr;  // what goes to out or sum is multiplied with, or null
   size_t ld_gate = 0;
 };
 
@@ -122,6 +122,8 @@ struct Kernels {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
   // xn + (previous - xn) * mu, or * (mu + dynamic) where that is not null
   void (*lerp)(const float* xn, const float* previous, const float* mu, const float* dynamic, int n, float* y);
+  // y_j = sum over i of x_i (a_ij + b_ij), all n long, i ascending
+  void (*small_product)(const float* x, const float* a, const float* b, int n, float* y);
   void (*widen)(const void* src, DType dtype, int n, float* y);  // f32, f16, bf16 to float32
   void (*wkv4)(const Wkv4Channels&);
   void (*wkv6)(const Wkv6Head&);

@@ -29,7 +29,7 @@ std::string recognise(const Checkpoint& file) {
   if (has_part(file, ".ffn.enn.")) return has_part(file, ".qkv.kk.") ? "8 (rc00-hybrid)" : "8 (rc00)";
   if (has_part(file, ".att.r_k")) {
     if (has_part(file, ".qkv.k1")) return "7b (DeepEmbed attention)";
-    return has_part(file, ".ffn.s_emb.") ? "7a (DeepEmbed)" : "7";
+    return has_part(file, ".ffn.s_emb.") ? "7a" : "7";
   }
   if (has_part(file, ".att.time_maa_rkvw_w1")) return "6b/6c (research)";
   if (has_part(file, ".att.time_maa_x")) return has_part(file, ".att.gate_w1") ? "6a (research)" : "6";
@@ -82,9 +82,9 @@ Config read_config(const Checkpoint& file) {
   RWKV_CHECK(ModelFormatError, !version.empty(), file.path(),
              ": expected the tensors of an RWKV model (such as blocks.0.att.r_k), found ", file.tensors().size(),
              " tensors of other names");
-  constexpr std::array<std::string_view, 6> kRun = {"4", "5.0", "5.1", "5.2", "6", "7"};
+  constexpr std::array<std::string_view, 7> kRun = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
   RWKV_CHECK(ModelFormatError, std::ranges::find(kRun, version) != kRun.end(), file.path(), ": this is RWKV-", version,
-             "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6 and 7");
+             "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6, 7 and 7a");
   const TensorInfo* tuned = ending(file, ".att.time_state");
   RWKV_CHECK(ModelFormatError, !tuned, file.path(), ": expected a model without tuned initial states, found ",
              tuned->name);
@@ -92,14 +92,15 @@ Config read_config(const Checkpoint& file) {
   const std::string att = "blocks.0.att.", key_name = att + "key.weight";
   Config c;
   c.version = version;
+  const bool seven = version.starts_with("7");
   const auto& emb = required(file, "emb.weight", 2).shape;
   const auto& ffn_key = required(file, "blocks.0.ffn.key.weight", 2).shape;
   c.n_vocab = int(emb[0]);
   c.n_embd = int(emb[1]);
   c.n_ffn = int(ffn_key[0]);
-  c.n_att = version == "7" ? c.n_embd : int(required(file, key_name, 2).shape[0]);
-  const std::string whose = version == "7" ? "the embedding" : "the rows of " + key_name;
-  const std::string heads = att + (version == "7" ? "r_k" : version == "6" ? "time_faaaa" : "time_decay");
+  c.n_att = seven ? c.n_embd : int(required(file, key_name, 2).shape[0]);
+  const std::string whose = seven ? "the embedding" : "the rows of " + key_name;
+  const std::string heads = att + (seven ? "r_k" : version == "6" ? "time_faaaa" : "time_decay");
   if (version == "5.0" || version == "5.1") {
     c.n_head = int(count_heads(file, heads, c.n_att, whose));
     c.head_size = c.n_att / c.n_head;
@@ -110,7 +111,7 @@ Config read_config(const Checkpoint& file) {
   }
   RWKV_CHECK(ModelFormatError, c.head_size <= kMaxHeadSize, file.path(), ": ", heads,
              ": expected a head size of at most ", kMaxHeadSize, ", found ", c.head_size);
-  while (file.find(join("blocks.", c.n_layer, version == "7" ? ".att.r_k" : ".att.key.weight"))) c.n_layer++;
+  while (file.find(join("blocks.", c.n_layer, seven ? ".att.r_k" : ".att.key.weight"))) c.n_layer++;
   return c;
 }
 

@@ -7,7 +7,7 @@ namespace rwkv {
 
 // The numbers of a model, all read from the shapes of its tensors.
 struct Config {
-  std::string version;  // "4", "5.0", "5.1", "5.2", "6" or "7"
+  std::string version;  // "4", "5.0", "5.1", "5.2", "6", "7" or "7a"
   int n_layer = 0, n_embd = 0;
   int n_head = 0, head_size = 0;  // zero in RWKV-4, which has no heads
   int n_ffn = 0, n_vocab = 0;

@@ -130,6 +130,22 @@ Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {
   return table;
 }
 
+Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols) {
+  const int64_t bytes = bytes_;
+  const TensorInfo& t = find(name, {rows, cols});
+  bytes_ = bytes;  // not read, unless below
+  widest_table_ = std::max(widest_table_, cols);
+  const auto mapping = file_.map(t);
+  if (!mapping) return table(name, rows, cols);
+  if (arena_->counting()) return {};
+  const size_t element = size_of(t.dtype);
+  for (int64_t i = 0; i < Fingerprint::samples(t.count()); ++i)
+    to_f32(mapping.get() + size_t(Fingerprint::position(i, t.count())) * element, t.dtype, 1, &samples_.emplace_back());
+  finish(t);
+  mappings_.push_back(mapping);
+  return {const_cast<std::byte*>(mapping.get()), t.dtype, rows, cols, cols};
+}
+
 void Loader::check_all_used() const {
   for (const TensorInfo& t : file_.tensors())
     RWKV_CHECK(ModelFormatError, used_.contains(t.name), file_.path(),

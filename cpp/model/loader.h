@@ -1,5 +1,6 @@
 #pragma once
 #include <functional>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
@@ -39,11 +40,17 @@ class Loader {
                 int repeat = 1);
   Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
-  void skip(const std::string& name) { used_.insert(name); }          // known, not used
+  // The same, left in the file and mapped where it lies there row by row; keeps it so.
+  Tensor mapped_table(const std::string& name, int64_t rows, int64_t cols);
+  Tensor zeros(int64_t count) { return arena_->take(DType::f32, 1, count); }
+  void skip(const std::string& name) { used_.insert(name); }  // known, not used
 
-  void check_all_used() const;              // throws ModelFormatError naming a tensor nobody asked for
+  void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
+  int64_t widest_table() const { return widest_table_; }
   int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
   const Fingerprint& fingerprint() const { return fingerprint_; }
+  using Mappings = std::vector<std::shared_ptr<const std::byte>>;
+  Mappings take_mappings() { return std::move(mappings_); }  // to be kept as long as the mapped tables are used
 
  private:
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape);
@@ -58,7 +65,8 @@ class Loader {
   std::set<std::string> used_;
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
-  int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0;
+  Mappings mappings_;
+  int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0, widest_table_ = 0;
 };
 
 }  // namespace rwkv

@@ -81,11 +81,12 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used();
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
-    stage.backend->prepare(std::max(model->config_.n_embd, model->config_.n_att));
+    stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
   }
   Loader loader(file);
   loader.report(progress, measure.bytes());
   model->build(loader);
+  model->mappings_ = loader.take_mappings();
   model->fingerprint_ = loader.fingerprint().hex(model->config_);
   model->layout_ = StateLayout(state_parts(model->config_), model->config_.n_layer, *model->backend());
   model->panel_rows_ = rows_for(model->config_);
@@ -159,6 +160,8 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
         typename LayerOf<decltype(layers)>::Scratch scratch(arena, *backend(), config_, layers, tokens);
         for (const Stage& stage : stages_) {
           scratch.set_format(stage.format);
+          if constexpr (requires { scratch.embedded; })
+            if (scratch.embedded) backend()->embed(embedding_, embedding_norm_, batch, {}, scratch.embedded);
           for (int i = stage.first; i < stage.first + stage.count; i++)
             step(*stage.backend, layers[size_t(i)], config_, layout_, i, batch, scratch, ends.x, check);
         }

@@ -66,7 +66,8 @@ class Model {
   StateLayout layout_;
   int panel_rows_ = 0;
 
-  Tensor embedding_;  // (V, C) in the file's precision
+  Loader::Mappings mappings_;  // tables that stay in the file
+  Tensor embedding_;           // (V, C) in the file's precision
   Norm embedding_norm_, out_norm_;
   Linear head_;  // (V, C)
 };

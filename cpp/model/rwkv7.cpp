@@ -7,6 +7,26 @@
 
 namespace rwkv::v7 {
 
+constexpr int kMaxDeepRank = 1024;  // of files; 32 in all that are known
+
+namespace {
+
+DeepEmbedding load_deep_embedding(Loader& loader, const Config& c, const std::string& ffn, Format format) {
+  DeepEmbedding d;
+  const int rank = int(loader.dimension(ffn + "s1", 1));
+  RWKV_CHECK(ModelFormatError, rank <= kMaxDeepRank, ffn, "s1: expected a rank of at most ", kMaxDeepRank, ", found ",
+             rank);
+  d.table = loader.mapped_table(ffn + "s_emb.weight", c.n_vocab, rank * rank);
+  d.base = loader.matrix(ffn + "s_emb_x.weight", rank * rank, c.n_embd, format);
+  d.s1 = loader.matrix(ffn + "s1", rank, c.n_embd, format, true);
+  d.s2 = loader.matrix(ffn + "s2", c.n_ffn, rank, format, true);
+  d.s0 = loader.vector(ffn + "s0", {c.n_ffn});
+  d.no_mu = loader.zeros(c.n_embd);
+  return d;
+}
+
+}  // namespace
+
 std::vector<StatePart> Layer::state_parts(const Config& c) {
   return {{"att.shift", {c.n_embd}}, {"att.wkv", {c.n_head, c.head_size, c.head_size}}, {"ffn.shift", {c.n_embd}}};
 }
@@ -48,6 +68,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   f.mu = vector(ffn + "x_k");
   f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
   f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);
+  if (c.version == "7a") f.deep = load_deep_embedding(loader, c, ffn, format);
   return layer;
 }
 
@@ -69,11 +90,17 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const Config& config, con
   low_g = carve.tensor(rank_of_g), rank_g = carve.operand(rank_of_g);
   low_v = carve.tensor(rank_of_v), rank_v = carve.operand(rank_of_v);
   hidden = carve.tensor(f), key = carve.operand(f);
+
+  int rank = 0;
+  for (const Layer& layer : layers) rank = std::max(rank, layer.channel_mix.deep.s1.rows);
+  if (rank == 0) return;
+  z = carve.tensor(rank), base = carve.tensor(rank * rank), gate = carve.tensor(f);
+  embedded = carve.operand(c), unmixed = carve.operand(c), products = carve.operand(rank);
 }
 
 void Scratch::set_format(Format format) {
-  for (Operand* o :
-       {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &rank_w, &rank_a, &rank_g, &rank_v, &y, &key})
+  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &rank_w, &rank_a, &rank_g, &rank_v, &y,
+                     &key, &embedded, &unmixed, &products})
     o->format = format;
 }
 
@@ -107,9 +134,21 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
 }
 
 void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x) {
-  const MixJob mixes[] = {{p.mu, s.mixed_k}};
-  b.mix(x, p.norm, mixes, shift, batch);
-  const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key}};
+  const DeepEmbedding& d = p.deep;
+  const bool deep = bool(d.table);
+  const MixJob mixes[] = {{p.mu, s.mixed_k}, {d.no_mu, s.unmixed}};
+  b.mix(x, p.norm, std::span(mixes).first(deep ? 2 : 1), shift, batch);
+  if (deep) {
+    // Ranks may differ from layer to layer.
+    Tensor z = s.z, base = s.base;
+    z.cols = d.s1.rows, base.cols = d.base.rows, s.products.cols = d.s1.rows;
+    const LinearJob in[] = {{s.unmixed, d.s1, z}, {s.embedded, d.base, base}};
+    b.linear(in);
+    b.deep_embed({d.table, base, z, d.s0}, batch, s.products, s.gate);
+    const LinearJob out[] = {{s.products, d.s2, s.hidden, Act::none, {}, s.gate}};
+    b.linear(out);
+  }
+  const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key, {}, deep ? s.gate : Tensor{}}};
   b.linear(key);
   const LinearJob residual[] = {{s.key, p.value, s.partial, Act::none, {}, x}};
   b.linear(residual);

@@ -8,6 +8,10 @@
 //   x += O ((GroupNorm(y) + (sum r k r_k) v) g)
 //   xn = LN2(x);  x += V' relu(K' (xn + (prev - xn) mu))^2
 // Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", 2025.
+//
+// RWKV-7a, "DeepEmbed": every layer has a table with a small matrix (D, D) for each token, of which a part is stored
+// and a part made from the embedding. With e the normed embedding of the token, E_t = table[token] + S e:
+//   x += V' (relu(K' ..)^2 (s0 + ((xn S1) E_t) S2))
 #pragma once
 #include <vector>
 
@@ -29,10 +33,20 @@ struct TimeMix {
   Norm out;                                   // ln_x, one group per head
 };
 
+// Of RWKV-7a.
+struct DeepEmbedding {
+  Tensor table;   // (V, D D), in the file
+  Linear base;    // S: (D D, C)
+  Linear s1, s2;  // (D, C), (F, D)
+  Tensor s0;      // (1, F)
+  Tensor no_mu;   // (1, C) zeros: xn itself
+};
+
 struct ChannelMix {
   Norm norm;          // ln2
   Tensor mu;          // (1, C)
   Linear key, value;  // (F, C), (C, F)
+  DeepEmbedding deep;
 };
 
 struct Scratch;
@@ -51,6 +65,9 @@ struct Scratch {
   Tensor low_w, low_a, low_g, low_v;                 // (T, D) partial sums of the rank-in products
   Tensor hidden;                                     // (T, F) partial sums of the ffn key
   Operand mixed_r, mixed_w, mixed_k, mixed_v, mixed_a, mixed_g, rank_w, rank_a, rank_g, rank_v, y, key;
+  // Of RWKV-7a; otherwise empty.
+  Tensor z, base, gate;                 // (T, D), (T, D D), (T, F)
+  Operand embedded, unmixed, products;  // (T, C), (T, C), (T, D); `embedded` is written before a stage's first layer
 
   Scratch(Arena& arena, const Backend& backend, const Config& config, const std::vector<Layer>& layers, int rows);
   void set_format(Format format);

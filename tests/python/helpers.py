@@ -28,13 +28,14 @@ import rwkv4
 import rwkv5
 import rwkv6
 import rwkv7
+import rwkv7a
 from random_model import random_model, round_to  # noqa: F401 (round_to is for the tests)
 
 import rwkv_engine as rwkv
 
 SMALL = dict(L=2, C=64, N=16, F=192, V=40, ranks=(5, 6, 7, 9))
 TINY = dict(L=1, C=16, N=16, F=32, V=12, ranks=(3, 3, 3, 3))  # a state of about 2 kB
-DEFINITIONS = {"4": rwkv4, "5.0": rwkv5, "5.1": rwkv5, "5.2": rwkv5, "6": rwkv6, "7": rwkv7}
+DEFINITIONS = {"4": rwkv4, "5.0": rwkv5, "5.1": rwkv5, "5.2": rwkv5, "6": rwkv6, "7": rwkv7, "7a": rwkv7a}
 # RWKV-4 to 6 at an odd shape, with more channels in the recurrence than in the embedding.
 _ODD = dict(L=2, C=35, A=45, N=5, F=91, V=17)
 OLDER = {
@@ -45,6 +46,9 @@ OLDER = {
     "5.2": dict(version="5.2", **_ODD),
     "6": dict(version="6", ranks=(3, 7), **_ODD),
 }
+# RWKV-7a at odd shapes; the matrices of known files are of 32.
+DEEP = dict(version="7a", L=2, C=35, N=5, F=91, V=17, ranks=(3, 5, 7, 9), D=5)
+DEEP_32 = dict(version="7a", L=3, C=128, N=64, F=512, V=100, ranks=(16, 16, 8, 32), D=32)
 WIDE = dict(L=2, C=256, N=64, F=1024, V=100, ranks=(16, 16, 8, 32))
 
 

@@ -6,6 +6,8 @@ import hashlib
 import numpy as np
 import pytest
 from helpers import (
+    DEEP,
+    DEEP_32,
     OLDER,
     SMALL,
     WIDE,
@@ -28,6 +30,8 @@ SHAPES = {
     "small": SMALL,
     "wide": WIDE,
     "odd": dict(L=2, C=35, N=5, F=91, V=13, ranks=(3, 5, 7, 9)),
+    "rwkv-7a": DEEP,
+    "rwkv-7a-32": DEEP_32,
     **{"rwkv-" + version: options for version, options in OLDER.items()},
 }
 

@@ -5,7 +5,7 @@ That splits, batches, threads and instruction sets change no bit of any version 
 
 import numpy as np
 import pytest
-from helpers import OLDER, SMALL, bits, engine, model, refusal, relative, round_to, save, snapshot
+from helpers import DEEP, OLDER, SMALL, bits, engine, model, refusal, relative, round_to, save, snapshot
 
 import rwkv_engine as rwkv
 
@@ -16,7 +16,7 @@ SIZES = {
     "one head": dict(L=2, C=24, A=24, N=24, F=31, V=12),
     "one layer": dict(L=1, C=7, A=5, N=1, F=14, V=13),
 }
-ALL = {**OLDER, "7": SMALL}
+ALL = {**OLDER, "7": SMALL, "7a": DEEP}
 
 
 @pytest.fixture(params=OLDER)

@@ -45,7 +45,7 @@ def random_model(version="7", seed=0, dtype="bf16", V=50, C=64, **options):
     """A checkpoint of a version; `options` are those of the functions below."""
     draw = Draw(seed, dtype)
     draw.put("emb.weight", draw.normal(V, C, std=0.3))
-    (_blocks7 if version == "7" else _blocks456)(draw, version, C, **options)
+    (_blocks7 if version in ("7", "7a") else _blocks456)(draw, version, C, **options)
     draw.norm("ln_out", C)
     draw.put("head.weight", draw.normal(V, C, std=2.0 / C**0.5))
     return draw.model
@@ -59,8 +59,10 @@ def _norms(draw, i, C):
     draw.norm(block + "ln2", C)
 
 
-def _blocks7(draw, version, C, L=2, N=16, F=None, ranks=(8, 8, 8, 16), layer0_v=False):
-    """`ranks` are those of w, a, v, g; `layer0_v` adds the v0, v1, v2 of layer 0 that many files carry unused."""
+def _blocks7(draw, version, C, L=2, N=16, F=None, ranks=(8, 8, 8, 16), layer0_v=False, D=8):
+    """`ranks` are those of w, a, v, g; `layer0_v` adds the v0, v1, v2 of layer 0 that many files carry unused; `D` is
+    the size of the matrices of RWKV-7a.
+    """
     if C % N:
         raise ValueError(f"C={C} is not a multiple of N={N}")
     F = 4 * C if F is None else F
@@ -95,6 +97,13 @@ def _blocks7(draw, version, C, L=2, N=16, F=None, ranks=(8, 8, 8, 16), layer0_v=
         put(ffn + "x_k", uniform(1, 1, C, low=0.05, high=0.95))
         put(ffn + "key.weight", normal(F, C, std=0.8 / C**0.5))
         put(ffn + "value.weight", normal(C, F, std=0.4 / F**0.5))
+        if version == "7a":
+            V = len(draw.model["emb.weight"])
+            put(ffn + "s_emb.weight", normal(V, D * D, std=0.7))
+            put(ffn + "s_emb_x.weight", normal(D * D, C, std=0.7 / C**0.5))
+            put(ffn + "s0", normal(1, 1, F, mean=1.0, std=0.2))
+            put(ffn + "s1", normal(C, D, std=1 / C**0.5))
+            put(ffn + "s2", normal(D, F, std=0.5 / D))
 
 
 def _blocks456(draw, version, C, L=2, A=None, N=16, F=None, ranks=(8, 16), log_bonus=None):

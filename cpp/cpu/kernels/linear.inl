@@ -221,6 +221,8 @@ void finish(const Product& p, int panel, int token, int m) {
     for (int v = 0; v < kPanel; v += kLanes)
       if (sum)
         store(sum + v, gate ? fma(load(gate + v), load(y + v), load(sum + v)) : add(load(sum + v), load(y + v)));
+      else if (p.out && gate)
+        store(rows[i] + v, mul(activate(p.act, load(y + v)), load(gate + v)));
       else
         store((p.out ? rows[i] : y) + v, activate(p.act, load(y + v)));
   }

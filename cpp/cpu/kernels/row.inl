@@ -1,4 +1,5 @@
-// What happens along one row: layer norm, the lerp of the token shift, widening, the search for NaN and infinity.
+// What happens along one row: layer norm, the lerp of the token shift, a product with a small matrix of its own,
+// widening, the search for NaN and infinity.
 #pragma once
 #include <string.h>
 
@@ -51,6 +52,17 @@ void lerp(const float* xn, const float* previous, const float* mu, const float* 
     Floats m = load_first(mu + i, n - i);
     if (dynamic) m = add(m, load_first(dynamic + i, n - i));
     store_first(y + i, fma(sub(load_first(previous + i, n - i), a), m, a), n - i);
+  }
+}
+
+void small_product(const float* x, const float* a, const float* b, int n, float* y) {
+  for (int j = 0; j < n; j += kLanes) {
+    Floats sum = zero();
+    for (int i = 0; i < n; i++) {
+      const size_t at = size_t(i) * size_t(n) + size_t(j);
+      sum = fma(all(x[i]), add(load_first(a + at, n - j), load_first(b + at, n - j)), sum);
+    }
+    store_first(y + j, sum, n - j);
   }
 }
 
