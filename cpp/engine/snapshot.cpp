@@ -210,12 +210,17 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
   }
   RWKV_CHECK(StateError, field(header, "format") == kFormat, "state: expected the format '", kFormat, "', found '",
              shown(field(header, "format")), "'");
-  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
-             "state of other weights: expected the fingerprint ", fingerprint, ", found ",
-             shown(field(header, "fingerprint")), " (check_weights=False accepts it)");
-  for (const auto& [key, expected] : shape_fields(config))
+  const auto described = shape_fields(config);
+  const auto check = [&](const std::pair<std::string, std::string>& pair) {
+    const auto& [key, expected] = pair;
     RWKV_CHECK(StateError, field(header, key) == expected, "state of another model: expected ", key, " ", expected,
                ", found ", shown(field(header, key)));
+  };
+  check(described.front());  // the version: what follows must not offer to accept another's state
+  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
+             "state of other weights: expected the fingerprint ", fingerprint, ", found ",
+             shown(field(header, "fingerprint")), " (check_weights=False accepts one of the same shape)");
+  std::ranges::for_each(described, check);
 
   SnapshotView view;
   view.info.tokens_seen = number<int64_t>(header, "tokens_seen", 0, int64_t{1} << 62);

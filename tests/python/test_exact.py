@@ -33,6 +33,9 @@ SHAPES = {
     "rwkv-7a": DEEP,
     "rwkv-7a-32": DEEP_32,
     **{"rwkv-" + version: options for version, options in OLDER.items()},
+    # Vectors that are full: 5 and 6 share one recurrence.
+    "wide rwkv-4": dict(version="4", L=2, C=128, A=192, F=320, V=40),
+    "wide rwkv-6": dict(version="6", L=2, C=128, A=192, N=64, F=320, V=40),
 }
 
 
@@ -65,8 +68,8 @@ def test_rows_of_all_outputs_are_the_steps(strategy, shape):
     assert together.to_bytes() == alone.to_bytes()
 
 
-def test_hidden_rows_are_the_steps(strategy):
-    m, e = model(**SMALL), engine(strategy, **SMALL)
+def test_hidden_rows_are_the_steps(strategy, shape):
+    m, e = model(**shape), engine(strategy, **shape)
     tokens = m.tokens(30)
     every = e.forward(tokens, e.new_state(), output="hidden")
     state = e.new_state()
