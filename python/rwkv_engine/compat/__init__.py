@@ -1,6 +1,5 @@
 """The `rwkv` package's surface, without torch: its scripts run with one import changed.
 
-
 >>> from rwkv_engine.compat import PIPELINE, PIPELINE_ARGS, RWKV
 >>> model = RWKV("demo", "cpu fp32")
 >>> logits, state = model.forward([1, 2, 3], None)

@@ -38,7 +38,7 @@ class Tensor(np.ndarray):
 
     def float(self) -> Tensor:
         """Return itself, or what it holds as float32."""
-        return self.astype(np.float32, copy=False).view(Tensor)
+        return self if self.dtype == np.float32 else self.astype(np.float32).view(Tensor)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the same memory as a plain array."""
