@@ -34,6 +34,8 @@ class RWKV:
         DeviceError and is never replaced by another.
     verbose : bool, default True
         As in the package; nothing is printed either way.
+    threads : int, optional
+        As for Engine; the package has no such parameter.
 
     Examples
     --------
@@ -51,13 +53,15 @@ class RWKV:
         strategy: str,
         verbose: bool = True,
         convert_and_save_and_exit: Path | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         if convert_and_save_and_exit is not None:
             raise Error(
                 "convert_and_save_and_exit: expected None, found "
                 f"{convert_and_save_and_exit!r}: every strategy opens the checkpoint itself"
             )
-        self.engine = Engine(_file_of(model), strategy)
+        self.engine = Engine(_file_of(model), strategy, threads=threads)
         config = self.engine.config
         self.n_layer, self.n_embd = config.n_layer, config.n_embd
         self.n_head, self.head_size = config.n_head, config.head_size

@@ -24,7 +24,7 @@ class Tensor(np.ndarray):
     >>> from rwkv_engine.compat import RWKV
     >>> logits, _ = RWKV("demo", "cpu fp32").forward([1], None)
     >>> logits[0] = -float("inf")
-    >>> logits.detach().cpu().float().numpy().argmin()
+    >>> int(logits.detach().cpu().float().numpy().argmin())
     0
     """
 
