@@ -1,6 +1,8 @@
 #include "bind.h"
 #include "core/checkpoint.h"
 #include "model/config.h"
+#include "model/gguf_names.h"
+#include "model/gguf_write.h"
 #include "model/state_layout.h"
 
 namespace {
@@ -16,7 +18,7 @@ py::tuple inspect(const py::bytes& path) {
   std::vector<TensorInfo> tensors;
   {
     const Unlocked unlocked;
-    const auto file = rwkv::Checkpoint::open(name);
+    const auto file = rwkv::with_official_names(rwkv::Checkpoint::open(name));
     config = rwkv::read_config(file);
     container = file.container();
     tensors = file.tensors();
@@ -31,6 +33,18 @@ py::tuple inspect(const py::bytes& path) {
   return py::make_tuple(container, config, state_floats * sizeof(float), rows);
 }
 
+void write_gguf(const py::bytes& from, const py::bytes& to, const std::string& type,
+                const std::vector<std::string>& tokens, const py::object& progress) {
+  const std::string source = from, path = to;
+  const auto report = progress_of(progress);
+  const auto poll = signal_poll();
+  const Unlocked unlocked;
+  rwkv::write_gguf(rwkv::Checkpoint::open(source), path, type, tokens, [&](int64_t done, int64_t total) {
+    if (poll) poll();
+    if (report) report(done, total);
+  });
+}
+
 }  // namespace
 
 void bind_checkpoint(py::module_& m) {
@@ -43,4 +57,5 @@ void bind_checkpoint(py::module_& m) {
       .def_readonly("n_ffn", &Config::n_ffn)
       .def_readonly("n_vocab", &Config::n_vocab);
   m.def("inspect", inspect);
+  m.def("write_gguf", write_gguf);
 }

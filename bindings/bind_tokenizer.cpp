@@ -1,6 +1,7 @@
 #include <limits>
 
 #include "bind.h"
+#include "engine/gguf_vocabulary.h"
 #include "engine/tokenizer.h"
 
 namespace {
@@ -19,6 +20,12 @@ TokenizerRef open(const py::bytes& path) {
   const std::string name = path;
   const Unlocked unlocked;
   return std::const_pointer_cast<Tokenizer>(Tokenizer::open(name));
+}
+
+TokenizerRef in_model(const py::bytes& path) {
+  const std::string name = path;
+  const Unlocked unlocked;
+  return std::const_pointer_cast<Tokenizer>(rwkv::tokenizer_in_model(name));
 }
 
 std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::bytes& text) {
@@ -42,6 +49,7 @@ py::bytes decode_bytes(const Tokenizer& tokenizer, const py::object& ids) {
 void bind_tokenizer(py::module_& m) {
   py::class_<Tokenizer, TokenizerRef>(m, "Tokenizer")
       .def_static("open", open)
+      .def_static("in_model", in_model)
       .def_property_readonly("size", &Tokenizer::size)
       .def("encode", encode)
       .def("decode", decode)

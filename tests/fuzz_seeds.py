@@ -7,13 +7,15 @@ TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS / "python"), str(TESTS / "reference")]
 
 import checkpoint_files
+import gguf_files
+import numpy as np
 from random_model import random_model
 
 
 def main():
     folder = pathlib.Path(sys.argv[1])
-    checkpoints, vocabularies = folder / "checkpoint", folder / "vocab"
-    for made in (checkpoints, vocabularies):
+    checkpoints, vocabularies, ggufs = folder / "checkpoint", folder / "vocab", folder / "gguf"
+    for made in (checkpoints, vocabularies, ggufs):
         made.mkdir(parents=True)
 
     weights = random_model(L=1, C=16, N=16, F=32, V=12, ranks=(3, 3, 3, 3))
@@ -22,7 +24,20 @@ def main():
         for dtype in ("f32", "f16", "bf16"):
             checkpoint_files.write_pth(checkpoints / f"{name}-{dtype}.pth", tensors, dtype=dtype)
             path = checkpoints / f"{name}-{dtype}.safetensors"
-            checkpoint_files.write_safetensors(path, tensors, dtype=dtype, metadata={"format": "pt"})
+            checkpoint_files.write_safetensors(
+                path, tensors, dtype=dtype, metadata={"format": "pt"}
+            )
+
+    values = gguf_files.rwkv7_values(weights) | gguf_files.vocabulary(
+        [b"<s>", b"a", b"\xff\n'"], [3, 1, 1]
+    )
+    gguf_files.write_gguf(ggufs / "model", values, gguf_files.rwkv7_tensors(weights))
+    values |= {"general.alignment": 8, "a": ("array", ("array", [("u8", [1]), ("str", ["b"])]))}
+    for kind, (_, elements, size) in gguf_files.TYPES.items():
+        data = np.random.default_rng(0).bytes(12 * size)
+        tensor = gguf_files.Raw(kind, (6, 2 * elements), data)
+        named = {"output.weight": tensor, "blk.1.time_mix_w1.weight": tensor}
+        gguf_files.write_gguf(ggufs / kind, values, named, alignment=8)
 
     data = TESTS.parent / "python" / "rwkv_engine" / "data"
     world = (data / "rwkv_vocab_v20230424.txt").read_bytes().splitlines(keepends=True)

@@ -46,10 +46,10 @@ struct Batch {
   std::span<std::byte* const> dst;        // (S) and after it; all different, and equal to its own src or to none
 };
 
-enum class Act : uint8_t { none, tanh, sigmoid, relu2 };  // relu2: max(0, x)^2
+enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
 
-// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y is the
-// result.
+// y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y, or gate * y where there
+// is a gate; neither: y = act(y) is the result.
 struct LinearJob {
   Operand x;  // (T, in)
   Linear w;   // (out, in)
@@ -57,12 +57,31 @@ struct LinearJob {
   Act act = Act::none;
   Operand out = {};  // (T, out)
   Tensor sum = {};   // (T, out) f32
+  Tensor gate = {};  // (T, out) f32
 };
 
-// One lerp of the token shift: out = xn + (previous xn - xn) * mu.
+// One lerp of the token shift: out = xn + (previous xn - xn) * mu, or * (mu + dynamic) where there is one.
 struct MixJob {
-  Tensor mu;    // (1, C)
-  Operand out;  // (T, C)
+  Tensor mu;            // (1, C)
+  Operand out;          // (T, C)
+  Tensor dynamic = {};  // (T, C) f32
+};
+
+// RWKV-4's recurrence, every channel for itself; formulas in model/rwkv4.h. a, b and m are its three state parts.
+struct Wkv4 {
+  Tensor r, k, v;              // (T, A) f32; r is what the result is multiplied with
+  Tensor decay, bonus;         // (1, A); the decay is the logarithm of its factor
+  size_t a = 0, b = 0, m = 0;  // bytes from the beginning of a slot
+};
+
+// RWKV-5's and 6's recurrence with everything that happens inside a head; formulas in model/rwkv6.h.
+struct Wkv6 {
+  Tensor r, k, v;       // (T, A) f32
+  Tensor g;             // (T, A) what the result is multiplied with; empty: nothing
+  Tensor w;             // (T, A) what a token adds to `decay`; empty: nothing
+  Tensor decay, bonus;  // (1, A); a factor of the state is exp(-exp(decay))
+  Norm out;             // group norm, one group per head
+  int heads = 0, head_size = 0;
 };
 
 // RWKV-7's recurrence with everything that happens inside a head; formulas in model/rwkv7.h.
@@ -140,14 +159,18 @@ class Backend {
   // For each of `rows`: y[i] = norm(x[rows[i]]) where y is given, and the same as an operand where out is given.
   virtual void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) = 0;
   // xn = norm(x); every job's lerp with the previous row's xn. The state part at byte `shift` of each slot holds the
-  // xn of the last row: read from src, written to dst.
-  virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&) = 0;
+  // xn of the last row: read from src, written to dst unless this call is to be followed by another over the same rows.
+  enum class Shift : uint8_t { keep, write };
+  virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
+                   Shift = Shift::write) = 0;
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
   virtual bool all_finite(const Tensor& x) = 0;
   virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
 
   // ---- one recurrence per family; the state part lies at byte `state` of each slot ----
-  virtual void wkv(const Wkv7&, size_t state, const Batch&, Operand y) = 0;
+  virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
+  virtual void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) = 0;
+  virtual void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) = 0;
 };
 
 struct DeviceOptions {

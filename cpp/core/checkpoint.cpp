@@ -2,10 +2,13 @@
 #include "core/checkpoint.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <string_view>
 
 #include "core/bounds.h"
 #include "core/error.h"
+#include "core/gguf.h"
 #include "core/pth.h"
 #include "core/safetensors.h"
 #include "core/strided_read.h"
@@ -21,7 +24,6 @@ struct Known {
   std::string_view magic, what;
 };
 constexpr Known kRefused[] = {
-    {"GGUF"sv, "a GGUF file"},
     {"fmgg"sv, "an rwkv.cpp file"},
     {"\x80\x02\x8a\x0a\x6c\xfc"sv, "a file of torch before 1.6 (load it there and save it again with a newer torch)"},
     {"\x80\x02"sv, "a bare pickle"},
@@ -36,6 +38,21 @@ constexpr Known kRefused[] = {
 bool begins_as_safetensors(std::string_view head) {
   // A length of header below 2^40, then the header's brace; the exact bounds are the reader's.
   return head.size() > 8 && head[8] == '{' && head.substr(5, 3) == "\0\0\0"sv;
+}
+
+// Exact: the values were divided by the same power of two when the file was written.
+void scale(void* values, DType dtype, size_t count, int exponent) {
+  auto* bytes = static_cast<std::byte*>(values);
+  const size_t width = size_of(dtype);
+  RWKV_CHECK(Error, dtype == DType::f32 || dtype == DType::bf16, "expected f32 or bf16 to scale, found ",
+             name_of(dtype));
+  for (size_t i = 0; i < count; ++i, bytes += width) {
+    float value;
+    to_f32(bytes, dtype, 1, &value);
+    value = std::ldexp(value, exponent);
+    const uint16_t half = f32_to_bf16(value);
+    dtype == DType::f32 ? std::memcpy(bytes, &value, width) : std::memcpy(bytes, &half, width);
+  }
 }
 
 }  // namespace
@@ -75,7 +92,8 @@ Checkpoint Checkpoint::open(const std::string& path) try {
   File file(path);
   std::string head(size_t(std::min<uint64_t>(file.size(), 32)), '\0');
   file.read(0, head.data(), head.size());
-  RWKV_CHECK(ModelFormatError, !head.empty(), "expected a PyTorch .pth or a safetensors file, found an empty one");
+  RWKV_CHECK(ModelFormatError, !head.empty(),
+             "expected a PyTorch .pth, a safetensors or a GGUF file, found an empty one");
 
   if (head.starts_with("PK\x03\x04")) {
     std::vector<TensorInfo> tensors = read_pth_index(file);
@@ -90,14 +108,22 @@ Checkpoint Checkpoint::open(const std::string& path) try {
     return Checkpoint(std::move(file), "safetensors", std::move(parsed.tensors),
                       {parsed.metadata.begin(), parsed.metadata.end()});
   }
+  if (head.starts_with("GGUF")) {
+    GgufHeader header = read_gguf(file);
+    return Checkpoint(std::move(file), "gguf", std::move(header.tensors), std::move(header.metadata));
+  }
   for (const Known& known : kRefused) {
     RWKV_CHECK(ModelFormatError, !head.starts_with(known.magic),
-               "expected a PyTorch .pth or a safetensors file, found ", known.what);
+               "expected a PyTorch .pth, a safetensors or a GGUF file, found ", known.what);
   }
-  throw ModelFormatError(join("expected a PyTorch .pth or a safetensors file, found one that begins with '",
+  throw ModelFormatError(join("expected a PyTorch .pth, a safetensors or a GGUF file, found one that begins with '",
                               shown(std::string_view(head).substr(0, 16)), "'"));
 } catch (const ModelFormatError& error) {
   throw ModelFormatError(join(path, ": ", error.what()));
+}
+
+Checkpoint Checkpoint::with(std::vector<TensorInfo> tensors) const {
+  return Checkpoint(file_, container_, std::move(tensors), metadata_);
 }
 
 const TensorInfo* Checkpoint::find(const std::string& name) const {
@@ -109,7 +135,9 @@ void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, vo
   const int64_t all = tensor.count();
   RWKV_CHECK(Error, first >= 0 && count >= 0 && first <= all && count <= all - first, shown(tensor.name),
              ": expected a range within its ", all, " elements, found ", count, " from ", first);
-  if (count > 0) read_strided(file_, tensor, first, count, dst);
+  if (count == 0) return;
+  read_strided(file_, tensor, first, count, dst);
+  if (tensor.exponent != 0) scale(dst, tensor.dtype, size_t(count), tensor.exponent);
 }
 
 }  // namespace rwkv

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/ggml_blocks.h"
 #include "core/platform.h"
 
 namespace rwkv {
@@ -15,6 +16,9 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   std::vector<int64_t> stride;  // elements; torch views may be strided
   uint64_t offset = 0;          // bytes from the start of the file to the first element
+  // Blocks are decoded when read; dtype is then f32, and the first element begins a block.
+  BlockType blocks = BlockType::none;
+  int exponent = 0;  // what is read are the file's values times 2^exponent; for f32 and bf16 only
 
   int64_t count() const;  // elements
   bool contiguous() const;
@@ -28,12 +32,15 @@ class Checkpoint {
   static Checkpoint open(const std::string& path);
 
   const std::string& path() const { return file_.path(); }
-  const std::string& container() const { return container_; }  // "pth", "safetensors"
+  const std::string& container() const { return container_; }  // "pth", "safetensors", "gguf"
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(const std::string& name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
-  // Elements [first, first + count) in row-major order of the tensor's shape, in the file's dtype. Never needs more
+  // The same file seen through other names and views, which lie inside its tensors.
+  Checkpoint with(std::vector<TensorInfo> tensors) const;
+
+  // Elements [first, first + count) in row-major order of the tensor's shape, in its dtype. Never needs more
   // than a few MiB of its own, whatever the strides.
   void read(const TensorInfo& tensor, int64_t first, int64_t count, void* dst) const;
 

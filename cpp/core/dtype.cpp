@@ -57,6 +57,16 @@ float f16_to_f32(uint16_t h) {
   return std::bit_cast<float>(sign | (body < 0x0400 ? small : body < 0x7c00 ? normal : special));
 }
 
+uint16_t f32_to_f16(float f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(f), sign = bits >> 16 & 0x8000, body = bits & 0x7fffffff;
+  if (body > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (body >= 0x477ff000) return uint16_t(sign | 0x7c00);  // from halfway between the largest and 65536
+  // Below the normal range the sum drops what float16 has no bits for, rounding to nearest even.
+  if (body < 0x38800000)
+    return uint16_t(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(body) + 0.5f) - 0x3f000000));
+  return uint16_t(sign | ((body - (112u << 23) + 0xfff + (body >> 13 & 1)) >> 13));
+}
+
 void to_f32(const void* src, DType dtype, size_t n, float* dst) {
   if (n == 0) return;
   switch (dtype) {

@@ -24,6 +24,7 @@ inline uint16_t f32_to_bf16(float f) {
 }
 
 float f16_to_f32(uint16_t h);
+uint16_t f32_to_f16(float f);  // to nearest even; too large becomes infinity, NaN stays NaN
 
 // n elements of a floating dtype to float32.
 void to_f32(const void* src, DType dtype, size_t n, float* dst);

@@ -114,17 +114,23 @@ void File::read(uint64_t offset, void* dst, size_t bytes) const {
 }
 
 void write_atomically(const std::string& path, std::span<const std::byte> bytes) {
+  stream_atomically(path, [&](const PieceWriter& put) { put(bytes); });
+}
+
+void stream_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write) {
   check_path(path);
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/." : path.substr(0, slash);
   {
     TemporaryFile file(path, folder);
-    for (size_t done = 0; done < bytes.size();) {
-      const ssize_t wrote = retry([&] { return ::write(file.fd(), bytes.data() + done, bytes.size() - done); });
-      RWKV_CHECK(Error, wrote > 0, "cannot write ", path, ": ", done, " of ", bytes.size(),
-                 " bytes were written: ", wrote < 0 ? reason(errno) : "the device took no more");
-      done += size_t(wrote);
-    }
+    write([&](std::span<const std::byte> bytes) {
+      for (size_t done = 0; done < bytes.size();) {
+        const ssize_t wrote = retry([&] { return ::write(file.fd(), bytes.data() + done, bytes.size() - done); });
+        RWKV_CHECK(Error, wrote > 0, "cannot write ", path, ": ", done, " of ", bytes.size(),
+                   " bytes were written: ", wrote < 0 ? reason(errno) : "the device took no more");
+        done += size_t(wrote);
+      }
+    });
     RWKV_CHECK(Error, retry([&] { return ::fsync(file.fd()); }) == 0, "cannot write ", path, ": ", reason(errno));
     RWKV_CHECK(Error, file.rename_to(path), "cannot write ", path, ": cannot rename the new file: ", reason(errno));
   }

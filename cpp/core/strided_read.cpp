@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kWindow = int64_t(4) << 20;        // bytes
 constexpr int64_t kCheapWindow = int64_t(64) << 10;  // worth reading whole for a few elements
+constexpr int64_t kPacked = int64_t(256) << 10;      // bytes of blocks decoded at a time
 constexpr int64_t kMaxWaste = 8;                     // a larger window holds at most this many times what is picked
 
 struct Axis {
@@ -84,7 +85,7 @@ class Reader {
  private:
   void box(const Box& axes, int64_t src, std::byte* dst) {
     if (axes.size() == 1 && axes[0].src == 1 && axes[0].dst == 1) {
-      return file_.read(place(src), dst, size_t(axes[0].size * width_));
+      return fetch(src, axes[0].size, dst);
     }
     int64_t span = 1, count = 1;
     size_t widest = 0;
@@ -96,7 +97,7 @@ class Reader {
     const bool dense = span / kMaxWaste <= count;
     if (span <= (dense ? kWindow : kCheapWindow) / width_) {
       if (!window_) window_ = std::make_unique_for_overwrite<std::byte[]>(window_size_);
-      file_.read(place(src), window_.get(), size_t(span * width_));
+      fetch(src, span, window_.get());
       return pick(axes, dst);
     }
     // Not yet: two halves across the widest axis.
@@ -117,7 +118,31 @@ class Reader {
     picked(axes.data(), axes.size(), window_.get(), dst);
   }
 
-  uint64_t place(int64_t element) const { return tensor_.offset + uint64_t(element) * uint64_t(width_); }
+  // `count` elements that follow each other in the file, from the one `element` after the first of the tensor.
+  void fetch(int64_t element, int64_t count, std::byte* dst) {
+    if (tensor_.blocks == BlockType::none) {
+      return file_.read(tensor_.offset + uint64_t(element) * uint64_t(width_), dst, size_t(count * width_));
+    }
+    const auto unit = int64_t(block_elements(tensor_.blocks)), bytes = int64_t(block_bytes(tensor_.blocks));
+    const auto read_blocks = [&](int64_t first, int64_t some, float* to) {
+      if (!packed_) packed_ = std::make_unique_for_overwrite<std::byte[]>(size_t(kPacked));
+      file_.read(tensor_.offset + uint64_t(first * bytes), packed_.get(), size_t(some * bytes));
+      decode_blocks(tensor_.blocks, packed_.get(), size_t(some), to);
+    };
+    while (count > 0) {
+      const int64_t skip = element % unit;
+      int64_t some = std::min(count / unit, kPacked / bytes) * unit;
+      if (skip == 0 && some > 0) {
+        read_blocks(element / unit, some / unit, reinterpret_cast<float*>(dst));
+      } else {  // a part of one block
+        float block[kMaxBlockElements];
+        some = std::min(count, unit - skip);
+        read_blocks(element / unit, 1, block);
+        std::memcpy(dst, block + skip, size_t(some) * sizeof(float));
+      }
+      element += some, count -= some, dst += some * int64_t(sizeof(float));
+    }
+  }
 
   const File& file_;
   const TensorInfo& tensor_;
@@ -125,6 +150,7 @@ class Reader {
   std::vector<int64_t> inner_;  // elements in one index of the axis before
   size_t window_size_ = 0;
   std::unique_ptr<std::byte[]> window_;
+  std::unique_ptr<std::byte[]> packed_;  // blocks as the file has them
 };
 
 }  // namespace

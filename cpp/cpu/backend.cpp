@@ -24,6 +24,8 @@ int sequence_of(const Batch& batch, int row) {
   return int(std::upper_bound(batch.start.begin(), batch.start.end(), row) - batch.start.begin()) - 1;
 }
 
+size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float); }
+
 bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
 
 }  // namespace
@@ -46,9 +48,9 @@ void CpuBackend::prepare(int64_t width) {
   if (width <= width_) return;
   width_ = width;
   // The greatest need is mix: the normalised rows of a tile, the one before it and one to spare, and a block of lerps.
-  // wkv needs kWkvTokens rows of two heads.
+  // A recurrence needs kWkvTokens rows of two heads, or of one panel.
   const int64_t mix = (kernels_.tile + 2) * row_stride(width) + int64_t(kernels_.tile) * kMixColumns;
-  const int64_t wkv = int64_t(kWkvTokens) * 2 * width;
+  const int64_t wkv = int64_t(kWkvTokens) * std::max<int64_t>(2 * width, kPanel);
   for (Memory& m : scratch_) m = allocate(size_t(std::max(mix, wkv)) * sizeof(float));
 }
 
@@ -172,19 +174,19 @@ void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t
   });
 }
 
-void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift,
-                     const Batch& batch) {
+void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch,
+                     Shift write) {
   const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile);
   pool_.run([&](int worker) {
     auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
     const Share share(tiles, worker, pool_.size());
     for (int i = share.begin; i < share.end; i++)
-      mix_tile(x, norm, jobs, shift, batch, tile_start(rows, tiles, i), tile_start(rows, tiles, i + 1), scratch);
+      mix_tile(x, norm, jobs, shift, batch, write, tile_start(rows, tiles, i), tile_start(rows, tiles, i + 1), scratch);
   });
 }
 
 void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift,
-                          const Batch& batch, int begin, int end, float* scratch) const {
+                          const Batch& batch, Shift write, int begin, int end, float* scratch) const {
   const int c = int(x.cols);
   const int64_t ld = row_stride(c);
   float* xn = scratch + ld;  // row -1 is the one before the tile
@@ -208,9 +210,11 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
     for (int k0 = 0; k0 < c; k0 += kMixColumns) {
       const int kn = std::min(kMixColumns, c - k0);
       for (int i = 0; i < end - begin; i++)
-        kernels_.lerp(xn + i * ld + k0, previous[i] + k0, job.mu.as<float>() + k0, kn, lerped + i * kMixColumns);
+        kernels_.lerp(xn + i * ld + k0, previous[i] + k0, job.mu.as<float>() + k0,
+                      job.dynamic ? job.dynamic.row(begin + i) + k0 : nullptr, kn, lerped + i * kMixColumns);
       pack_rows(lerped, kMixColumns, begin, end - begin, k0, kn, job.out);
     }
+  if (write == Shift::keep) return;
   // Whoever has read a sequence's old shift writes its new one: src and dst may be the same slot.
   for (int s = first; s <= sequence; s++) {
     if (batch.start[size_t(s)] < begin) continue;
@@ -249,73 +253,107 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
                             padded_k(job.out.cols),
                             job.out.cols,
                             job.sum.as<float>(),
-                            size_t(job.sum.stride)};
+                            size_t(job.sum.stride),
+                            job.gate.as<float>(),
+                            size_t(job.gate.stride)};
       kernels_.product(product, p0, p1);
     }
   });
 }
 
-// ---- the recurrence ----
+// ---- recurrences ----
 
-void CpuBackend::wkv(const Wkv7& p, size_t state, const Batch& batch, Operand y) {
-  // An item is one head of one sequence; two heads where the head size is odd, so that pairs of bf16 stay whole. Items
-  // one behind the other are cut into pieces of equally many tokens at item borders.
-  const int heads = p.head_size % 2 ? 2 : 1, items = (p.heads + heads - 1) / heads;
+// What a kernel gets: these rows of one sequence, these channels; its state before and after.
+struct CpuBackend::Stretch {
+  int row, tokens, group, channel;
+  const std::byte* src;
+  std::byte* dst;
+  float* y;
+  size_t ldy;
+
+  float* rows(const Tensor& t) const { return t ? t.row(row) + channel : nullptr; }
+  const float* channels(const Tensor& t) const { return t ? t.as<float>() + channel : nullptr; }
+};
+
+template <class Kernel>
+void CpuBackend::recur(int channels, int size, const Batch& batch, Operand y, const Kernel& kernel) {
+  // An item is one group of channels of one sequence; two groups where their size is odd, so that pairs of bf16 stay
+  // whole. Items one behind the other are cut into pieces of equally many tokens at item borders.
+  const int groups = (channels + size - 1) / size, pair = size % 2 ? 2 : 1, items = (groups + pair - 1) / pair;
   const int64_t total = int64_t(batch.token.size()) * items;
   pool_.run([&](int worker) {
     auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
     const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
     for (size_t s = 0; s < batch.src.size(); s++) {
-      const int64_t base = int64_t(batch.start[s]) * items, tokens = batch.start[s + 1] - batch.start[s];
+      const int first = batch.start[s], last = batch.start[s + 1];
+      const int64_t base = int64_t(first) * items, tokens = last - first;
       const auto item_at = [&](int64_t at) {
         return int(std::clamp<int64_t>((at - base + tokens - 1) / tokens, 0, items));
       };
       const int i0 = begin <= base ? 0 : item_at(begin), i1 = end <= base ? 0 : item_at(end);
       if (i0 >= i1) continue;
-      // All heads of a few rows before the next rows: a row is a page, and a processor keeps track of few.
-      for (int row = batch.start[s]; row < batch.start[s + 1]; row += kWkvTokens)
-        for (int i = i0; i < i1; i++)
-          wkv_heads(p, state, batch, s, row, i * heads, std::min(heads, p.heads - i * heads), scratch, y);
+      // All items of a few rows before the next rows: a row is a page, and a processor keeps track of few.
+      for (int row = first; row < last; row += kWkvTokens)
+        for (int i = i0; i < i1; i++) {
+          const int count = std::min(kWkvTokens, last - row), from = i * pair * size;
+          const int width = std::min(pair * size, channels - from);
+          const std::byte* src = row == first ? batch.src[s] : batch.dst[s];
+          for (int c = 0; c < width; c += size)
+            kernel(Stretch{row, count, (from + c) / size, from + c, src, batch.dst[s], scratch + c, size_t(width)},
+                   std::min(size, width - c));
+          pack_rows(scratch, size_t(width), row, count, from, width, y);
+        }
     }
   });
 }
 
-void CpuBackend::wkv_heads(const Wkv7& p, size_t state, const Batch& batch, size_t sequence, int row, int head,
-                           int heads, float* scratch, Operand y) const {
-  const int n = p.head_size, tokens = std::min(kWkvTokens, batch.start[sequence + 1] - row);
-  const std::byte* src = row == batch.start[sequence] ? batch.src[sequence] : batch.dst[sequence];
-  const size_t ldy = size_t(heads) * size_t(n);
-  for (int h = head; h < head + heads; h++) {
-    const int64_t c = int64_t(h) * n, at = row * p.r.stride + c;
-    const size_t slot = state + size_t(h) * size_t(n) * size_t(padded_n(n)) * sizeof(float);
-    const auto channel = [&](const Tensor& t) { return t ? t.as<float>() + c : nullptr; };
-    const auto rows = [&](const Tensor& t) { return t ? t.as<float>() + at : nullptr; };
+void CpuBackend::wkv4(const Wkv4& p, const Batch& batch, Operand y) {
+  recur(int(p.decay.cols), kPanel, batch, y, [&](const Stretch& s, int n) {
+    const auto src = [&](size_t part) { return reinterpret_cast<const float*>(s.src + part) + s.channel; };
+    const auto dst = [&](size_t part) { return reinterpret_cast<float*>(s.dst + part) + s.channel; };
+    kernels_.wkv4({n, s.tokens, size_t(p.r.stride), s.rows(p.r), s.rows(p.k), s.rows(p.v), s.channels(p.decay),
+                   s.channels(p.bonus), src(p.a), src(p.b), src(p.m), dst(p.a), dst(p.b), dst(p.m), s.y, s.ldy});
+  });
+}
+
+void CpuBackend::wkv6(const Wkv6& p, size_t state, const Batch& batch, Operand y) {
+  recur(p.heads * p.head_size, p.head_size, batch, y, [&](const Stretch& s, int n) {
+    const size_t slot = state + head_bytes(n) * size_t(s.group);
+    kernels_.wkv6({n, s.tokens, size_t(p.r.stride), s.rows(p.r), s.rows(p.k), s.rows(p.v), s.rows(p.g), s.rows(p.w),
+                   s.channels(p.decay), s.channels(p.bonus), s.channels(p.out.weight), s.channels(p.out.bias),
+                   p.out.eps, reinterpret_cast<const float*>(s.src + slot), reinterpret_cast<float*>(s.dst + slot), s.y,
+                   s.ldy});
+  });
+}
+
+void CpuBackend::wkv7(const Wkv7& p, size_t state, const Batch& batch, Operand y) {
+  recur(p.heads * p.head_size, p.head_size, batch, y, [&](const Stretch& s, int n) {
+    const size_t slot = state + head_bytes(n) * size_t(s.group);
     kernels_.wkv7({n,
-                   tokens,
+                   s.tokens,
                    size_t(p.r.stride),
-                   rows(p.r),
-                   rows(p.w),
-                   rows(p.k),
-                   rows(p.v),
-                   rows(p.a),
-                   rows(p.g),
-                   rows(p.v_mix),
-                   rows(p.v_first),
-                   channel(p.w0),
-                   channel(p.a0),
-                   channel(p.v0),
-                   channel(p.k_k),
-                   channel(p.k_a),
-                   channel(p.r_k),
-                   channel(p.out.weight),
-                   channel(p.out.bias),
+                   s.rows(p.r),
+                   s.rows(p.w),
+                   s.rows(p.k),
+                   s.rows(p.v),
+                   s.rows(p.a),
+                   s.rows(p.g),
+                   s.rows(p.v_mix),
+                   s.rows(p.v_first),
+                   s.channels(p.w0),
+                   s.channels(p.a0),
+                   s.channels(p.v0),
+                   s.channels(p.k_k),
+                   s.channels(p.k_a),
+                   s.channels(p.r_k),
+                   s.channels(p.out.weight),
+                   s.channels(p.out.bias),
                    p.out.eps,
-                   reinterpret_cast<const float*>(src + slot),
-                   reinterpret_cast<float*>(batch.dst[sequence] + slot),
-                   scratch + size_t(h - head) * size_t(n),
-                   ldy});
-  }
-  pack_rows(scratch, ldy, row, tokens, head * n, heads * n, y);
+                   reinterpret_cast<const float*>(s.src + slot),
+                   reinterpret_cast<float*>(s.dst + slot),
+                   s.y,
+                   s.ldy});
+  });
 }
 
 // ---- results ----

@@ -26,19 +26,23 @@ class CpuBackend final : public Backend {
 
   void embed(const Tensor& table, const Norm&, const Batch&, Tensor x) override;
   void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) override;
-  void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&) override;
+  void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
   bool all_finite(const Tensor& x) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
-  void wkv(const Wkv7&, size_t state, const Batch&, Operand y) override;
+  void wkv4(const Wkv4&, const Batch&, Operand y) override;
+  void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;
+  void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
   void layer_norm(const float* x, const Norm&, int n, float* y) const;
-  void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, int begin, int end,
-                float* scratch) const;
-  // `heads` heads of the tokens from `row` on, at most kWkvTokens of them.
-  void wkv_heads(const Wkv7&, size_t state, const Batch&, size_t sequence, int row, int head, int heads, float* scratch,
-                 Operand y) const;
+  void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift, int begin,
+                int end, float* scratch) const;
+  // kernel(stretch, n) for every group of n = `size` channels (the last may have fewer) and at most kWkvTokens rows of
+  // a sequence, in order of its rows; packs what the kernel leaves in the stretch's y.
+  struct Stretch;
+  template <class Kernel>
+  void recur(int channels, int size, const Batch&, Operand y, const Kernel& kernel);
   // Where rows [begin, begin + count) of columns [k0, k0 + kn) go in an operand.
   void pack_rows(const float* x, size_t ld, int begin, int count, int k0, int kn, const Operand& out) const;
 

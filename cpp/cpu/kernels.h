@@ -52,6 +52,8 @@ struct Product {
   int out_cols;  // its columns: sums past them are dropped
   float* sum;    // added into, or null
   size_t ld_sum;
+  const float* gate = nullptr;  // what is added is multiplied with, or null
+  size_t ld_gate = 0;
 };
 
 constexpr int kMaxHead = 1024;  // largest head size of the recurrence
@@ -69,6 +71,35 @@ struct Wkv7Head {
   const float* src;  // [n keys][padded_n values], values in lanes; may be dst
   float* dst;
   float* y;  // (tokens, n) with stride ldy: (group norm + bonus) * g
+  size_t ldy;
+};
+
+// One head of RWKV-5 or 6, in the same way.
+struct Wkv6Head {
+  int n;
+  int tokens;
+  size_t ld;
+  const float *r, *k, *v;
+  const float* g;  // null: no gate
+  const float* w;  // null: the decay is the same for all tokens
+  const float *decay, *bonus, *ln_weight, *ln_bias;
+  float eps;
+  const float* src;
+  float* dst;
+  float* y;  // group norm * g
+  size_t ldy;
+};
+
+// Some channels of RWKV-4 over the tokens of one sequence: numerator, denominator and maximum of the exponents.
+struct Wkv4Channels {
+  int n;
+  int tokens;
+  size_t ld;
+  const float *r, *k, *v;
+  const float *decay, *bonus;
+  const float *src_a, *src_b, *src_m;  // each may be its dst
+  float *dst_a, *dst_b, *dst_m;
+  float* y;  // (tokens, n) with stride ldy: r * numerator / denominator
   size_t ldy;
 };
 static constexpr int padded_n(int n) { return (n + 15) / 16 * 16; }
@@ -89,8 +120,11 @@ struct Kernels {
   void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
                     int at);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
-  void (*lerp)(const float* xn, const float* previous, const float* mu, int n, float* y);  // xn + (previous - xn) * mu
-  void (*widen)(const void* src, DType dtype, int n, float* y);                            // f32, f16, bf16 to float32
+  // xn + (previous - xn) * mu, or * (mu + dynamic) where that is not null
+  void (*lerp)(const float* xn, const float* previous, const float* mu, const float* dynamic, int n, float* y);
+  void (*widen)(const void* src, DType dtype, int n, float* y);  // f32, f16, bf16 to float32
+  void (*wkv4)(const Wkv4Channels&);
+  void (*wkv6)(const Wkv6Head&);
   void (*wkv7)(const Wkv7Head&);
   bool (*all_finite)(const float* x, size_t n);
 

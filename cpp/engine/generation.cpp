@@ -63,6 +63,8 @@ struct Generation::Text {
         sampler(shown.sampler),
         buffer(std::move(tokenizer), p.stop, *sampler) {
     if (params.max_tokens == 0) finish = Finish::length;
+    // Whoever goes on with a text that a stop string has ended finds it ended.
+    if (StopStrings(params.stop).find(sampler->tail, 0) != std::string::npos) finish = Finish::stop;
   }
 
   bool stops_at(int32_t token) const {
@@ -110,6 +112,7 @@ Finish Generation::finish(size_t text) const { return texts_[text]->finish; }
 const std::shared_ptr<State>& Generation::state(size_t text) const { return texts_[text]->handle; }
 
 void Generation::prepare(std::vector<StateContents> contents, const Poll& poll, const Progress& progress) {
+  texts_.clear(), after_prompt_.clear();  // of an attempt that failed
   std::vector<std::unique_ptr<State>> live;
   std::vector<Sequence> sequences;
   for (size_t i = 0; i < requests_.size(); i++) {

@@ -35,7 +35,7 @@ class Generation {
              std::vector<TextRequest> requests);
   ~Generation();
 
-  size_t count() const;  // texts; known before the prompts are read
+  size_t count() const;  // texts, once the prompts are read
   int64_t prompt_tokens(size_t request) const;
 
   void read(const Poll& poll = {}, const Progress& progress = {});  // the prompts; once, before everything else

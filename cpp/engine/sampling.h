@@ -47,7 +47,7 @@ struct SamplerState {
   PenaltyStyle style = PenaltyStyle::rwkv;
   std::vector<TokenWeight> weights;  // ascending tokens
   std::string pending;               // the beginning of a character, whose other bytes are to come
-  std::string tail;                  // the end of the text, if a stop string may have begun in it
+  std::string tail;                  // the end of what was written, if a stop string has or may have begun in it
 
   // Takes account of a token just written.
   void count(int32_t token, std::string_view bytes, const SamplingParams& params);

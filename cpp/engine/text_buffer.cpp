@@ -50,7 +50,10 @@ void TextBuffer::cut(size_t stop) {
   while (steps_.size() > certain_ && steps_.back().begin >= stop) steps_.pop_back();
   for (size_t i = certain_; i < steps_.size(); i++) {
     Step& s = steps_[i];
-    if (s.begin + s.piece.text.size() > stop) s.piece.text.resize(stop - s.begin);
+    const size_t end = s.begin + s.piece.text.size();
+    if (end <= stop) continue;
+    s.piece.text.resize(stop - s.begin);
+    remember(s, stop, end);
   }
   certain_ = steps_.size();
 }
@@ -58,14 +61,18 @@ void TextBuffer::cut(size_t stop) {
 void TextBuffer::flush() {
   const size_t open = window_.size() - stops_.open(window_);
   for (size_t i = certain_; i < steps_.size(); i++) {
-    // Text that goes on from here remembers in what a stop string may have begun.
     const size_t end = steps_[i].begin + steps_[i].piece.text.size();
-    if (end <= open || !steps_[i].after.sampler) continue;
-    auto sampler = std::make_shared<SamplerState>(*steps_[i].after.sampler);
-    sampler->tail = window_.substr(open, end - open);
-    steps_[i].after.sampler = std::move(sampler);
+    if (end > open) remember(steps_[i], open, end);
   }
   certain_ = steps_.size();
+}
+
+// Text that goes on from a step knows in what of it a stop string has begun.
+void TextBuffer::remember(Step& step, size_t begin, size_t end) const {
+  if (!step.after.sampler) return;
+  auto sampler = std::make_shared<SamplerState>(*step.after.sampler);
+  sampler->tail = window_.substr(begin, end - begin);
+  step.after.sampler = std::move(sampler);
 }
 
 void TextBuffer::release(size_t open) {

@@ -55,6 +55,7 @@ class TextBuffer {
 
  private:
   void release(size_t open);
+  void remember(Step& step, size_t begin, size_t end) const;
 
   StreamDecoder decoder_;
   StopStrings stops_;

@@ -52,7 +52,10 @@ std::shared_ptr<const Tokenizer> Tokenizer::open(const std::string& path) {
 }
 
 std::shared_ptr<const Tokenizer> Tokenizer::parse(std::string_view text, const std::string& name) {
-  const Vocabulary vocabulary = parse_vocabulary(text, name);
+  return of(parse_vocabulary(text, name), name);
+}
+
+std::shared_ptr<const Tokenizer> Tokenizer::of(const Vocabulary& vocabulary, const std::string& name) {
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::make_unique<const Data>(vocabulary, name)));
 }
 

@@ -8,12 +8,15 @@
 
 namespace rwkv {
 
+struct Vocabulary;
+
 // A vocabulary in the World file format (one line a token: id, Python literal, length in bytes) and greedy
 // longest-match encoding over it.
 class Tokenizer {
  public:
   static std::shared_ptr<const Tokenizer> open(const std::string& path);  // throws ModelFormatError
   static std::shared_ptr<const Tokenizer> parse(std::string_view text, const std::string& name);  // name: for messages
+  static std::shared_ptr<const Tokenizer> of(const Vocabulary& vocabulary, const std::string& name);
   ~Tokenizer();
 
   int size() const;                                           // largest id + 1

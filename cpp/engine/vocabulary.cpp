@@ -195,6 +195,11 @@ Vocabulary parse_vocabulary(std::string_view text, const std::string& name) {
     vocabulary.tokens.push_back(token);
   }
 
+  sort_tokens(vocabulary, name);
+  return vocabulary;
+}
+
+void sort_tokens(Vocabulary& vocabulary, const std::string& name) {
   std::sort(vocabulary.tokens.begin(), vocabulary.tokens.end(), [&](const auto& a, const auto& b) {
     const int order = vocabulary.bytes_of(a).compare(vocabulary.bytes_of(b));
     return order != 0 ? order < 0 : a.line < b.line;
@@ -204,7 +209,6 @@ Vocabulary parse_vocabulary(std::string_view text, const std::string& name) {
     RWKV_CHECK(ModelFormatError, vocabulary.bytes_of(first) != vocabulary.bytes_of(second), name, ":", second.line,
                ": expected a byte string of its own, found that of line ", first.line);
   }
-  return vocabulary;
 }
 
 }  // namespace rwkv

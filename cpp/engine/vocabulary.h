@@ -25,6 +25,9 @@ struct Vocabulary {
   std::string_view bytes_of(const Token& token) const { return {bytes.data() + token.offset, token.length}; }
 };
 
+// Brings the tokens into order. Throws ModelFormatError where two have the same bytes.
+void sort_tokens(Vocabulary& vocabulary, const std::string& name);
+
 // Throws ModelFormatError naming the line, what was expected there and what was found.
 Vocabulary parse_vocabulary(std::string_view text, const std::string& name);
 

@@ -52,6 +52,29 @@ const TensorInfo& required(const Checkpoint& file, const std::string& name, size
   return *t;
 }
 
+// Two dimensions: heads and head size.
+const std::vector<int64_t>& heads_of(const Checkpoint& file, const std::string& name, int64_t channels,
+                                     const std::string& whose) {
+  const auto& shape = required(file, name, 2).shape;
+  RWKV_CHECK(ModelFormatError, shape[0] * shape[1] == channels, file.path(), ": ", name,
+             ": expected heads x head size = ", channels, " (", whose, "), found ", shape_text(shape));
+  return shape;
+}
+
+// One number per head, whatever dimensions of one the file has around them.
+int64_t count_heads(const Checkpoint& file, const std::string& name, int64_t channels, const std::string& whose) {
+  const TensorInfo* t = file.find(name);
+  RWKV_CHECK(ModelFormatError, t, file.path(), ": expected the tensor ", name, ", found none of that name");
+  const auto heads = std::ranges::find_if(t->shape, [](int64_t d) { return d != 1; });
+  const int64_t count = heads == t->shape.end() ? 1 : *heads;
+  RWKV_CHECK(
+      ModelFormatError,
+      count > 0 && channels % count == 0 && std::ranges::count_if(t->shape, [](int64_t d) { return d != 1; }) < 2,
+      file.path(), ": ", name, ": expected one number per head, heads that divide ", channels, " (", whose, "), found ",
+      shape_text(t->shape));
+  return count;
+}
+
 }  // namespace
 
 Config read_config(const Checkpoint& file) {
@@ -59,23 +82,35 @@ Config read_config(const Checkpoint& file) {
   RWKV_CHECK(ModelFormatError, !version.empty(), file.path(),
              ": expected the tensors of an RWKV model (such as blocks.0.att.r_k), found ", file.tensors().size(),
              " tensors of other names");
-  RWKV_CHECK(ModelFormatError, version == "7", file.path(), ": this is RWKV-", version, "; this release runs RWKV-7");
+  constexpr std::array<std::string_view, 6> kRun = {"4", "5.0", "5.1", "5.2", "6", "7"};
+  RWKV_CHECK(ModelFormatError, std::ranges::find(kRun, version) != kRun.end(), file.path(), ": this is RWKV-", version,
+             "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6 and 7");
+  const TensorInfo* tuned = ending(file, ".att.time_state");
+  RWKV_CHECK(ModelFormatError, !tuned, file.path(), ": expected a model without tuned initial states, found ",
+             tuned->name);
 
+  const std::string att = "blocks.0.att.", key_name = att + "key.weight";
   Config c;
   c.version = version;
   const auto& emb = required(file, "emb.weight", 2).shape;
-  const auto& r_k = required(file, "blocks.0.att.r_k", 2).shape;
-  const auto& key = required(file, "blocks.0.ffn.key.weight", 2).shape;
+  const auto& ffn_key = required(file, "blocks.0.ffn.key.weight", 2).shape;
   c.n_vocab = int(emb[0]);
   c.n_embd = int(emb[1]);
-  c.n_head = int(r_k[0]);
-  c.head_size = int(r_k[1]);
-  c.n_ffn = int(key[0]);
-  RWKV_CHECK(ModelFormatError, r_k[0] * r_k[1] == emb[1], file.path(),
-             ": blocks.0.att.r_k: expected heads x head size = ", emb[1], " (the embedding), found ", shape_text(r_k));
-  RWKV_CHECK(ModelFormatError, r_k[1] <= kMaxHeadSize, file.path(),
-             ": blocks.0.att.r_k: expected a head size of at most ", kMaxHeadSize, ", found ", shape_text(r_k));
-  while (file.find(join("blocks.", c.n_layer, ".att.r_k"))) c.n_layer++;
+  c.n_ffn = int(ffn_key[0]);
+  c.n_att = version == "7" ? c.n_embd : int(required(file, key_name, 2).shape[0]);
+  const std::string whose = version == "7" ? "the embedding" : "the rows of " + key_name;
+  const std::string heads = att + (version == "7" ? "r_k" : version == "6" ? "time_faaaa" : "time_decay");
+  if (version == "5.0" || version == "5.1") {
+    c.n_head = int(count_heads(file, heads, c.n_att, whose));
+    c.head_size = c.n_att / c.n_head;
+  } else if (version != "4") {
+    const auto& shape = heads_of(file, heads, c.n_att, whose);
+    c.n_head = int(shape[0]);
+    c.head_size = int(shape[1]);
+  }
+  RWKV_CHECK(ModelFormatError, c.head_size <= kMaxHeadSize, file.path(), ": ", heads,
+             ": expected a head size of at most ", kMaxHeadSize, ", found ", c.head_size);
+  while (file.find(join("blocks.", c.n_layer, version == "7" ? ".att.r_k" : ".att.key.weight"))) c.n_layer++;
   return c;
 }
 

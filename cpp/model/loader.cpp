@@ -62,41 +62,58 @@ void Loader::finish(const TensorInfo& t) {
 }
 
 Linear Loader::matrix(const std::string& name, int rows, int cols, Format format, bool transposed) {
-  const TensorInfo& t = transposed ? find(name, {cols, rows}) : find(name, {rows, cols});
+  if (transposed) return factors(name, {cols, rows}, 1, rows, cols, {0, 1, rows}, format).front();
+  const TensorInfo& t = find(name, {rows, cols});
   const Linear w{arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols};
   if (arena_->counting()) return w;
-  const int64_t element = int64_t(size_of(t.dtype));
-  if (transposed) {
-    // Low-rank factors only: small enough to be turned in memory.
-    read(t, 0, t.count());
-    std::vector<std::byte> turned(size_t(t.count() * element));
-    for (int64_t c = 0; c < cols; c++)
-      for (int64_t r = 0; r < rows; r++)
-        std::memcpy(&turned[size_t((r * cols + c) * element)], &staging_[size_t((c * rows + r) * element)],
-                    size_t(element));
-    backend_->pack(w, 0, rows, turned.data(), t.dtype);
-  } else {
-    const int64_t step =
-        std::max<int64_t>(1, kStagingBytes / (cols * element * Backend::kPackRows)) * Backend::kPackRows;
-    for (int64_t row = 0; row < rows; row += step) {
-      const int64_t count = std::min<int64_t>(step, rows - row);
-      read(t, row * cols, count * cols);
-      backend_->pack(w, int(row), int(count), staging_.data(), t.dtype);
-    }
+  const int64_t row_bytes = cols * int64_t(size_of(t.dtype));
+  const int64_t step = std::max<int64_t>(1, kStagingBytes / (row_bytes * Backend::kPackRows)) * Backend::kPackRows;
+  for (int64_t row = 0; row < rows; row += step) {
+    const int64_t count = std::min<int64_t>(step, rows - row);
+    read(t, row * cols, count * cols);
+    backend_->pack(w, int(row), int(count), staging_.data(), t.dtype);
   }
   finish(t);
   return w;
 }
 
-Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape) {
+std::vector<Linear> Loader::factors(const std::string& name, const std::vector<int64_t>& shape, int parts, int rows,
+                                    int cols, Strides strides, Format format) {
+  const TensorInfo& t = find(name, shape);
+  std::vector<Linear> factors;
+  for (int p = 0; p < parts; p++)
+    factors.push_back({arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols});
+  if (arena_->counting()) return factors;
+  read(t, 0, t.count());
+  const size_t element = size_of(t.dtype);
+  std::vector<std::byte> turned(size_t(rows) * size_t(cols) * element);
+  for (int p = 0; p < parts; p++) {
+    for (int64_t c = 0; c < cols; c++)
+      for (int64_t r = 0; r < rows; r++)
+        std::memcpy(&turned[size_t(r * cols + c) * element],
+                    &staging_[size_t(p * strides.part + r * strides.row + c * strides.col) * element], element);
+    backend_->pack(factors[size_t(p)], 0, rows, turned.data(), t.dtype);
+  }
+  finish(t);
+  return factors;
+}
+
+Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape, float (*map)(float), int repeat) {
   const TensorInfo& t = find(name, shape);
   const int64_t count = t.count();
-  const Tensor v = arena_->take(DType::f32, 1, count);
+  const Tensor v = arena_->take(DType::f32, 1, count * repeat);
   if (arena_->counting()) return v;
   read(t, 0, count);
-  to_f32(staging_.data(), t.dtype, size_t(count), v.as<float>());
+  auto* out = v.as<float>();
+  to_f32(staging_.data(), t.dtype, size_t(count), out);
+  if (map) std::transform(out, out + count, out, map);
+  for (int64_t i = count * repeat; repeat > 1 && i-- > 0;) out[i] = out[i / repeat];  // from the end: in place
   finish(t);
   return v;
+}
+
+Norm Loader::norm(const std::string& name, int64_t count, float eps) {
+  return {vector(name + ".weight", {count}), vector(name + ".bias", {count}), eps};
 }
 
 Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {

@@ -26,8 +26,18 @@ class Loader {
 
   // A (rows, cols) matrix to multiply with; `transposed`: the file holds it as (cols, rows).
   Linear matrix(const std::string& name, int rows, int cols, Format format, bool transposed = false);
-  // (1, count) float32; the file's shape may have dimensions of one beside those given.
-  Tensor vector(const std::string& name, const std::vector<int64_t>& shape);
+  // Low-rank factors that lie together in one small tensor of that shape, each (rows, cols): element (row, col) of
+  // factor p is the tensor's number p * part + row * row + col * col.
+  struct Strides {
+    int64_t part, row, col;
+  };
+  std::vector<Linear> factors(const std::string& name, const std::vector<int64_t>& shape, int parts, int rows, int cols,
+                              Strides strides, Format format);
+  // (1, count * repeat) float32, each number `repeat` times and as `map` makes it; the file's shape may have dimensions
+  // of one beside those given.
+  Tensor vector(const std::string& name, const std::vector<int64_t>& shape, float (*map)(float) = nullptr,
+                int repeat = 1);
+  Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
   void skip(const std::string& name) { used_.insert(name); }          // known, not used
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "model/gguf_names.h"
 
 namespace rwkv {
 
@@ -49,12 +50,27 @@ int rows_for(const Config& c) {
   return int(std::clamp<int64_t>(rows, 48, 264));
 }
 
+// No layers yet, of the version that a model is of.
+Model::Layers layers_of(const std::string& version) {
+  if (version == "4") return std::vector<v4::Layer>();
+  if (version.starts_with("5.")) return std::vector<v5::Layer>();
+  if (version == "6") return std::vector<v6::Layer>();
+  return std::vector<v7::Layer>();
+}
+
+template <class Layers>
+using LayerOf = typename std::remove_cvref_t<Layers>::value_type;
+
 }  // namespace
 
-std::vector<StatePart> state_parts(const Config& config) { return v7::state_parts(config); }
+std::vector<StatePart> state_parts(const Config& config) {
+  return std::visit([&](const auto& layers) { return LayerOf<decltype(layers)>::state_parts(config); },
+                    layers_of(config.version));
+}
 
-std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_view strategy,
+std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_view strategy,
                                          const DeviceOptions& options, const LoadProgress& progress) {
+  const Checkpoint file = with_official_names(opened);
   std::shared_ptr<Model> model(new Model);
   model->config_ = read_config(file);
   model->stages_ = open_stages(strategy, native_format(file), model->config_.n_layer, options);
@@ -65,7 +81,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_vie
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used();
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
-    stage.backend->prepare(model->config_.n_embd);
+    stage.backend->prepare(std::max(model->config_.n_embd, model->config_.n_att));
   }
   Loader loader(file);
   loader.report(progress, measure.bytes());
@@ -81,33 +97,29 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& file, std::string_vie
 
 void Model::build(Loader& loader) {
   const Config& c = config_;
-  const auto norm = [&](const std::string& name) {
-    return Norm{loader.vector(name + ".weight", {c.n_embd}), loader.vector(name + ".bias", {c.n_embd}), 1e-5f};
-  };
-  std::vector<v7::Layer> layers;
+  layers_ = layers_of(c.version);
   for (Stage& stage : stages_) {
     loader.enter(*stage.backend, stage.weights);
     if (&stage == &stages_.front()) {
       embedding_ = loader.table("emb.weight", c.n_vocab, c.n_embd);
-      embedding_norm_ = norm("blocks.0.ln0");
+      embedding_norm_ = loader.norm("blocks.0.ln0", c.n_embd, 1e-5f);
     }
-    for (int i = stage.first; i < stage.first + stage.count; i++)
-      layers.push_back(v7::load_layer(loader, c, i, stage.format));
+    std::visit(
+        [&](auto& layers) {
+          for (int i = stage.first; i < stage.first + stage.count; i++)
+            layers.push_back(LayerOf<decltype(layers)>::load(loader, c, i, stage.format));
+        },
+        layers_);
     if (&stage == &stages_.back()) {
-      out_norm_ = norm("ln_out");
+      out_norm_ = loader.norm("ln_out", c.n_embd, 1e-5f);
       head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.format);
     }
   }
-  layers_ = std::move(layers);
 }
 
 namespace {
 
-// What the layers of one version need in a step.
-template <class Layers>
-using ScratchOf = typename std::remove_cvref_t<Layers>::value_type::Scratch;
-
-// What a step needs beside that, before and after the layers.
+// What a step needs before and after the layers.
 struct StepScratch {
   Tensor x, hidden, logits;
   Operand operand;
@@ -124,7 +136,11 @@ struct StepScratch {
 size_t Model::scratch_bytes() const {
   Arena arena;
   StepScratch(arena, *backend(), config_, head_, panel_rows_, kResultRows);
-  std::visit([&](const auto& layers) { ScratchOf<decltype(layers)>(arena, *backend(), layers, panel_rows_); }, layers_);
+  std::visit(
+      [&](const auto& layers) {
+        typename LayerOf<decltype(layers)>::Scratch(arena, *backend(), config_, layers, panel_rows_);
+      },
+      layers_);
   return arena.used();
 }
 
@@ -140,7 +156,7 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
   backend()->embed(embedding_, embedding_norm_, batch, ends.x);
   std::visit(
       [&](const auto& layers) {
-        ScratchOf<decltype(layers)> scratch(arena, *backend(), layers, tokens);
+        typename LayerOf<decltype(layers)>::Scratch scratch(arena, *backend(), config_, layers, tokens);
         for (const Stage& stage : stages_) {
           scratch.set_format(stage.format);
           for (int i = stage.first; i < stage.first + stage.count; i++)

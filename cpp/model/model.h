@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/rwkv4.h"
+#include "model/rwkv5.h"
+#include "model/rwkv6.h"
 #include "model/rwkv7.h"
 #include "model/state_layout.h"
 #include "model/strategy.h"
@@ -24,7 +27,8 @@ class Model {
     Arena weights;
   };
   // The layers of exactly one version.
-  using Layers = std::variant<std::vector<v7::Layer>>;
+  using Layers =
+      std::variant<std::vector<v4::Layer>, std::vector<v5::Layer>, std::vector<v6::Layer>, std::vector<v7::Layer>>;
 
   static std::shared_ptr<const Model> load(const Checkpoint& file, std::string_view strategy,
                                            const DeviceOptions& options, const LoadProgress& progress);

@@ -7,16 +7,13 @@
 
 namespace rwkv::v7 {
 
-std::vector<StatePart> state_parts(const Config& c) {
+std::vector<StatePart> Layer::state_parts(const Config& c) {
   return {{"att.shift", {c.n_embd}}, {"att.wkv", {c.n_head, c.head_size, c.head_size}}, {"ffn.shift", {c.n_embd}}};
 }
 
-Layer load_layer(Loader& loader, const Config& c, int index, Format format) {
+Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   const std::string block = join("blocks.", index, "."), att = block + "att.", ffn = block + "ffn.";
   const auto vector = [&](const std::string& name) { return loader.vector(name, {c.n_embd}); };
-  const auto norm = [&](const std::string& name, float eps) {
-    return Norm{vector(name + ".weight"), vector(name + ".bias"), eps};
-  };
   const auto square = [&](const char* name) { return loader.matrix(att + name, c.n_embd, c.n_embd, format); };
   // Low-rank pairs are stored (in, out).
   const auto rank_in = [&](const char* name) {
@@ -27,9 +24,8 @@ Layer load_layer(Loader& loader, const Config& c, int index, Format format) {
   };
 
   Layer layer;
-  layer.format = format;
   TimeMix& t = layer.time_mix;
-  t.norm = norm(block + "ln1", 1e-5f);
+  t.norm = loader.norm(block + "ln1", c.n_embd, 1e-5f);
   t.mu_r = vector(att + "x_r"), t.mu_w = vector(att + "x_w"), t.mu_k = vector(att + "x_k");
   t.mu_v = vector(att + "x_v"), t.mu_a = vector(att + "x_a"), t.mu_g = vector(att + "x_g");
   t.receptance = square("receptance.weight"), t.key = square("key.weight"), t.value = square("value.weight");
@@ -40,7 +36,7 @@ Layer load_layer(Loader& loader, const Config& c, int index, Format format) {
   t.output = square("output.weight");
   t.w0 = vector(att + "w0"), t.a0 = vector(att + "a0");
   t.k_k = vector(att + "k_k"), t.k_a = vector(att + "k_a"), t.r_k = loader.vector(att + "r_k", {c.n_head, c.head_size});
-  t.out = norm(att + "ln_x", 64e-5f);
+  t.out = loader.norm(att + "ln_x", c.n_embd, 64e-5f);
   if (index > 0) {
     t.v0 = vector(att + "v0");
   } else {  // some files carry them, nothing uses them
@@ -48,16 +44,17 @@ Layer load_layer(Loader& loader, const Config& c, int index, Format format) {
   }
 
   ChannelMix& f = layer.channel_mix;
-  f.norm = norm(block + "ln2", 1e-5f);
+  f.norm = loader.norm(block + "ln2", c.n_embd, 1e-5f);
   f.mu = vector(ffn + "x_k");
   f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
   f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);
   return layer;
 }
 
-Scratch::Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>& layers, int rows) {
-  const TimeMix& first = layers.front().time_mix;
-  const int c = first.key.rows, f = layers.front().channel_mix.key.rows;
+Scratch::Scratch(Arena& arena, const Backend& backend, const Config& config, const std::vector<Layer>& layers,
+                 int rows) {
+  const Carver carve{arena, backend, rows};
+  const int c = config.n_embd, f = config.n_ffn;
   // Ranks may differ from layer to layer: each buffer is as wide as the widest, and a product uses what it needs.
   int rank_of_w = 0, rank_of_a = 0, rank_of_g = 0, rank_of_v = 0;
   for (const Layer& layer : layers) {
@@ -65,19 +62,13 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>&
     rank_of_w = std::max(rank_of_w, t.w1.rows), rank_of_a = std::max(rank_of_a, t.a1.rows);
     rank_of_g = std::max(rank_of_g, t.g1.rows), rank_of_v = std::max(rank_of_v, t.v1.rows);
   }
-  const auto tensor = [&](int cols) { return arena.take(DType::f32, rows, cols, backend.row_stride(cols)); };
-  const auto operand = [&](int cols) {
-    const size_t bytes =
-        std::max(backend.operand_bytes(Format::f32, rows, cols), backend.operand_bytes(Format::bf16, rows, cols));
-    return Operand{arena.take(bytes), Format::f32, rows, cols};
-  };
-  for (Tensor* t : {&r, &w, &k, &v, &a, &g, &v_mix, &v_first, &partial}) *t = tensor(c);
-  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &y}) *o = operand(c);
-  low_w = tensor(rank_of_w), rank_w = operand(rank_of_w);
-  low_a = tensor(rank_of_a), rank_a = operand(rank_of_a);
-  low_g = tensor(rank_of_g), rank_g = operand(rank_of_g);
-  low_v = tensor(rank_of_v), rank_v = operand(rank_of_v);
-  hidden = tensor(f), key = operand(f);
+  for (Tensor* t : {&r, &w, &k, &v, &a, &g, &v_mix, &v_first, &partial}) *t = carve.tensor(c);
+  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &y}) *o = carve.operand(c);
+  low_w = carve.tensor(rank_of_w), rank_w = carve.operand(rank_of_w);
+  low_a = carve.tensor(rank_of_a), rank_a = carve.operand(rank_of_a);
+  low_g = carve.tensor(rank_of_g), rank_g = carve.operand(rank_of_g);
+  low_v = carve.tensor(rank_of_v), rank_v = carve.operand(rank_of_v);
+  hidden = carve.tensor(f), key = carve.operand(f);
 }
 
 void Scratch::set_format(Format format) {
@@ -107,9 +98,9 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
       {s.rank_w, p.w2, s.w}, {s.rank_a, p.a2, s.a}, {s.rank_g, p.g2, s.g}, {s.rank_v, p.v2, s.v_mix}};
   b.linear(std::span(out).first(first ? 3 : 4));
 
-  b.wkv({s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a, p.r_k,
-         p.out, config.n_head, config.head_size},
-        wkv, batch, s.y);
+  b.wkv7({s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a, p.r_k,
+          p.out, config.n_head, config.head_size},
+         wkv, batch, s.y);
 
   const LinearJob residual[] = {{s.y, p.output, s.partial, Act::none, {}, x}};
   b.linear(residual);

@@ -13,12 +13,12 @@
 
 #include "model/config.h"
 #include "model/loader.h"
+#include "model/scratch.h"
 #include "model/state_layout.h"
 
 namespace rwkv::v7 {
 
-enum Part { kShiftAtt, kWkv, kShiftFfn };  // of a layer's state, in the order of state_parts
-std::vector<StatePart> state_parts(const Config& config);
+enum Part { kShiftAtt, kWkv, kShiftFfn };  // of a layer's state, in the order of its parts
 
 struct TimeMix {
   Norm norm;                                  // ln1
@@ -40,10 +40,10 @@ struct Layer {
   using Scratch = v7::Scratch;  // what a step over such layers needs
   TimeMix time_mix;
   ChannelMix channel_mix;
-  Format format;  // of its matrices, and so of the operands they are multiplied with
-};
 
-Layer load_layer(Loader& loader, const Config& config, int index, Format format);
+  static std::vector<StatePart> state_parts(const Config& config);
+  static Layer load(Loader& loader, const Config& config, int index, Format format);
+};
 
 // Activations of one step over T rows, carved anew for every step: only pointers move.
 struct Scratch {
@@ -52,8 +52,8 @@ struct Scratch {
   Tensor hidden;                                     // (T, F) partial sums of the ffn key
   Operand mixed_r, mixed_w, mixed_k, mixed_v, mixed_a, mixed_g, rank_w, rank_a, rank_g, rank_v, y, key;
 
-  Scratch(Arena& arena, const Backend& backend, const std::vector<Layer>& layers, int rows);
-  void set_format(Format format);  // every operand is as wide as the widest format needs
+  Scratch(Arena& arena, const Backend& backend, const Config& config, const std::vector<Layer>& layers, int rows);
+  void set_format(Format format);
 };
 
 // The two halves of a layer over the batch: x (T, C) in place.

@@ -19,6 +19,7 @@ except ImportError as error:
 
 from .chat import Chat, Message, Reply, ReplyPiece, ReplyStream
 from .config import Config
+from .conversion import convert
 from .engine import Engine
 from .errors import (
     ConcurrentUseError,
@@ -61,4 +62,5 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "Usage",
+    "convert",
 ]

@@ -132,7 +132,7 @@ class Splitter:
     """Parts what a model writes into reasoning and answer, whatever the pieces it comes in.
 
     Tags count where a part begins, and the first that ends the reasoning; blank lines around them
-    belong to them. Anywhere else a tag is quoted, and gets a space after its "<".
+    belong to them. Anywhere else a tag is quoted, and is text like any other.
     """
 
     def __init__(self, opener: str) -> None:
@@ -189,7 +189,7 @@ class Splitter:
                 self._kind = "answer"
                 self._begins = True
             else:
-                yield from self._part(f"{before}< {found[0][1:]}")
+                yield from self._part(before + found[0])
 
     def _after_break(self, text: str) -> str:
         """Return a part without the blank lines, or the one space, that it begins with."""

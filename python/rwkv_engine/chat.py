@@ -157,7 +157,7 @@ class Chat:
         self._template = template_of(template, engine.name)
         self._script = Script(self._template, engine.tokenizer)
         self._given = params
-        self.think = self._template.think if think is None else think
+        self.set_think(self._template.think if think is None else think)
         self._system = self._script.wording("system", "" if system is None else system) or None
         state = engine.new_state() if state is None else state
         core_of(state)  # or TypeError
@@ -174,13 +174,18 @@ class Chat:
 
     @property
     def think(self) -> str:
-        """The mode of the next reply; may be set. Raises Error for one the template lacks."""
+        """The mode of the next reply."""
         return self._think
 
-    @think.setter
-    def think(self, mode: str) -> None:
-        self._mode = self._template.mode(mode)
-        self._think = mode
+    def set_think(self, think: str, params: SamplingParams | None = None) -> None:
+        """Choose the mode of the replies to come, and how they are sampled.
+
+        Without `params` the chat's own stay, or the template's preset for the mode if it has none.
+        Raises Error for a mode that the template lacks.
+        """
+        self._mode = self._template.mode(think)
+        self._think = think
+        self._given = self._given if params is None else params
         params = self._mode.params if self._given is None else self._given
         self._params = dataclasses.replace(
             params,

@@ -12,15 +12,15 @@ class Config:
     """The numbers of a model, all read from the shapes of its tensors."""
 
     version: str
-    """Which RWKV: "7"."""
+    """Which RWKV: "4", "5.0", "5.1", "5.2", "6" or "7"."""
     n_layer: int
     """L, layers."""
     n_embd: int
     """C, width of the embedding."""
     n_head: int
-    """H, heads; C = H N."""
+    """H, heads; 0 for RWKV-4, which has none."""
     head_size: int
-    """N."""
+    """N, width of a head; 0 for RWKV-4."""
     n_ffn: int
     """F, width of the channel mix."""
     n_vocab: int

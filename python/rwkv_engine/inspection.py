@@ -63,9 +63,9 @@ def _bytes_in_memory(name: str, shape: tuple[int, ...], in_file: int, matrix: in
 
 def report(found: dict[str, Any]) -> str:
     """Return it as text."""
+    heads = "heads {n_head} of {head_size}, " if found["n_head"] else ""
     sizes = (
-        "layers {n_layer}, embedding {n_embd}, heads {n_head} of {head_size}, ffn {n_ffn}, "
-        "vocabulary {n_vocab}"
+        f"layers {{n_layer}}, embedding {{n_embd}}, {heads}ffn {{n_ffn}}, vocabulary {{n_vocab}}"
     )
     lines = [
         f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}",
@@ -85,8 +85,11 @@ def report(found: dict[str, Any]) -> str:
 
 def is_state(path: Path) -> bool:
     """Tell whether a file begins as a saved state does."""
+    place = pathlib.Path(os.fsdecode(path))
     try:
-        with pathlib.Path(os.fsdecode(path)).open("rb") as file:
+        if not place.is_file():  # a pipe could keep its reader waiting
+            return False
+        with place.open("rb") as file:
             return file.read(8 + len(_STATE))[8:] == _STATE
     except OSError:
         return False  # whoever reads it as a model says why

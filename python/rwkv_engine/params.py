@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -152,10 +153,9 @@ def _biases(logit_bias: object) -> dict[int, float] | None:
     biases = {}
     for key, value in logit_bias.items():
         token = integer(key, "logit_bias", 0, 2**31 - 1)
-        banned = isinstance(value, float) and value == -float("inf")
-        biases[token] = (
-            value
-            if banned
-            else real(value, f"logit_bias of token {token}", -_MAX_FLOAT32, _MAX_FLOAT32)
-        )
+        name = f"logit_bias of token {token}"
+        if value == -math.inf:  # bans it
+            biases[token] = -math.inf
+        else:
+            biases[token] = real(value, name, -_MAX_FLOAT32, _MAX_FLOAT32)
     return dict(sorted(biases.items()))

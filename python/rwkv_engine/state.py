@@ -88,9 +88,10 @@ class State:
     def to_numpy(self) -> dict[str, Array]:
         """Return copies of the parts as float32 arrays; `Engine.state_from_numpy` reads them.
 
-        RWKV-7 has three, each over all L layers: ``att.shift`` and ``ffn.shift``, (L, C), what the
-        two halves of a layer keep of the last token, and ``att.wkv``, (L, H, N, N), a matrix
-        [value, key] for each head. Tokens seen and last logits are not among them.
+        Each is over all L layers: ``att.shift`` and ``ffn.shift``, (L, C), what the two halves of a
+        layer keep of the last token, and ``att.wkv``, (L, H, N, N), a matrix [value, key] for each
+        head. RWKV-4 has no matrices but ``att.aa``, ``att.bb`` and ``att.pp``, (L, C): numerator,
+        denominator and running maximum. Tokens seen and last logits are not among them.
         """
         return self._core.parts()
 

@@ -45,6 +45,16 @@ class Tokenizer:
         """Return the vocabulary of the World models, which comes with the package."""
         return cls(DATA / "rwkv_vocab_v20230424.txt")
 
+    @classmethod
+    def _in_model(cls, model: Path) -> Tokenizer | None:
+        """Return the vocabulary that a model file carries itself, if it does."""
+        core = _core.Tokenizer.in_model(path_bytes(model, "model"))
+        if core is None:
+            return None
+        tokenizer = cls.__new__(cls)
+        tokenizer._core = core
+        return tokenizer
+
     @property
     def vocab_size(self) -> int:
         """The largest id plus one."""
@@ -118,8 +128,8 @@ def tokenizer_for(
     model: Path, given: Path | Tokenizer | None, n_vocab: int
 ) -> Callable[[], Tokenizer]:
     """Return how to get a model's vocabulary; one that was not asked for is opened on first use."""
-    if given is None and model == DEMO:
-        given = DATA / "demo-vocab.txt"
+    if given is None:
+        given = DATA / "demo-vocab.txt" if model == DEMO else Tokenizer._in_model(model)
     if given is not None:
         tokenizer = given if isinstance(given, Tokenizer) else Tokenizer(given)
         if tokenizer.vocab_size > n_vocab:

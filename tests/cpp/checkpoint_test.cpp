@@ -284,7 +284,7 @@ TEST(containers_are_told_by_their_content) {
     const char* message;
   } bad[] = {
       {"", "found an empty one"},
-      {"GGUF\3\0\0\0"s, "found a GGUF file"},
+      {"GGUF\3\0\0\0"s, "GGUF header: expected 8 bytes"},
       {"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "found a file of torch before 1.6"},
       {"\x80\x04}.", "found a bare pickle"},
       {"<!DOCTYPE html>", "found a web page"},

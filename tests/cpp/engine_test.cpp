@@ -28,33 +28,36 @@ std::vector<float> run(rwkv::Engine& engine, rwkv::State& state, std::span<const
 }  // namespace
 
 TEST(pieces_give_the_bits_of_the_whole) {
-  for (const char* strategy : {"cpu fp32", "cpu bf16", "cpu bf16 *1 -> cpu fp32"}) {
-    const auto engine = open({.layers = 3}, strategy);
-    const auto t = tokens(100);
-    auto whole = engine->new_state(), pieces = engine->new_state();
-    const auto expected = run(*engine, *whole, t, rwkv::Output::all);
-    std::vector<float> found;
-    for (size_t at = 0; at < t.size();) {
-      const size_t n = std::min<size_t>(1 + at % 17, t.size() - at);
-      const auto part = run(*engine, *pieces, std::span(t).subspan(at, n), rwkv::Output::all);
-      found.insert(found.end(), part.begin(), part.end());
-      at += n;
+  for (const char* version : tiny::kVersions)
+    for (const char* strategy : {"cpu fp32", "cpu bf16", "cpu bf16 *1 -> cpu fp32"}) {
+      const auto engine = open({.layers = 3, .version = version}, strategy);
+      const auto t = tokens(100);
+      auto whole = engine->new_state(), pieces = engine->new_state();
+      const auto expected = run(*engine, *whole, t, rwkv::Output::all);
+      std::vector<float> found;
+      for (size_t at = 0; at < t.size();) {
+        const size_t n = std::min<size_t>(1 + at % 17, t.size() - at);
+        const auto part = run(*engine, *pieces, std::span(t).subspan(at, n), rwkv::Output::all);
+        found.insert(found.end(), part.begin(), part.end());
+        at += n;
+      }
+      CHECK(expected == found);
+      CHECK(engine->equal(*whole, *pieces));
+      CHECK(whole->tokens_seen() == 100);
     }
-    CHECK(expected == found);
-    CHECK(engine->equal(*whole, *pieces));
-    CHECK(whole->tokens_seen() == 100);
-  }
 }
 
 TEST(more_rows_than_a_panel) {
-  const auto engine = open();
-  const auto t = tokens(1000);
-  auto whole = engine->new_state(), pieces = engine->new_state();
-  const auto expected = run(*engine, *whole, t);
-  for (int i = 0; i < 9; i++) run(*engine, *pieces, std::span(t).subspan(size_t(i) * 111, 111), rwkv::Output::none);
-  CHECK(!pieces->last_logits());
-  CHECK(run(*engine, *pieces, std::span(t).subspan(999)) == expected);
-  CHECK(engine->equal(*whole, *pieces));
+  for (const char* version : tiny::kVersions) {
+    const auto engine = open({.version = version});
+    const auto t = tokens(1000);
+    auto whole = engine->new_state(), pieces = engine->new_state();
+    const auto expected = run(*engine, *whole, t);
+    for (int i = 0; i < 9; i++) run(*engine, *pieces, std::span(t).subspan(size_t(i) * 111, 111), rwkv::Output::none);
+    CHECK(!pieces->last_logits());
+    CHECK(run(*engine, *pieces, std::span(t).subspan(999)) == expected);
+    CHECK(engine->equal(*whole, *pieces));
+  }
 }
 
 TEST(ragged_batch_equals_each_alone) {
@@ -132,21 +135,44 @@ TEST(a_call_that_is_stopped_changes_nothing) {
   CHECK(engine->to_bytes(*state) == before);
 }
 
-TEST(a_step_allocates_nothing) {
-  const tiny::TempFile path("step.safetensors");
-  const auto file = rwkv::Checkpoint::open(tiny::Model({}).write(path));
-  for (const char* strategy : {"cpu fp32", "cpu bf16"}) {
-    const auto model = rwkv::Model::load(file, strategy, {2}, {});
+TEST(a_step_in_place_equals_one_from_slot_to_slot) {
+  for (const char* version : tiny::kVersions) {
+    const tiny::TempFile path("place.safetensors");
+    const auto file = rwkv::Checkpoint::open(tiny::Model({.version = version}).write(path));
+    const auto model = rwkv::Model::load(file, "cpu fp32", {2}, {});
+    const size_t bytes = model->layout().slot_bytes;
     rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
-    const rwkv::Memory slots = model->backend()->allocate(2 * model->layout().slot_bytes);
+    const rwkv::Memory slots = model->backend()->allocate(3 * bytes);
     const auto t = tokens(100);
-    const int32_t start[] = {0, 100}, rows[] = {50, 99};
-    const std::byte* src[] = {slots.data.get()};
-    std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
-    const long before = allocations;
-    model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
-    CHECK(allocations == before);
+    const auto step = [&](size_t from, size_t to) {
+      const int32_t start[] = {0, 50}, rows[] = {49};
+      const std::byte* src[] = {slots.data.get() + from * bytes};
+      std::byte* dst[] = {slots.data.get() + to * bytes};
+      const auto part = std::span(t).subspan(from == to ? 50 : from * 50, 50);
+      model->forward({part, start, src, dst}, rows, rwkv::Model::Result::none, scratch, {}, {});
+    };
+    step(0, 1), step(1, 2), step(1, 1);
+    CHECK(std::memcmp(slots.data.get() + bytes, slots.data.get() + 2 * bytes, bytes) == 0);
   }
+}
+
+TEST(a_step_allocates_nothing) {
+  for (const char* version : tiny::kVersions)
+    for (const char* strategy : {"cpu fp32", "cpu bf16"}) {
+      const tiny::TempFile path("step.safetensors");
+      const auto file = rwkv::Checkpoint::open(tiny::Model({.version = version}).write(path));
+      const auto model = rwkv::Model::load(file, strategy, {2}, {});
+      CHECK(model->config().version == version);
+      rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
+      const rwkv::Memory slots = model->backend()->allocate(2 * model->layout().slot_bytes);
+      const auto t = tokens(100);
+      const int32_t start[] = {0, 100}, rows[] = {50, 99};
+      const std::byte* src[] = {slots.data.get()};
+      std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
+      const long before = allocations;
+      model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
+      CHECK(allocations == before);
+    }
 }
 
 TEST(a_long_call_allocates_no_more_than_a_short_one) {

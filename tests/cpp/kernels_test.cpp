@@ -63,7 +63,7 @@ Row unpack(const Kernels& k, Format f, const std::vector<std::byte>& operand, in
 }
 
 struct Outcome {
-  Row y, sum, out;  // tokens x rows; `out` with its padding
+  Row y, active, sum, gated, out;  // tokens x rows; `out` with its padding
 };
 Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const std::vector<int>& cuts = {},
                  Act act = Act::none, Format out_format = Format::f32) {
@@ -71,10 +71,10 @@ Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const st
   const int panels = panels_of(w.rows);
   const size_t ld = size_t(panels) * kPanel, out_k = size_t(padded_k(w.rows));
   const std::vector<std::byte> operand = pack(k, w.format, x, tokens, w.cols);
-  const auto run = [&](std::byte* out, float* sum) {
+  const auto run = [&](std::byte* out, float* sum, const float* gate, Act act) {
     Row y(size_t(tokens) * ld, 12345.0f);
-    const Product p{w.data(), w.format, padded_k(w.cols), operand.data(), tokens, y.data(), ld,
-                    act,      out,      out_format,       int(out_k),     w.rows, sum,      ld};
+    const Product p{w.data(), w.format,   padded_k(w.cols), operand.data(), tokens, y.data(), ld,   act,
+                    out,      out_format, int(out_k),       w.rows,         sum,    ld,       gate, ld};
     int from = 0;
     for (int cut : cuts) k.product(p, from, cut), from = cut;
     k.product(p, from, panels);
@@ -86,12 +86,15 @@ Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const st
     return r;
   };
   Outcome o;
-  o.y = rows(run(nullptr, nullptr));
-  Row sum(size_t(tokens) * ld, 1.0f);
-  run(nullptr, sum.data());
-  o.sum = rows(sum);
+  o.y = rows(run(nullptr, nullptr, nullptr, Act::none));
+  o.active = rows(run(nullptr, nullptr, nullptr, act));
+  Row sum(size_t(tokens) * ld, 1.0f), gated = sum;
+  const Row gate(sum.size(), 3.0f);
+  CHECK(same(rows(run(nullptr, sum.data(), nullptr, Act::none)), o.y));
+  run(nullptr, gated.data(), gate.data(), Act::none);
+  o.sum = rows(sum), o.gated = rows(gated);
   std::vector<std::byte> out(size_t(tokens) * out_k * size_t(size_of(out_format)), std::byte{0xff});
-  run(out.data(), nullptr);
+  run(out.data(), nullptr, nullptr, act);
   o.out = unpack(k, out_format, out, tokens, w.rows);
   for (size_t i = 0; i < o.out.size(); i++) CHECK(i % out_k < size_t(w.rows) || o.out[i] == 0);
   return o;
@@ -108,12 +111,13 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
       Matrix w(rows, cols, format, [&] { return random.unit(); });
       const int most = cols > 2000 ? 30 : 150;
       const Row x = random.row(size_t(most) * size_t(cols));
-      const Act act = Act(random.below(4));
+      const Act act = Act(random.below(5));
       Outcome reference;
       for (const Kernels* k : exact_sets()) {
         const Outcome o = multiply(*k, w, x, most, {}, act, format);
         if (reference.y.empty()) reference = o;
         CHECK(same(o.y, reference.y) && same(o.sum, reference.sum) && same(o.out, reference.out));
+        CHECK(same(o.active, reference.active) && same(o.gated, reference.gated));
       }
       for (const Kernels* k : all_sets()) {
         const Outcome whole = multiply(*k, w, x, most, {}, act, format);
@@ -124,6 +128,8 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
           const Outcome o = multiply(*k, w, part, tokens, cuts, act, format);
           CHECK(same(o.y.data(), &whole.y[size_t(first) * size_t(rows)], o.y.size()));
           CHECK(same(o.sum.data(), &whole.sum[size_t(first) * size_t(rows)], o.sum.size()));
+          CHECK(same(o.active.data(), &whole.active[size_t(first) * size_t(rows)], o.y.size()));
+          CHECK(same(o.gated.data(), &whole.gated[size_t(first) * size_t(rows)], o.sum.size()));
           CHECK(same(o.out.data(), &whole.out[size_t(first) * size_t(padded_k(rows))], o.out.size()));
         }
       }
@@ -164,6 +170,21 @@ TEST(product_is_close_to_float64_and_follows_its_definition) {
   }
 }
 
+TEST(a_finished_product_goes_through_its_activation_or_its_gate) {
+  Random random;
+  for (Format format : kFormats) {
+    Matrix w(70, 30, format, [&] { return random.unit(); });
+    for (const Kernels* k : all_sets()) {
+      const Outcome o = multiply(*k, w, random.row(13 * 30), 13, {}, Act::silu);
+      for (size_t i = 0; i < o.y.size(); i++) {
+        const double y = double(o.y[i]);
+        CHECK(near(double(o.active[i]), y / (1 + std::exp(-y)), 1e-6));
+        CHECK(near(double(o.sum[i]), 1 + y, 1e-6) && near(double(o.gated[i]), 1 + 3 * y, 1e-6));
+      }
+    }
+  }
+}
+
 TEST(dot_products_of_bf16_equal_two_fused_multiply_adds_at_any_magnitude) {
   Random random;
   for (int round = 0; round < 40; round++) {
@@ -196,7 +217,7 @@ TEST(denormal_factors_and_sums_count_as_zero_on_every_set) {
       const FlushDenormals flush;
       const Row x(40, 0x1p-130f), one(40, 1.0f), none(40, 0.0f);
       Row y(40);
-      k->lerp(x.data(), none.data(), none.data(), 40, y.data());
+      k->lerp(x.data(), none.data(), none.data(), nullptr, 40, y.data());
       CHECK(same(y, none));
       k->layer_norm(x.data(), one.data(), none.data(), 40, 1e-5f, y.data());
       CHECK(same(y, none));
@@ -265,15 +286,16 @@ TEST(activations_are_within_two_units_everywhere) {
   for (int i = 0; i < 60000; i++)
     x.push_back(i % 3 ? random.unit() * 100 : std::ldexp(random.unit(), random.below(80) - 70));
   for (int i = 0; i < 20000; i++) x.push_back(random.unit() * 2);
-  Row first[3];
+  Row first[4];
   for (const Kernels* k : all_sets()) {
     const Row t = activations(*k, Act::tanh, x), s = activations(*k, Act::sigmoid, x),
-              r = activations(*k, Act::relu2, x);
+              r = activations(*k, Act::relu2, x), g = activations(*k, Act::silu, x);
     double worst_tanh = 0, worst_sigmoid = 0;
     for (size_t i = 0; i < x.size(); i++) {
       const double v = double(x[i]);
       worst_tanh = std::max(worst_tanh, ulps(t[i], std::tanh(v)));
       worst_sigmoid = std::max(worst_sigmoid, ulps(s[i], 1 / (1 + std::exp(-v))));
+      CHECK(same(&g[i], std::vector{x[i] * s[i]}.data(), 1) || std::fabs(x[i] * s[i]) < 0x1p-126f);
       const float positive = x[i] > 0 ? x[i] : std::isnan(x[i]) ? kNan : 0.0f;
       CHECK(same(&r[i], std::vector{positive * positive}.data(), 1) || std::fabs(positive * positive) < 0x1p-126f);
     }
@@ -282,8 +304,8 @@ TEST(activations_are_within_two_units_everywhere) {
     if (worst_tanh > 2.25 || worst_sigmoid > 2.25)
       std::printf("%s: tanh %g, sigmoid %g ulp\n", k->name, worst_tanh, worst_sigmoid);
     if (k == &kGeneric) continue;
-    if (first[0].empty()) first[0] = t, first[1] = s, first[2] = r;
-    CHECK(same(t, first[0]) && same(s, first[1]) && same(r, first[2]));
+    if (first[0].empty()) first[0] = t, first[1] = s, first[2] = r, first[3] = g;
+    CHECK(same(t, first[0]) && same(s, first[1]) && same(r, first[2]) && same(g, first[3]));
   }
 }
 
@@ -365,15 +387,20 @@ TEST(lerp_of_any_length) {
   Random random;
   for (int n : {1, 15, 16, 40, 257}) {
     const Row a = random.row(size_t(n)), b = random.row(size_t(n)), mu = random.row(size_t(n));
-    Row first;
-    for (const Kernels* k : all_sets()) {
-      Row y(size_t(n) + 1, 7.0f);
-      k->lerp(a.data(), b.data(), mu.data(), n, y.data());
-      CHECK(y.back() == 7);
-      for (size_t i = 0; i < size_t(n); i++)
-        CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * double(mu[i]), 1e-6));
-      if (first.empty()) first = y;
-      if (k != &kGeneric) CHECK(same(y, first));
+    const Row more = random.row(size_t(n)), zeros(size_t(n), 0.0f);
+    for (const Row* dynamic : {&zeros, &more}) {
+      Row first;
+      for (const Kernels* k : all_sets()) {
+        Row y(size_t(n) + 1, 7.0f);
+        k->lerp(a.data(), b.data(), mu.data(), dynamic == &zeros ? nullptr : dynamic->data(), n, y.data());
+        CHECK(y.back() == 7);
+        for (size_t i = 0; i < size_t(n); i++) {
+          const double m = double(mu[i]) + double((*dynamic)[i]);
+          CHECK(near(double(y[i]), double(a[i]) + double(b[i] - a[i]) * m, 1e-6));
+        }
+        if (first.empty()) first = y;
+        if (k != &kGeneric) CHECK(same(y, first));
+      }
     }
   }
 }

@@ -95,46 +95,13 @@ def test_integers_instead_of_numbers_with_a_point(tmp_path, tiny, kind, suffix):
 
 
 OTHER_VERSIONS = {
-    "4": [
-        "att.time_decay",
-        "att.time_first",
-        "att.time_mix_k",
-        "att.key.weight",
-        "ffn.time_mix_k",
-        "ffn.receptance.weight",
-    ],
-    "5.0": [
-        "att.time_decay",
-        "att.time_first",
-        "att.time_mix_k",
-        "att.ln_x.weight",
-        "att.key.weight",
-    ],
-    "5.1": [
-        "att.time_decay",
-        "att.time_faaaa",
-        "att.time_mix_k",
-        "att.ln_x.weight",
-        "att.gate.weight",
-    ],
-    "5.2": [
-        "att.time_decay[2]",
-        "att.time_faaaa",
-        "att.time_mix_k",
-        "att.ln_x.weight",
-        "att.gate.weight",
-    ],
-    "6": [
-        "att.time_maa_x",
-        "att.time_maa_w1",
-        "att.time_decay[2]",
-        "att.time_faaaa",
-        "att.ln_x.weight",
-        "att.gate.weight",
-    ],
+    "6a": ["att.time_maa_x", "att.time_decay[2]", "att.gate_w1", "att.ln_x.weight"],
+    "6b/6c": ["att.time_maa_x", "att.time_maa_rkvw_w1", "att.time_decay[2]", "att.ln_x.weight"],
     "7a": ["att.r_k", "att.x_r", "ffn.s_emb.weight", "ffn.s_emb_x.weight", "att.ln_x.weight"],
     "7b": ["att.r_k", "att.x_r", "ffn.s_emb.weight", "qkv.k1", "qkv.qq.weight", "att.ln_x.weight"],
-    "8": ["att.r_k", "att.x_r", "ffn.enn.weight", "att.ln_x.weight"],
+    "8 (rc00)": ["att.r_k", "att.x_r", "ffn.enn.weight", "att.ln_x.weight"],
+    "8 (rc00-hybrid)": ["att.r_k", "att.x_r", "ffn.enn.weight", "qkv.kk.weight"],
+    "8 (ROSA)": ["rosa.x_q", "rosa.rosa_qkv.emb", "ffn.key.weight"],
 }
 
 

@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 
+import rwkv_engine as rwkv
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = ROOT / "python" / "rwkv_engine" / "data" / "demo-rwkv7-1.2M.pth"
 PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "cpp").glob("*_test.cpp"))
@@ -31,3 +33,16 @@ def test_cpp(cpp_build, program, tmp_path):
 def test_example_embed(cpp_build, tmp_path):
     output = run(cpp_build / "embed", DEMO, tmp_path / "a.state")
     assert "agree after 6 tokens" in output and output.count("\n") == 1
+
+
+def test_example_generate(cpp_build):
+    """The texts that the package writes with the same seeds."""
+    output = run(cpp_build / "generate", DEMO, DEMO.with_name("demo-vocab.txt"), "def main(")
+    engine = rwkv.Engine("demo")
+    params = rwkv.SamplingParams(seed=1, max_tokens=40, stop="\n\n")
+    first = engine.generate("def main(", params)
+    params = rwkv.SamplingParams(seed=2, max_tokens=10, stop="\n\n")
+    seen = first.state.tokens_seen
+    more = engine.generate_batch([""], params, [first.state], n=2)
+    texts = [first.text, *(f"\n-- {result.text}" for result in more)]
+    assert output == "".join(texts) + f"\n{seen} tokens read and written\n"

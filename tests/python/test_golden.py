@@ -39,3 +39,14 @@ def test_states_of_all_releases_load(engine, path):
         np.testing.assert_allclose(state.to_numpy()[name], part, rtol=0, atol=1e-4, err_msg=name)
     params = rwkv.SamplingParams(temperature=0, max_tokens=40)
     assert engine.generate("", params, state=state).text == TEXT
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "texts").iterdir()), ids=lambda path: path.stem)
+def test_texts_of_all_releases_go_on(engine, path):
+    """Each was saved after 12 tokens; its penalties are what keeps the text from repeating itself."""
+    params = rwkv.SamplingParams(temperature=0, max_tokens=12, presence_penalty=1.0, frequency_penalty=0.5)
+    whole = engine.generate(PROMPT, rwkv.SamplingParams(temperature=0, max_tokens=24, presence_penalty=1.0, frequency_penalty=0.5))
+    rest = engine.generate("", params, state=engine.load_state(path))
+    assert rest.tokens == whole.tokens[12:]
+    unpunished = engine.generate("", rwkv.SamplingParams(temperature=0, max_tokens=12), state=engine.load_state(path))
+    assert unpunished.tokens != rest.tokens

@@ -24,15 +24,17 @@ def test_a_package_that_was_not_compiled_says_so(tmp_path):
 
 
 def test_the_data_is_installed():
-    for name in ("demo-rwkv7-1.2M.pth", "demo-vocab.txt", "rwkv_vocab_v20230424.txt"):
+    for name in ("demo-rwkv7-1.2M.pth", "demo-vocab.txt", "rwkv_vocab_v20230424.txt", "templates.toml"):
         assert (PACKAGE / "data" / name).read_bytes() == (ROOT / "python/rwkv_engine/data" / name).read_bytes()
     assert (PACKAGE / "py.typed").exists() and (PACKAGE / "_core.pyi").exists()
 
 
 def test_what_is_tested_is_what_is_in_the_tree():
     """An old installation would pass or fail for reasons that nobody can see here."""
-    for path in sorted((ROOT / "python" / "rwkv_engine").glob("*.py")):
-        assert (PACKAGE / path.name).read_bytes() == path.read_bytes(), f"{path.name}: install again"
+    source = ROOT / "python" / "rwkv_engine"
+    for path in sorted(source.rglob("*.py")):
+        name = path.relative_to(source)
+        assert (PACKAGE / name).read_bytes() == path.read_bytes(), f"{name}: install again"
 
 
 def test_importing_brings_numpy_and_little_else():

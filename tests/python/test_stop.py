@@ -162,6 +162,18 @@ def test_a_stop_string_across_two_calls(e):
         assert (first.text + rest.text).startswith(one.text)
 
 
+def test_a_text_that_a_stop_string_has_ended_stays_ended(e):
+    """Wherever in a token it begins; with other stop strings the text goes on behind the token."""
+    whole = e.generate(PROMPT, with_(WILD, seed=4))
+    for stop in (whole.text[7:9], whole.text[7:12], whole.text[8:9]):
+        ended = e.generate(PROMPT, with_(WILD, seed=4, stop=stop))
+        for state in (ended.state, e.state_from_bytes(ended.state.to_bytes())):
+            again = e.generate("", with_(WILD, stop=stop), state=state.fork())
+            assert (again.text, again.tokens, again.finish_reason) == ("", [], "stop")
+            more = e.generate("", with_(WILD, max_tokens=5), state=state)
+            assert ended.tokens + more.tokens == whole.tokens[: len(ended.tokens) + 5]
+
+
 def test_bytes_of_a_character_wait_for_the_rest_of_it(e):
     """A character whose bytes are split between two calls, or lost, or followed by other text."""
     euro = [id for byte in "\u20ac".encode() for id in e.tokenizer.encode(bytes([byte]))]

@@ -211,17 +211,18 @@ void pack_rows(Format format, const float* x, size_t ld, int m, int k0, int kn, 
 
 // One panel's sums of the `m` tokens of the tile that begins at `token` are complete.
 void finish(const Product& p, int panel, int token, int m) {
-  if (!p.sum && !p.out) return;
+  if (!p.sum && !p.out && p.act == Act::none) return;
   alignas(64) float rows[kTileTokens][kPanel];
   const int k0 = panel * kPanel;
   for (int i = 0; i < m; i++) {
-    const float* y = p.y + size_t(token + i) * p.ldy + k0;
+    float* y = p.y + size_t(token + i) * p.ldy + k0;
     float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
+    const float* gate = p.gate ? p.gate + size_t(token + i) * p.ld_gate + k0 : nullptr;
     for (int v = 0; v < kPanel; v += kLanes)
       if (sum)
-        store(sum + v, add(load(sum + v), load(y + v)));
+        store(sum + v, gate ? fma(load(gate + v), load(y + v), load(sum + v)) : add(load(sum + v), load(y + v)));
       else
-        store(rows[i] + v, activate(p.act, load(y + v)));
+        store((p.out ? rows[i] : y) + v, activate(p.act, load(y + v)));
   }
   if (!p.out || k0 >= p.out_cols) return;
   const bool last = p.out_cols <= k0 + kPanel;

@@ -58,6 +58,8 @@ inline Floats activate(Act act, Floats x) {
       return tanh(x);
     case Act::sigmoid:
       return sigmoid(x);
+    case Act::silu:
+      return mul(x, sigmoid(x));
     case Act::relu2:
       break;
   }

@@ -45,10 +45,12 @@ void layer_norm(const float* x, const float* weight, const float* bias, int n, f
   }
 }
 
-void lerp(const float* xn, const float* previous, const float* mu, int n, float* y) {
+void lerp(const float* xn, const float* previous, const float* mu, const float* dynamic, int n, float* y) {
   for (int i = 0; i < n; i += kLanes) {
     const Floats a = load_first(xn + i, n - i);
-    store_first(y + i, fma(sub(load_first(previous + i, n - i), a), load_first(mu + i, n - i), a), n - i);
+    Floats m = load_first(mu + i, n - i);
+    if (dynamic) m = add(m, load_first(dynamic + i, n - i));
+    store_first(y + i, fma(sub(load_first(previous + i, n - i), a), m, a), n - i);
   }
 }
 

@@ -3,11 +3,14 @@
 #include "cpu/kernels/linear.inl"
 #include "cpu/kernels/row.inl"
 #include "cpu/kernels/sample.inl"
+#include "cpu/kernels/wkv4.inl"
+#include "cpu/kernels/wkv6.inl"
 #include "cpu/kernels/wkv7.inl"
 
 namespace rwkv::cpu {
 
-const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens,  product,      pack_rows,  layer_norm, lerp, widen, wkv7,
-                              all_finite,        block_maxima, exponentials, block_sums, collect};
+const Kernels RWKV_KERNELS = {
+    RWKV_KERNELS_NAME, kTileTokens,  product,      pack_rows,  layer_norm, lerp, widen, wkv4, wkv6, wkv7,
+    all_finite,        block_maxima, exponentials, block_sums, collect};
 
 }  // namespace rwkv::cpu

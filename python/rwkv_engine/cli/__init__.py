@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from . import bench, chat, completion, generate, inspect, tokenize
+from . import bench, chat, completion, convert, generate, inspect, tokenize
+from ._shared import visible
 
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 CLOSED_PIPE = 141  # as a shell reports one whose reader went away
@@ -19,7 +21,7 @@ CLOSED_PIPE = 141  # as a shell reports one whose reader went away
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"rwkv-engine: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"rwkv-engine: {_sentence(message)} (see {self.prog} --help)\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rwkv-engine", description="Run RWKV language models.")
     parser.add_argument("--version", action="version", version=f"rwkv-engine {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, chat, inspect, bench, tokenize, completion):
+    for module in (generate, chat, inspect, convert, bench, tokenize, completion):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
             name,
@@ -45,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status. Errors are one sentence on standard error."""
     _prepare_output()
     try:
-        parser = make_parser()
-        options = parser.parse_args(arguments, argparse.Namespace(parser=parser))
-        options.run(options)
+        status = _run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -56,11 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CLOSED_PIPE
     except Exception as error:  # whatever it is, one sentence
         _drop_output()
-        sentence = " ".join(str(error).split()) or type(error).__name__
         if sys.stderr is not None:
-            print(f"rwkv-engine: {sentence}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody hears it
+                print(f"rwkv-engine: {_sentence(error)}", file=sys.stderr)
         return 1
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = make_parser()
+    try:
+        options = parser.parse_args(arguments, argparse.Namespace(parser=parser))
+    except SystemExit as end:  # after help, the version or wrong usage
+        return int(end.code or 0)
+    options.run(options)
     return 0
+
+
+def _sentence(said: object) -> str:
+    """Return it on one line; names in it can do nothing to a terminal."""
+    return visible(" ".join(str(said).split())) or type(said).__name__
 
 
 def _prepare_output() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
 import re
 import sys
 from typing import Any, TextIO
@@ -13,8 +14,6 @@ from ..engine import Engine
 from ..errors import Error
 from ..params import SamplingParams
 from ._progress import Bar
-
-_DEFAULTS = SamplingParams()
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +46,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def _bias(text: str) -> tuple[int, float]:
     id, _, bias = text.partition("=")
-    return int(id), float(bias)
+    try:
+        return int(id), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected ID=X such as 11=-2.5 or 11=-inf, found {text!r:.100}"
+        ) from None
 
 
 def given_params(options: argparse.Namespace) -> dict[str, Any]:
@@ -81,6 +85,14 @@ def text_bytes(argument: str) -> bytes:
             raise Error("expected text on standard input, found it closed")
         return sys.stdin.buffer.read()
     return argument.encode(errors="surrogateescape")  # arguments that are no text come so
+
+
+def file_bytes(path: str) -> bytes:
+    """Return what is in a file."""
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise Error(f"{path}: expected a file that can be read, found: {error.strerror}") from None
 
 
 def is_terminal(stream: TextIO | None) -> bool:

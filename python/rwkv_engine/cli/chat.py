@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -36,7 +37,8 @@ except ImportError:  # it is not everywhere
 
 HELP = "talk with a model"
 DESCRIPTION = """Talk with a model. At a terminal, /help lists what else can be typed; otherwise
-every line of standard input is a message, and the answers go to standard output."""
+every line of standard input is a message, whatever it begins with, and the answers go to standard
+output."""
 EXAMPLE = """examples:
   rwkv-engine chat --model rwkv7-g1k-1.5b.pth --think off
   printf 'Hello\\n' | rwkv-engine chat --json"""
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--think", metavar="MODE", help="off, open, short, medium or long")
     option("--state", metavar="FILE", help="go on from a state that /save wrote")
     option("--json", action="store_true", help="print a JSON object for each reply")
+    option("--commands", action="store_true", help="obey /commands in piped lines too")
     option("--no-history", action="store_true", help="remember no lines for the next time")
     add_sampling_options(parser)
     add_model_options(parser)
@@ -81,8 +84,11 @@ def run(options: argparse.Namespace) -> None:
     talk = _Talk(engine, options)
     if not interactive:
         with contextlib.suppress(EOFError):  # /quit
-            for message in _messages(_plain_lines()):
-                talk.take(message)
+            if options.commands:
+                for message in _messages(_plain_lines()):
+                    talk.take(message)
+            for line in _plain_lines():
+                talk.send(line)
         return
     with _history(enabled=not options.no_history), contextlib.suppress(EOFError):
         print("/help lists what can be typed; Ctrl-D leaves.")
@@ -91,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
                 talk.take(message)
             except KeyboardInterrupt:
                 print()
-            except Error as error:
+            except (Error, OSError, ValueError) as error:
                 print(f"rwkv-engine: {visible(str(error))}", file=sys.stderr)
 
 
@@ -104,19 +110,20 @@ class _Talk:
         self._colours = has_colours(sys.stdout) and not options.json
         self._thinks = is_terminal(sys.stdout)
         self._template = template_of(options.template, engine.name)
-        given = given_params(options)
+        self._given = given_params(options)
         think = self._template.think if options.think is None else options.think
-        self._params: SamplingParams | None = None
-        if given:
-            self._params = dataclasses.replace(self._template.mode(think).params, **given)
         state = None if options.state is None else engine.load_state(options.state)
         self.name = "main"
         self._branches = {self.name: self._begin(options.system, think, state)}
 
     def _begin(self, system: str | None, think: str, state: Any = None) -> Chat:
         return self._engine.chat(
-            self._template, system=system, think=think, params=self._params, state=state
+            self._template, system=system, think=think, params=self._params(think), state=state
         )
+
+    def _params(self, think: str) -> SamplingParams:
+        """Return the mode's preset with what the command line changes."""
+        return dataclasses.replace(self._template.mode(think).params, **self._given)
 
     @property
     def _chat(self) -> Chat:
@@ -130,10 +137,13 @@ class _Talk:
             if command is None:
                 raise Error(f"expected a command that /help lists, found /{word:.40}")
             command(rest.strip())
-        elif message.strip():
-            self._send(message.removeprefix("/") if message.startswith("//") else message)
+        else:
+            self.send(message.removeprefix("/") if message.startswith("//") else message)
 
-    def _send(self, text: str) -> None:
+    def send(self, text: str) -> None:
+        """Say it and print the reply; nothing for a blank line."""
+        if not text.strip():
+            return
         kind: str | None = None
         with Bar("reading") as bar, self._chat.stream(text, progress=bar.update) as stream:
             try:
@@ -211,7 +221,8 @@ class _Talk:
         self._branches[self.name] = self._begin(rest or None, self._chat.think)
 
     def _do_think(self, rest: str) -> None:
-        self._chat.think = _needed(rest, "/think MODE")
+        think = _needed(rest, f"/think with one of {', '.join(self._template.modes)}")
+        self._chat.set_think(think, self._params(think))
 
     def _do_reset(self, rest: str) -> None:
         self._branches[self.name] = self._begin(self._chat.system, self._chat.think)
@@ -226,16 +237,39 @@ def _needed(rest: str, usage: str) -> str:
     return rest
 
 
-def _messages(lines: Iterator[str]) -> Iterator[str]:
-    r"""Join lines to messages: those that end with a \, and what stands between two \"\"\"."""
+def _messages(lines: Iterator[str | None]) -> Iterator[str]:
+    r"""Join lines to messages: those that end with a \, and what stands between two \"\"\".
+
+    The line None, for Ctrl-C, drops what has been typed of a message.
+    """
     for line in lines:
-        if line.strip() == '"""':
-            yield "\n".join(iter(lambda: next(lines, '"""').rstrip(), '"""'))
+        if line is None:
             continue
-        text = line
-        while text.endswith("\\"):
-            text = text[:-1] + "\n" + next(lines, "")
-        yield text
+        text = _block(lines) if line.strip() == '"""' else _continued(line, lines)
+        if text is not None:
+            yield text
+
+
+def _continued(text: str, lines: Iterator[str | None]) -> str | None:
+    while text.endswith("\\"):
+        line = next(lines, "")
+        if line is None:
+            return None
+        text = f"{text[:-1]}\n{line}"
+    return text
+
+
+def _block(lines: Iterator[str | None]) -> str | None:
+    """Return the lines up to the next \"\"\" as a message, whatever they begin with."""
+    found = []
+    for line in lines:
+        if line is None:
+            return None
+        if line.rstrip() == '"""':
+            break
+        found.append(line.rstrip())
+    text = "\n".join(found)
+    return f"/{text}" if text.startswith("/") else text
 
 
 def _plain_lines() -> Iterator[str]:
@@ -243,9 +277,11 @@ def _plain_lines() -> Iterator[str]:
         yield data.decode(errors="replace").rstrip("\r\n")
 
 
-def _typed_lines(talk: _Talk) -> Iterator[str]:
-    """Yield what is typed; Ctrl-C drops a line, and leaves if there was none."""
+def _typed_lines(talk: _Talk) -> Iterator[str | None]:
+    """Yield what is typed, None for Ctrl-C; the second in a row leaves."""
     asked = False
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input(talk.prompt())
@@ -259,6 +295,7 @@ def _typed_lines(talk: _Talk) -> Iterator[str]:
                 raise
             asked = True
             print("Ctrl-C again, or Ctrl-D, leaves.")
+            yield None
             continue
         yield line.encode(errors="surrogateescape").decode(errors="replace")
 
@@ -269,7 +306,11 @@ def _history(enabled: bool) -> Iterator[None]:
     if not enabled or readline is None:
         yield
         return
-    base = os.environ.get("XDG_STATE_HOME") or pathlib.Path.home() / ".local" / "state"
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or pathlib.Path.home() / ".local" / "state"
+    except RuntimeError:  # a user without a home
+        yield
+        return
     path = pathlib.Path(base) / "rwkv-engine" / "history"
     with contextlib.suppress(OSError):
         readline.read_history_file(path)

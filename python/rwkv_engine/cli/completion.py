@@ -3,119 +3,192 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import re
+from dataclasses import dataclass
 
 HELP = "print a completion script for a shell"
 DESCRIPTION = "Print a script that completes commands and options of rwkv-engine in a shell."
 EXAMPLE = """examples:
   rwkv-engine completion bash > ~/.local/share/bash-completion/completions/rwkv-engine
   rwkv-engine completion zsh > "${fpath[1]}/_rwkv-engine"
-  rwkv-engine completion fish > ~/.config/fish/completions/rwkv-engine.fish"""
+  rwkv-engine completion fish > ~/.config/fish/completions/rwkv-engine.fish
+or for one session: source <(rwkv-engine completion bash)"""
 
 _BASH = """_rwkv_engine() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} options arguments
-    case ${{COMP_WORDS[1]}} in
-{cases}
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
+    case "${{COMP_WORDS[1]}} $before" in
+{values}
+        *)
+            case "${{COMP_WORDS[1]}} $word" in
+{options}
+            esac ;;
     esac
-    if [[ $COMP_CWORD == 1 ]]; then
-        options="{commands} --help --version"
-    elif [[ $word != -* ]]; then
-        options=$arguments
+    if (( COMP_CWORD == 1 )); then
+        words='{commands}'
     fi
-    COMPREPLY=($(compgen -W "$options" -- "$word"))
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
 complete -o default -F _rwkv_engine rwkv-engine
 """
 
 _ZSH = """#compdef rwkv-engine
 _rwkv_engine() {{
-    local -a words_
     if (( CURRENT == 2 )); then
-        words_=({commands} --help --version)
-    else
-        case $words[2] in
-{cases}
-        esac
+        local -a commands=(
+{commands}
+        )
+        _describe command commands
+        return
     fi
-    compadd -a words_
-    (( CURRENT > 2 )) && _files
+    local command=$words[2]
+    shift words
+    (( CURRENT-- ))
+    case $command in
+{cases}
+    esac
 }}
-_rwkv_engine "$@"
+if [[ $funcstack[1] == _rwkv-engine ]]; then
+    _rwkv_engine "$@"
+else
+    compdef _rwkv_engine rwkv-engine
+fi
 """
+
+_FILES = {"FILE", "PATH", "NAME|FILE"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    names: tuple[str, ...]
+    """None for one that stands by its place."""
+    help: str
+    takes: str
+    """What comes after it; "" for nothing."""
+    words: tuple[str, ...]
+    """What may stand there, where that is known."""
+    repeats: bool
+
+    @property
+    def is_file(self) -> bool:
+        return self.takes in _FILES
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    name: str
+    help: str
+    arguments: tuple[_Argument, ...]
+
+    @property
+    def options(self) -> list[str]:
+        return [name for argument in self.arguments for name in argument.names]
+
+    @property
+    def words(self) -> list[str]:
+        """Return what may stand for an argument that has no name."""
+        return [word for a in self.arguments if not a.names for word in a.words]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="for which shell")
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    commands = dict(_commands(options.parser))
+    commands = _commands(options.parser)
     print({"bash": _bash, "zsh": _zsh, "fish": _fish}[options.shell](commands), end="")
 
 
-def _commands(
-    parser: argparse.ArgumentParser,
-) -> Iterator[tuple[str, tuple[str, list[argparse.Action]]]]:
-    """Yield each command's name with its help and the arguments it takes."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            for name, command in action.choices.items():
-                yield name, (helps[name], command._actions)
-
-
-def _options(actions: list[argparse.Action]) -> str:
-    return " ".join(name for action in actions for name in action.option_strings)
-
-
-def _arguments(actions: list[argparse.Action]) -> str:
-    """Return what may stand for arguments that have a fixed choice."""
-    fixed = [action.choices for action in actions if not action.option_strings and action.choices]
-    return " ".join(str(choice) for choices in fixed for choice in choices)
-
-
-_Commands = dict[str, tuple[str, list[argparse.Action]]]
-
-
-def _bash(commands: _Commands) -> str:
-    cases = [
-        f'        {name}) options="{_options(actions)}" arguments="{_arguments(actions)}" ;;'
-        for name, (_, actions) in commands.items()
+def _commands(parser: argparse.ArgumentParser) -> list[_Command]:
+    """Return what the parser knows."""
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    return [
+        _Command(name, helps[name], tuple(map(_argument, command._actions)))
+        for name, command in action.choices.items()
     ]
-    return _BASH.format(commands=" ".join(commands), cases="\n".join(cases))
 
 
-def _zsh(commands: _Commands) -> str:
-    cases = [
-        f"            {name}) words_=({_options(actions)} {_arguments(actions)}) ;;"
-        for name, (_, actions) in commands.items()
+def _argument(action: argparse.Action) -> _Argument:
+    words = tuple(map(str, action.choices or ()))
+    takes = "" if action.nargs == 0 else str(action.metavar or action.dest)
+    repeats = isinstance(action, argparse._AppendAction)
+    return _Argument(tuple(action.option_strings), action.help or "", takes, words, repeats)
+
+
+def _bash(commands: list[_Command]) -> str:
+    values, options, files = [], [], []
+    for command in commands:
+        for argument in command.arguments:
+            places = [f"'{command.name} {name}'" for name in argument.names if argument.takes]
+            if places and argument.words:
+                words = " ".join(argument.words)
+                values.append(f"        {'|'.join(places)}) words='{words}' ;;")
+            else:
+                files += places
+        words = " ".join(command.options)
+        options.append(f"                '{command.name} '-*) words='{words}' ;;")
+        if command.words:
+            words = " ".join(command.words)
+            options.append(f"                '{command.name} '*) words='{words}' ;;")
+    # Where there are no words the shell completes file names.
+    values.append(f"        {'|'.join(files)}) ;;")
+    names = " ".join([*(command.name for command in commands), "--help", "--version"])
+    return _BASH.format(values="\n".join(values), options="\n".join(options), commands=names)
+
+
+def _zsh(commands: list[_Command]) -> str:
+    names = [
+        f"            {_quoted(f'{command.name}:{_escaped(command.help)}')}" for command in commands
     ]
-    return _ZSH.format(commands=" ".join(commands), cases="\n".join(cases))
+    cases = []
+    for command in commands:
+        specs = [spec for argument in command.arguments for spec in _zsh_specs(argument)]
+        cases.append(f"        {command.name}) _arguments {' '.join(specs)} ;;")
+    return _ZSH.format(commands="\n".join(names), cases="\n".join(cases))
 
 
-def _fish(commands: _Commands) -> str:
-    lines = ["complete -c rwkv-engine -n __fish_use_subcommand -l version -l help"]
-    for name, (text, actions) in commands.items():
-        lines.append(
-            f"complete -c rwkv-engine -f -n __fish_use_subcommand -a {name} -d {_quoted(text)}"
-        )
-        here = f"complete -c rwkv-engine -n '__fish_seen_subcommand_from {name}'"
-        for action in actions:
-            long = [f"-l {name[2:]}" for name in action.option_strings if name.startswith("--")]
-            short = [
-                f"-s {name[1:]}" for name in action.option_strings if not name.startswith("--")
+def _zsh_specs(argument: _Argument) -> list[str]:
+    action = f"({' '.join(argument.words)})" if argument.words else " "
+    if argument.is_file:
+        action = "_files"
+    after = f":{_escaped(argument.takes)}:{action}" if argument.takes else ""
+    if not argument.names:
+        return [_quoted(after)]
+    many = "*" if argument.repeats else ""
+    return [_quoted(f"{many}{name}[{_escaped(argument.help)}]{after}") for name in argument.names]
+
+
+def _fish(commands: list[_Command]) -> str:
+    start = "complete -c rwkv-engine -n __fish_use_subcommand"
+    lines = ["complete -c rwkv-engine -f", f"{start} -l version", f"{start} -s h -l help"]
+    lines += [f"{start} -a {command.name} -d {_fish_quoted(command.help)}" for command in commands]
+    for command in commands:
+        here = f"complete -c rwkv-engine -n '__fish_seen_subcommand_from {command.name}'"
+        for argument in command.arguments:
+            words = f" -a {_fish_quoted(' '.join(argument.words))}" if argument.words else ""
+            files = " -F" if argument.is_file else ""
+            names = [
+                f"-l {name[2:]}" if name[1] == "-" else f"-s {name[1:]}" for name in argument.names
             ]
-            words = f" -a {_quoted(' '.join(map(str, action.choices)))}" if action.choices else ""
-            if action.option_strings:
-                needs = " -r" if action.nargs != 0 else ""
-                detail = f" -d {_quoted(action.help)}" if action.help else ""
-                lines.append(f"{here} {' '.join(short + long)}{needs}{words}{detail}")
-            elif words:
-                lines.append(f"{here} -f{words}")
+            if names:
+                value = " -x" if argument.takes and not argument.is_file else " -r" if files else ""
+                text = _fish_quoted(argument.help)
+                lines.append(f"{here} {' '.join(names)}{value}{files}{words} -d {text}")
+            elif words or files:
+                lines.append(f"{here}{files}{words}")
     return "\n".join(lines) + "\n"
 
 
+def _escaped(text: str) -> str:
+    """Return text for a place where _arguments and _describe give some characters a meaning."""
+    return re.sub(r"([\\\[\]:])", r"\\\1", text)
+
+
 def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _fish_quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -17,6 +16,7 @@ from ._progress import Bar
 from ._shared import (
     add_model_options,
     add_sampling_options,
+    file_bytes,
     given_params,
     is_terminal,
     open_engine,
@@ -71,10 +71,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _prompt(options: argparse.Namespace) -> bytes:
     if options.prompt_file is None:
-        return text_bytes(options.prompt or "")
+        text = text_bytes(options.prompt or "")
+        if options.prompt == "-" and not text:
+            raise Error("expected a prompt on standard input, found nothing")
+        return text
     if options.prompt is not None:
         raise Error("expected a prompt or --prompt-file, found both")
-    return pathlib.Path(options.prompt_file).read_bytes()
+    return file_bytes(options.prompt_file)
 
 
 def _print(results: list[Result], options: argparse.Namespace) -> None:

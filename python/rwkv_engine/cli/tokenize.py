@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
+from typing import Any
 
 from ..errors import Error
 from ..inspection import inspect
 from ..text import Tokenizer, tokenizer_for
-from ._shared import show, text_bytes
+from ._shared import file_bytes, show, text_bytes
 
 HELP = "turn text into token ids and back"
 DESCRIPTION = "Print the token ids of TEXT with the bytes they stand for, one a line."
@@ -40,22 +40,20 @@ def run(options: argparse.Namespace) -> None:
     if options.decode is not None:
         _decode(tokenizer, options.decode)
         return
-    if options.file is not None:
-        data = pathlib.Path(options.file).read_bytes()
-    else:
-        data = text_bytes(options.text)
+    data = text_bytes(options.text) if options.file is None else file_bytes(options.file)
     ids = tokenizer.encode(data)
     if options.count:
         print(len(ids))
     elif options.json:
-        print(json.dumps([{"id": id, "text": tokenizer.decode([id])} for id in ids]))
+        print(json.dumps([_plain(tokenizer, id) for id in ids]))
     else:
         sys.stdout.writelines(f"{id}\t{_literal(tokenizer.decode_bytes([id]))}\n" for id in ids)
 
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:
-    if options.model is not None and options.tokenizer is None:
-        return tokenizer_for(options.model, None, inspect(options.model)["n_vocab"])()
+    if options.model is not None:
+        n_vocab = inspect(options.model)["n_vocab"]
+        return tokenizer_for(options.model, options.tokenizer, n_vocab)()
     return Tokenizer.world() if options.tokenizer is None else Tokenizer(options.tokenizer)
 
 
@@ -69,9 +67,18 @@ def _decode(tokenizer: Tokenizer, ids: list[int]) -> None:
     print()
 
 
+def _plain(tokenizer: Tokenizer, id: int) -> dict[str, Any]:
+    """Return a token for JSON; one that is no text of its own has its bytes instead."""
+    data = tokenizer.decode_bytes([id])
+    try:
+        return {"id": id, "text": data.decode()}
+    except UnicodeDecodeError:
+        return {"id": id, "text": None, "bytes": list(data)}
+
+
 def _literal(data: bytes) -> str:
     """Return bytes as Python writes them, as text where they are some."""
     try:
-        return ascii(data.decode()) if not data.decode().isprintable() else repr(data.decode())
+        return repr(data.decode())
     except UnicodeDecodeError:
         return repr(data)

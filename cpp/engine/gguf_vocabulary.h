@@ -1,0 +1,13 @@
+// The vocabulary that a GGUF file carries in llama.cpp's form for RWKV: one escaped byte string per id.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "engine/tokenizer.h"
+
+namespace rwkv {
+
+// The vocabulary of a model file; null if the file is no GGUF or carries none of this kind. Throws ModelFormatError.
+std::shared_ptr<const Tokenizer> tokenizer_in_model(const std::string& path);
+
+}  // namespace rwkv

@@ -1,0 +1,24 @@
+#pragma once
+#include <algorithm>
+
+#include "backend/backend.h"
+#include "core/arena.h"
+
+namespace rwkv {
+
+// Carves the activations of one step over T rows.
+struct Carver {
+  Arena& arena;
+  const Backend& backend;
+  int rows;
+
+  Tensor tensor(int cols) const { return arena.take(DType::f32, rows, cols, backend.row_stride(cols)); }
+  // As wide as the widest format needs: stages of one model may differ.
+  Operand operand(int cols) const {
+    const size_t bytes =
+        std::max(backend.operand_bytes(Format::f32, rows, cols), backend.operand_bytes(Format::bf16, rows, cols));
+    return {arena.take(bytes), Format::f32, rows, cols};
+  }
+};
+
+}  // namespace rwkv

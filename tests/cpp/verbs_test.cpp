@@ -1,0 +1,142 @@
+// The verbs that only some versions use, through the interface of a backend: an operand is read back as its product
+// with the identity.
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "backend/backend.h"
+#include "check.h"
+
+using namespace rwkv;
+
+namespace {
+
+constexpr int kC = 40, kRows = 31;
+
+struct Device {
+  std::shared_ptr<Backend> backend;
+  Arena arena;
+  std::mt19937 random{1};
+
+  explicit Device(int threads = 3) : backend(open_backend("cpu", {threads})), arena(backend->allocate(1 << 20)) {
+    backend->prepare(80);
+  }
+  Tensor tensor(int rows, int cols, float scale = 1, float mean = 0) {
+    const Tensor t = arena.take(DType::f32, rows, cols, backend->row_stride(cols));
+    std::normal_distribution<float> normal(mean, scale);
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < cols; j++) t.row(i)[j] = normal(random);
+    return t;
+  }
+  Operand operand(int rows, int cols) {
+    return {arena.take(backend->operand_bytes(Format::f32, rows, cols)), Format::f32, rows, cols};
+  }
+  Tensor unpack(const Operand& x) {
+    const Linear identity{arena.take(backend->linear_bytes(Format::f32, x.cols, x.cols)), Format::f32, x.cols, x.cols};
+    std::vector<float> one(size_t(x.cols) * size_t(x.cols));
+    for (int i = 0; i < x.cols; i++) one[size_t(i * x.cols + i)] = 1;
+    backend->pack(identity, 0, x.cols, one.data(), DType::f32);
+    const Tensor y = tensor(x.rows, x.cols);
+    const LinearJob job[] = {{x, identity, y}};
+    backend->linear(job);
+    return y;
+  }
+};
+
+// Three sequences, one of them a single token, that step in place.
+struct Sequences {
+  std::vector<int32_t> token = std::vector<int32_t>(kRows), start = {0, 17, 18, kRows};
+  std::vector<const std::byte*> src;
+  std::vector<std::byte*> dst;
+
+  explicit Sequences(const Tensor& slots) {
+    for (int i = 0; i < 3; i++) dst.push_back(reinterpret_cast<std::byte*>(slots.row(i)));
+    src.assign(dst.begin(), dst.end());
+  }
+  operator Batch() const { return {token, start, src, dst}; }
+  int of(int row) const { return row < 17 ? 0 : row < 18 ? 1 : 2; }
+  bool begins(int row) const { return row == start[size_t(of(row))]; }
+};
+
+std::vector<float> values(const Tensor& t) {
+  std::vector<float> v;
+  for (int64_t i = 0; i < t.rows; i++) v.insert(v.end(), t.row(i), t.row(i) + t.cols);
+  return v;
+}
+
+}  // namespace
+
+TEST(a_lerp_of_its_own_for_every_token_and_a_shift_that_waits) {
+  for (int threads : {1, 3}) {
+    Device d(threads);
+    const Tensor x = d.tensor(kRows, kC), slots = d.tensor(3, kC), mu = d.tensor(1, kC), dynamic = d.tensor(kRows, kC);
+    const Norm norm{d.tensor(1, kC, 0.1f, 1), d.tensor(1, kC)};
+    const std::vector<float> before = values(slots);
+    const Sequences sequences(slots);
+    const Operand plain = d.operand(kRows, kC), moved = d.operand(kRows, kC), xn = d.operand(kRows, kC);
+    std::vector<int32_t> all(kRows);
+    for (int i = 0; i < kRows; i++) all[size_t(i)] = i;
+    const Tensor normed = d.tensor(kRows, kC);
+    d.backend->norm(x, norm, all, normed, xn);
+
+    const MixJob first[] = {{mu, plain}};
+    d.backend->mix(x, norm, first, 0, sequences, Backend::Shift::keep);
+    CHECK(values(slots) == before);
+    const MixJob second[] = {{mu, moved, dynamic}};
+    d.backend->mix(x, norm, second, 0, sequences);
+
+    const Tensor a = d.unpack(plain), b = d.unpack(moved);
+    for (int i = 0; i < kRows; i++)
+      for (int j = 0; j < kC; j++) {
+        const float previous = sequences.begins(i) ? before[size_t(sequences.of(i) * kC + j)] : normed.row(i - 1)[j];
+        const double now = double(normed.row(i)[j]), step = double(previous) - now, m = double(mu.row(0)[j]);
+        CHECK(std::fabs(double(a.row(i)[j]) - (now + step * m)) < 1e-5);
+        CHECK(std::fabs(double(b.row(i)[j]) - (now + step * (m + double(dynamic.row(i)[j])))) < 1e-5);
+      }
+    for (int s = 0; s < 3; s++)
+      for (int j = 0; j < kC; j++) CHECK(slots.row(s)[j] == normed.row(sequences.start[size_t(s) + 1] - 1)[j]);
+  }
+}
+
+TEST(wkv4_finds_its_state_and_channels_for_any_number_of_threads) {
+  constexpr int kA = 75;  // two whole groups of channels and a part of one
+  std::vector<float> expected;
+  for (int threads : {1, 2, 3}) {
+    Device d(threads);
+    const Tensor r = d.tensor(kRows, kA), k = d.tensor(kRows, kA, 3), v = d.tensor(kRows, kA);
+    const Tensor slots = d.tensor(3, 5 + 3 * kA), decay = d.tensor(1, kA, 0.1f, -1), bonus = d.tensor(1, kA);
+    for (int s = 0; s < 3; s++)
+      for (int j = 0; j < kA; j++) slots.row(s)[5 + kA + j] = std::fabs(slots.row(s)[5 + kA + j]);
+    const std::vector<float> before = values(slots);
+    const Operand y = d.operand(kRows, kA);
+    const Sequences sequences(slots);
+    const size_t at = 5 * sizeof(float), part = kA * sizeof(float);
+    d.backend->wkv4({r, k, v, decay, bonus, at, at + part, at + 2 * part}, sequences, y);
+    const Tensor found = d.unpack(y);
+
+    for (int s = 0; s < 3; s++)
+      for (int j = 0; j < kA; j++) {
+        const float* state = &before[size_t(s * (5 + 3 * kA) + 5 + j)];
+        const double w = double(decay.row(0)[j]), u = double(bonus.row(0)[j]);
+        double a = double(state[0]) * std::exp(double(state[2 * kA])),
+               b = double(state[kA]) * std::exp(double(state[2 * kA]));
+        for (int i = sequences.start[size_t(s)]; i < sequences.start[size_t(s) + 1]; i++) {
+          const double key = std::exp(double(k.row(i)[j])), value = double(v.row(i)[j]);
+          const double mean = (a + std::exp(u) * key * value) / (b + std::exp(u) * key);
+          CHECK(std::fabs(double(found.row(i)[j]) - double(r.row(i)[j]) * mean) < 1e-4);
+          a = std::exp(w) * a + key * value, b = std::exp(w) * b + key;
+        }
+        const float* after = slots.row(s) + 5 + j;
+        const double top = std::exp(double(after[2 * kA]));
+        CHECK(std::fabs(double(after[0]) * top - a) < 1e-4 * (1 + std::fabs(a)));
+        CHECK(std::fabs(double(after[kA]) * top - b) < 1e-4 * (1 + b));
+      }
+    for (int s = 0; s < 3; s++)  // nothing before its parts
+      for (int j = 0; j < 5; j++) CHECK(slots.row(s)[j] == before[size_t(s * (5 + 3 * kA) + j)]);
+    const std::vector<float> all = values(found);
+    if (expected.empty()) expected = all;
+    CHECK(all == expected);
+  }
+}
+
+CHECK_MAIN
