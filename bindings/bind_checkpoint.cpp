@@ -1,8 +1,8 @@
 #include "bind.h"
 #include "core/checkpoint.h"
 #include "model/config.h"
-#include "model/gguf_names.h"
 #include "model/gguf_write.h"
+#include "model/names.h"
 #include "model/state_layout.h"
 
 namespace {

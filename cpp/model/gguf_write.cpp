@@ -11,7 +11,7 @@
 #include "core/bounds.h"
 #include "core/error.h"
 #include "model/config.h"
-#include "model/gguf_names.h"
+#include "model/names.h"
 
 namespace rwkv {
 namespace {

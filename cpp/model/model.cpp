@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "core/error.h"
-#include "model/gguf_names.h"
+#include "model/names.h"
 
 namespace rwkv {
 
