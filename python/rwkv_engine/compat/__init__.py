@@ -7,24 +7,41 @@
 (1024,)
 
 After `install` the package's own names serve as well: ``from rwkv.model import RWKV``.
+
+Every version, RWKV-4 to 7, keeps the package's layout of its state and the package's rule of what
+`forward` does to the list that it is passed; `State` and `RWKV.forward` say which. Defects of the
+package that lose text or fail are mended; `PIPELINE` lists them.
 """
 
 from __future__ import annotations
 
+import importlib.machinery
 import sys
 import types
 
 from ..errors import Error
 from .model import RWKV
 from .pipeline import PIPELINE, PIPELINE_ARGS
-from .state import State, Tensor
+from .state import State
+from .tensor import Tensor
+from .vocabulary import TRIE_TOKENIZER
 
-__all__ = ["PIPELINE", "PIPELINE_ARGS", "RWKV", "State", "Tensor", "install", "uninstall"]
+__all__ = [
+    "PIPELINE",
+    "PIPELINE_ARGS",
+    "RWKV",
+    "TRIE_TOKENIZER",
+    "State",
+    "Tensor",
+    "install",
+    "uninstall",
+]
 
 _NAMES: dict[str, tuple[type, ...]] = {
     "rwkv": (),
     "rwkv.model": (RWKV,),
     "rwkv.utils": (PIPELINE, PIPELINE_ARGS),
+    "rwkv.rwkv_tokenizer": (TRIE_TOKENIZER,),
 }
 _installed: dict[str, types.ModuleType] = {}
 
@@ -58,13 +75,15 @@ def install() -> None:
         return
     for name, members in _NAMES.items():
         module = types.ModuleType(name, "The rwkv package's names, served by rwkv_engine.compat.")
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=name == "rwkv")
         for member in members:
             setattr(module, member.__name__, member)
         _installed[name] = module
     package = _installed["rwkv"]
     package.__path__ = []
-    for name in ("model", "utils"):
-        setattr(package, name, _installed[f"rwkv.{name}"])
+    for name, module in _installed.items():
+        if module is not package:
+            setattr(package, name.removeprefix("rwkv."), module)
     sys.modules.update(_installed)
 
 

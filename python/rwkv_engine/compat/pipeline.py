@@ -14,6 +14,8 @@ import tokenizers
 from .._arguments import Path
 from ..errors import Error, NonFiniteError
 from ..text import Tokenizer
+from .tensor import as_tensor
+from .vocabulary import TRIE_TOKENIZER
 
 _WORLD = "rwkv_vocab_v20230424"
 _BLANKS = " \t0123456789"  # a written text that is a part of this adds nothing to its penalty
@@ -62,6 +64,9 @@ class PIPELINE_ARGS:  # noqa: N801 (the package's name)
 class PIPELINE:
     """A model with its vocabulary.
 
+    As in the package, `generate` returns the text alone. What it read and wrote is in the state that
+    was passed if `RWKV.forward` fills that (RWKV-4, 5 and 6), and is lost otherwise.
+
     Four defects of the package are mended. Bytes at the end of a text that are no whole character
     are handed over as U+FFFD, where it drops them. A token without text (0, the end of a document)
     or a broken character does not silence the rest of the text. A top_p that rounding keeps the
@@ -97,7 +102,7 @@ class PIPELINE:
     def encode(self, x: str) -> list[int]:
         """Return the ids of a text."""
         found = self.tokenizer.encode(x)
-        return found if isinstance(found, list) else list(found.ids)
+        return list(getattr(found, "ids", found))
 
     def decode(self, x: Sequence[int]) -> str:
         """Return the text of ids."""
@@ -114,7 +119,7 @@ class PIPELINE:
         are as likely as the most likely. ``numpy.random.seed`` makes it repeatable, and with the
         same seed the package on a CPU draws the same, up to rounding.
         """
-        values = np.array(logits, np.float32)  # a copy
+        values = np.array(as_tensor(logits))  # a copy
         if values.ndim != 1 or not values.size:
             raise Error(f"logits: expected shape (V,), found {values.shape}")
         if temperature == 0:
@@ -190,7 +195,7 @@ class PIPELINE:
 
     def _weight(self, token: int) -> int:
         text = self.decode([token])
-        if not text and isinstance(self.tokenizer, Tokenizer):
+        if not text and isinstance(self.tokenizer, TRIE_TOKENIZER):
             return 1  # an id without a token, which the package calls U+FFFD
         return 0 if text in _BLANKS else 1
 
@@ -205,14 +210,14 @@ class _Characters:
 
     def put(self, token: int) -> str | None:
         """Return the text that waits if it is whole, or will never be; else None."""
-        if not isinstance(self._tokenizer, Tokenizer):
+        if not isinstance(self._tokenizer, TRIE_TOKENIZER):
             self._ids.append(token)
             text = str(self._tokenizer.decode(self._ids))
             if text.endswith(_BROKEN):
                 return None
             self._ids = []
             return text
-        self._bytes += self._tokenizer.decode_bytes([token])
+        self._bytes += self._tokenizer.decodeBytes([token])
         try:
             text, used = codecs.utf_8_decode(self._bytes, "strict", False)
             if used < len(self._bytes):
@@ -231,7 +236,7 @@ class _Characters:
 
 def _open(name: Path) -> Any:
     if name == _WORLD:
-        return Tokenizer.world()
+        return TRIE_TOKENIZER._of(Tokenizer.world())
     try:
         path = pathlib.Path(os.fsdecode(name))
     except TypeError:
@@ -245,7 +250,7 @@ def _open(name: Path) -> Any:
             f"{error.strerror}"
         ) from None
     if not is_json:
-        return Tokenizer(path)
+        return TRIE_TOKENIZER(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
