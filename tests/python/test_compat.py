@@ -1,15 +1,17 @@
 """The `rwkv` package's surface: its scripts run unchanged, and its rules hold where no torch is."""
 
 import copy
+import importlib.util
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
+from compat_models import VERSIONS, path_of, weights_of
 from helpers import SMALL, bits, model, python, rwkv
 
 from rwkv_engine import compat
-from rwkv_engine.compat import PIPELINE, PIPELINE_ARGS, RWKV
+from rwkv_engine.compat import PIPELINE, PIPELINE_ARGS, RWKV, TRIE_TOKENIZER
 
 DEMO_WORDS = pathlib.Path(rwkv.__file__).parent / "data" / "demo-vocab.txt"
 
@@ -17,6 +19,12 @@ DEMO_WORDS = pathlib.Path(rwkv.__file__).parent / "data" / "demo-vocab.txt"
 @pytest.fixture(scope="module")
 def m():
     return RWKV(str(model(**SMALL).path()), "cpu fp32")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def each(request):
+    """A model of every version: three layers, C = 64, four heads of 16."""
+    return RWKV(str(path_of(request.param)), "cpu fp32")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,28 @@ def test_logits_answer_as_tensors(m):
     assert float(out[1]) == copied[1] and (out * 2)[1] == copied[1] * 2
     assert bits(m.forward(None, state)[0]) == bits(copied), "the state's logits are its own"
     assert bits(pickle.loads(pickle.dumps(copied))) == bits(copied)
+    assert copied.argmax(dim=-1) == copied.argmax() == copied.numpy().argmax() == copied.argmax(0).item()
+    assert copied.device == "cpu" == copied.device.type and copied.to(copied.device) is copied
+    assert copied.to("cpu:0", non_blocking=True) is copied.to(device="cpu", dtype="torch.float32") is copied
+    for elsewhere in ("cuda", "cuda:1", "torch.float16", 0):
+        with pytest.raises(rwkv.DeviceError, match=r"found (cuda|float16|0)"):
+            copied.to(elsewhere)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+def test_functions_of_torch_take_logits_and_elements(m):
+    import torch
+
+    out, state = m.forward([1, 2], None)
+    probs = torch.softmax(out.float(), dim=-1)
+    assert type(probs) is torch.Tensor and abs(float(probs.sum()) - 1) < 1e-6
+    assert int(torch.argmax(out)) == out.argmax() and len(torch.stack([out, out])) == 2
+    expected = m.forward([3], state)[0]
+    tensors = [torch.tensor(x) for x in state]
+    assert bits(m.forward([3], tensors)[0]) == bits(expected)
+    state[1] = tensors[1].to(torch.float64)
+    assert bits(m.forward([3], state)[0]) == bits(expected)
+    assert isinstance(PIPELINE(m, "rwkv_vocab_v20230424").sample_logits(torch.tensor(out)), int)
 
 
 def test_arguments_that_make_no_sense(m):
@@ -116,8 +146,16 @@ def test_path_without_its_suffix_and_attributes():
     a = m.args
     assert (a.n_layer, a.n_embd, a.vocab_size, a.n_head, a.head_size) == (2, 64, 40, 4, 16)
     assert a.MODEL_NAME == path.removesuffix(".pth") and (m.n_layer, m.n_embd) == (2, 64)
+    assert (m.version, a.n_att, a.n_ffn, a.strategy_string) == (7, 64, 192, "cpu fp32")
     with pytest.raises(rwkv.Error, match="nowhere"):
         RWKV("nowhere", "cpu fp32")
+
+
+def test_there_is_no_dictionary_of_weights(m):
+    for name in ("w", "z"):
+        assert not hasattr(m, name)
+        with pytest.raises(rwkv.Error, match=f"RWKV.{name}: expected a script that needs no dictionary"):
+            getattr(m, name)
 
 
 # ---- states ----
@@ -143,6 +181,110 @@ def test_a_state_never_changes_under_its_owner(m):
         again, _ = m.forward([4, 5], state)
         assert bits(again) == bits(first)
     assert after is not state and m.forward(None, state)[0].tobytes() != first.tobytes()
+
+
+def numbers(state):
+    return [bits(item) for item in state]
+
+
+SHAPES = {"4": [(64,)] * 5}
+
+
+def test_states_of_every_version_begin_as_the_packages(each):
+    version = each.engine.config.version
+    zero = each.generate_zero_state()
+    assert [a.shape for a in zero] == 3 * SHAPES.get(version, [(64,), (4, 16, 16), (64,)]) and len(zero) == len(list(zero))
+    assert all((a == (-1e30 if version == "4" and at % 5 == 3 else 0)).all() for at, a in enumerate(zero))
+    expected = numbers(each.forward([1, 2], None)[1])
+    assert numbers(each.forward([1, 2], zero)[1]) == expected == numbers(each.forward([1, 2], list(each.generate_zero_state()))[1])
+
+
+def test_matrices_lie_as_the_packages():
+    """After one token they are the outer product of key and value, in the order of the version."""
+    for version, equation in (("5.2", "hi,hj->hij"), ("7", "hi,hj->hji")):
+        w = {name: t.astype(np.float64).squeeze() for name, t in weights_of(version).items()}
+
+        def norm(x, name):
+            return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w[name + ".weight"] + w[name + ".bias"]
+
+        x = norm(norm(w["emb.weight"][9], "blocks.0.ln0"), "blocks.0.ln1")
+        att = "blocks.0.att."
+        if version == "7":
+            a = 1 / (1 + np.exp(-(w[att + "a0"] + x * (1 - w[att + "x_a"]) @ w[att + "a1"] @ w[att + "a2"])))
+            k = w[att + "key.weight"] @ (x * (1 - w[att + "x_k"])) * (1 + (a - 1) * w[att + "k_a"])
+            v = w[att + "value.weight"] @ (x * (1 - w[att + "x_v"]))
+        else:
+            k, v = (w[att + name + ".weight"] @ (x * w[att + "time_mix_" + name[0]]) for name in ("key", "value"))
+        _, state = RWKV(str(path_of(version)), "cpu fp32").forward([9], None)
+        expected = np.einsum(equation, k.reshape(4, 16), v.reshape(4, 16))
+        assert np.abs(state[1] - expected).max() < 1e-5 * np.abs(expected).max()
+        assert np.abs(state[0] - x).max() < 1e-5
+
+
+def test_who_is_changed_by_forward_depends_on_the_version(each):
+    """RWKV-4 to 6 fill the list that they are passed; RWKV-7 returns a new one."""
+    fills = each.version < 7
+    _, start = each.forward([1, 2, 3], None)
+    begun = numbers(start)
+    expected = each.forward([4, 5], copy.deepcopy(start))
+    for given in (copy.deepcopy(start), copy.copy(start), list(start), start[:]):
+        elements = list(given)
+        out, after = each.forward([4, 5], given)
+        assert bits(out) == bits(expected[0]) and numbers(after) == numbers(expected[1])
+        assert (after is given) == fills and numbers(given) == (numbers(after) if fills else begun)
+        assert numbers(elements) == begun, "the elements are replaced, not overwritten"
+        if isinstance(after, compat.State):
+            assert bits(each.forward(None, after)[0]) == bits(out)
+    assert numbers(start) == begun, "copies have lists of their own"
+    for given in (copy.copy(start), list(start)):
+        with pytest.raises(rwkv.Error):
+            each.forward([4, 10_000], given)
+        assert numbers(given) == begun, "a call that raises changes nothing"
+
+
+def test_states_of_every_version_are_copied_pickled_and_edited(each):
+    out, state = each.forward([1, 2, 3], None)
+    expected = bits(each.forward([4], copy.deepcopy(state))[0])
+    pickled = pickle.dumps(state)
+    for twin in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickled), pickle.loads(pickle.dumps(pickle.loads(pickled)))):
+        assert bits(each.forward(None, twin)[0]) == bits(out) and bits(each.forward([4], twin)[0]) == expected
+    edits = []
+    for twin in (copy.deepcopy(state), pickle.loads(pickled), [a.clone() for a in state]):
+        twin[1][..., 0] *= 0.5
+        twin[2] = twin[2] * 2
+        again = copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))
+        edits += [bits(each.forward([4], one)[0]) for one in (twin, *again)]
+    assert len(set(edits)) == 1 and edits[0] != expected
+
+
+def test_a_shallow_copy_shares_its_arrays_as_lists_do(m):
+    _, state = m.forward([1, 2, 3], None)
+    twin = state.copy()
+    twin[1][0] = 0
+    assert not state[1][0].any() and bits(m.forward([4], state)[0]) == bits(m.forward([4], twin)[0])
+    twin[0] = np.ones(64)
+    assert (state[0] != 1).any()
+
+
+def test_slices_are_assigned_whole_or_not_at_all(m):
+    _, state = m.forward([1, 2, 3], None)
+    other = list(m.forward([4], None)[1])
+    before = numbers(state)
+    for bad in (other[:1], [*other[:1], np.zeros(3)]):
+        with pytest.raises(rwkv.StateError):
+            state[:2] = bad
+        assert numbers(state) == before
+    state[:2] = other[:2]
+    state[-1] = other[-1]
+    assert numbers(state) == numbers([*other[:2], *[a for a in m.forward([1, 2, 3], None)[1]][2:5], other[-1]])
+    with pytest.raises(IndexError):
+        state[6] = other[0]
+
+
+def test_asking_for_the_length_makes_no_arrays(m):
+    _, state = m.forward([1, 2, 3], None)
+    assert len(state) == 6 and state and state is not None and state != None  # noqa: E711
+    assert state._items is None and repr(state) == "<State of 6 arrays>"
 
 
 def test_elements_may_be_replaced_and_edited(m):
@@ -219,6 +361,13 @@ def test_the_distribution_is_the_packages(demo, temperature, top_p, top_k):
     chi2 = ((counts - expected * 1e4)[seen] ** 2 / (expected * 1e4)[seen]).sum()
     freedom = seen.sum() - 1
     assert chi2 <= freedom + 4 * np.sqrt(2 * freedom) + 8, (chi2, freedom)
+
+
+def test_sampling_takes_lists_and_arrays(demo):
+    for logits in ([0, 9, 1], (0, 9, 1), np.array([0, 9, 1]), np.array([0, 9, 1], np.float64), np.float32([0, 9, 1]).view(compat.Tensor)):
+        assert demo.sample_logits(logits, top_p=0.5) == 1
+    with pytest.raises(rwkv.Error, match=r"expected shape \(V,\), found \(1, 2\)"):
+        demo.sample_logits([[1, 2]])
 
 
 def test_sampling_at_the_edges(demo):
@@ -355,6 +504,17 @@ def test_a_vocabulary_of_the_tokenizers_library(tmp_path):
         PIPELINE(model_, tmp_path / "bad.json")
 
 
+def test_the_world_tokenizer_has_the_packages_names(tmp_path, capsys):
+    tokenizer = TRIE_TOKENIZER(words_file(tmp_path, ["a", b"\xc3", b"\xa9", "ab"]))
+    assert tokenizer.encode("aab\u00e9") == tokenizer.encodeBytes("aab\u00e9".encode()) == [1, 4, 2, 3]
+    assert tokenizer.decode([1, 4, 2, 3]) == "aab\u00e9" and tokenizer.decodeBytes([2, 1]) == b"\xc3a"
+    assert tokenizer.decode([4, 2, 1, 0]) == "ab\ufffda", "the package gives one U+FFFD for all of it"
+    assert tokenizer.idx2token == {1: b"a", 2: b"\xc3", 3: b"\xa9", 4: b"ab"}
+    assert tokenizer.token2idx == {word: i for i, word in tokenizer.idx2token.items()}
+    tokenizer.printTokens([4, 2])
+    assert capsys.readouterr().out == "'ab'4 b'\\xc3'2 \n"
+
+
 def test_refine_context(demo):
     assert demo.refine_context("  a \n\n\u3000b\u3000\r\n \n c") == "\na\nb\nc"
     assert demo.refine_context(" \n ") == "\n"
@@ -407,7 +567,11 @@ for i in range(20):
     occurrence[token] = 1 + occurrence.get(token, 0)
     out, state = model.forward([token], state)
 print(pipeline.decode(all_tokens))
+import importlib.util
 import rwkv
+from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
+assert isinstance(pipeline.tokenizer, TRIE_TOKENIZER)
+assert all(importlib.util.find_spec(name) for name in ("rwkv", "rwkv.model", "rwkv.utils"))
 assert rwkv.model.RWKV is RWKV and "torch" not in sys.modules
 rwkv_engine.compat.uninstall()
 assert not [name for name in sys.modules if name.split(".")[0] == "rwkv"]

@@ -64,8 +64,8 @@ class PIPELINE_ARGS:  # noqa: N801 (the package's name)
 class PIPELINE:
     """A model with its vocabulary.
 
-    As in the package, `generate` returns the text alone. What it read and wrote is in the state that
-    was passed if `RWKV.forward` fills that (RWKV-4, 5 and 6), and is lost otherwise.
+    As in the package, `generate` returns the text alone. What it read and wrote is in the state
+    that was passed if `RWKV.forward` fills that (RWKV-4, 5 and 6), and is lost otherwise.
 
     Four defects of the package are mended. Bytes at the end of a text that are no whole character
     are handed over as U+FFFD, where it drops them. A token without text (0, the end of a document)
