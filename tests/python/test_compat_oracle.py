@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from compat_models import VERSIONS, path_of
+from compat_models import VERSIONS, of_version
 from helpers import child_environment, relative
 
 pytestmark = [
@@ -118,7 +118,7 @@ def both(tmp_path_factory):
         by_version = {}
         for versions in (VERSIONS[:-1], VERSIONS[-1:]):
             result = folder / f"{who}.pickle"
-            paths = [str(path_of(version)).removesuffix(".pth") for version in versions]
+            paths = [str(of_version(version).path()).removesuffix(".pth") for version in versions]
             environment = {**child_environment(), "RWKV_V7_ON": str(int(versions == ["7"]))}
             done = subprocess.run(
                 [sys.executable, "-c", SCRIPT, who, words, result, *paths],
