@@ -2,7 +2,7 @@
 
     python benchmarks/compat.py [--shape 0.1B] [--threads N] [--tokens 24] [--rounds 15]
 
-Interleaved rounds, which of the two begins alternates. Both must give the same bits in every step.
+The two take turns at every token, and which of them begins alternates. Both must give the same bits in every step.
 """
 
 from __future__ import annotations
@@ -24,44 +24,39 @@ def main() -> None:
         model = RWKV(path, f"cpu {precision}", threads=a.threads)
         engine = model.engine
 
-        def plain() -> list[bytes]:
-            state = engine.new_state()
-            ids = [int(engine.forward(PROMPT, state).argmax())]
-            rows = []
+        def one_round() -> dict[str, float]:
+            """Milliseconds of the median token of each, over a text of their own."""
+            handle = engine.new_state()
+            row = engine.forward(PROMPT, handle)
+            state = model.forward(PROMPT, None)[1]
+            rows = {}
 
-            def steps() -> None:
-                for _ in range(a.tokens):
-                    rows.append(engine.forward(ids[-1:], state))
-                    ids.append(int(rows[-1].argmax()))
+            def plain() -> None:
+                rows["engine"] = engine.forward(ids, handle)
 
-            times["plain"].append(common.timed(steps) / a.tokens)
-            return [row.tobytes() for row in rows]
+            def compat() -> None:
+                nonlocal state
+                rows["compat"], state = model.forward(ids, state)
 
-        def compat() -> list[bytes]:
-            out, first = model.forward(PROMPT, None)
-            ids, states, rows = [int(out.argmax())], [first], []
+            times: dict[str, list[float]] = {"engine": [], "compat": []}
+            for turn in range(a.tokens):
+                ids = [int(row.argmax())]
+                pair = [("engine", plain), ("compat", compat)]
+                for name, call in pair if turn % 2 else pair[::-1]:
+                    times[name].append(common.timed(call) * 1e3)
+                row = rows["engine"]
+                assert row.tobytes() == rows["compat"].tobytes(), "the two differ"
+            return {name: common.median(values) for name, values in times.items()}
 
-            def steps() -> None:
-                for _ in range(a.tokens):
-                    out, states[0] = model.forward(ids[-1:], states[0])
-                    rows.append(out)
-                    ids.append(int(out.argmax()))
-
-            times["compat"].append(common.timed(steps) / a.tokens)
-            return [row.tobytes() for row in rows]
-
-        times: dict[str, list[float]] = {"plain": [], "compat": []}
-        for turn in range(a.rounds + 1):
-            first, second = (plain, compat) if turn % 2 else (compat, plain)
-            assert first() == second(), "the two differ"
-            if turn == 0:  # the first round warms up
-                times = {"plain": [], "compat": []}
-        overheads = common.ratios(times["compat"], times["plain"])
+        one_round()  # warms up
+        rounds = [one_round() for _ in range(a.rounds)]
+        times = {name: [one[name] for one in rounds] for name in ("engine", "compat")}
+        overheads = common.ratios(times["compat"], times["engine"])
         results.append(
             {
                 "precision": precision,
-                "engine_milliseconds_per_token": common.rounded(common.median(times["plain"]) * 1e3),
-                "compat_milliseconds_per_token": common.rounded(common.median(times["compat"]) * 1e3),
+                "engine_milliseconds_per_token": common.rounded(common.median(times["engine"])),
+                "compat_milliseconds_per_token": common.rounded(common.median(times["compat"])),
                 "compat_over_engine": common.rounded(common.median(overheads)),
                 "lowest_highest": common.lowest_highest(overheads),
                 "tokens": a.tokens,
