@@ -137,7 +137,8 @@ def test_one_script_gives_the_same_with_both(both, version):
     a, b = ours[version], package[version]
     assert relative(np.stack(a["rows"]), np.stack(b["rows"])) <= 1e-4
     assert a["identity"] == b["identity"], "the list that comes back, and the shapes"
-    assert a["texts"] == b["texts"] and all(whole for whole, _ in a["texts"])
+    assert a["texts"] == b["texts"]
+    assert sum(len(whole) > 10 for whole, _ in a["texts"]) >= 2, "not all end with the stop token at once"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
