@@ -19,7 +19,9 @@ from rwkv_engine.generation import GenerationMixin
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MODULES = sorted(
-    module.name for module in pkgutil.iter_modules(rwkv.__path__) if module.name not in {"_core", "__main__"}
+    module.name.removeprefix("rwkv_engine.")
+    for module in pkgutil.walk_packages(rwkv.__path__, "rwkv_engine.")
+    if module.name.rpartition(".")[2] not in {"_core", "__main__"}
 )
 
 
