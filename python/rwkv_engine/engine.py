@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import Array, Path, Progress, Tokens, integer, model_path, path_bytes
+from ._arguments import DEMO, Array, Path, Progress, Tokens, integer, model_path, path_bytes
 from .chat import Chat
 from .config import Config
 from .generation import GenerationMixin
@@ -28,8 +28,9 @@ class Engine(GenerationMixin):
 
     Parameters
     ----------
-    model : path or "demo"
-        A .pth or .safetensors file, or the small model that comes with the package.
+    model : path, "hf:owner/repo/file" or "demo"
+        A .pth, .safetensors or .gguf file; one of the Hugging Face hub, which is downloaded once
+        (`rwkv_engine.hub.download` says how); or the small model that comes with the package.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu fp32", "cpu bf16", or several such as
         "cpu bf16 *10 -> cpu fp32" (the first 10 layers so, the rest so). "auto" keeps the
@@ -39,7 +40,8 @@ class Engine(GenerationMixin):
     tokenizer : path or Tokenizer, optional
         By default the World vocabulary for a model with 65,536 token ids, and the demo's own.
     progress : callable, optional
-        Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading.
+        Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading. If there
+        is something to download, it is first called so for that.
 
     Raises
     ------
@@ -69,10 +71,13 @@ class Engine(GenerationMixin):
             raise TypeError(f"strategy: expected str, found {type(strategy).__name__}")
         words = strategy.encode(errors="surrogatepass")
         count = 0 if threads is None else integer(threads, "threads", 1, 1024)
-        self._core = _core.Engine.open(model_path(model), words, count, progress)
+        path = model_path(model, progress)
+        self._core = _core.Engine.open(path, words, count, progress)
         self._name = pathlib.Path(os.fsdecode(model)).stem
         self._config = Config._of(self._core.config)
-        self._tokenizer = tokenizer_for(model, tokenizer, self._config.n_vocab)
+        self._tokenizer = tokenizer_for(
+            model if model == DEMO else path, tokenizer, self._config.n_vocab
+        )
 
     @property
     def name(self) -> str:
