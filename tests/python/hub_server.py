@@ -18,7 +18,9 @@ class Hub:
         self.gated = set()
         self.requests = []  # (method, path, Range header or None)
         self.breaks_after = None  # bytes of a file's content before the connection breaks
+        self.stalls_after = None  # bytes before it says nothing any more
         self.ignores_ranges = False
+        self.stalled, self.closed = threading.Event(), threading.Event()
         self.status = None  # what every request is answered with
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
@@ -26,6 +28,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self):
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -76,7 +79,13 @@ class Hub:
                     return
                 files = hub.repos[repo]
                 siblings = [{"rfilename": name} for name in files]
-                body = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+                body = {
+                    "id": repo,
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "tags": [],
+                    "private": False,
+                }
                 self.reply(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
             def resolve(self, repo, revision, file):
@@ -86,7 +95,9 @@ class Hub:
                     return self.reply(401, {"X-Error-Code": "GatedRepo"})
                 data = hub.repos[repo].get(file)
                 if data is None:
-                    return self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                    return self.reply(
+                        404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+                    )
                 headers = {
                     "X-Repo-Commit": COMMIT,
                     "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
@@ -109,6 +120,13 @@ class Hub:
                     self.wfile.write(body[: hub.breaks_after])
                     self.wfile.flush()
                     hub.status = 503  # and it stays away
+                    self.close_connection = True
+                    return
+                if hub.stalls_after is not None and len(body) > hub.stalls_after:
+                    self.wfile.write(body[: hub.stalls_after])
+                    self.wfile.flush()
+                    hub.stalled.set()
+                    hub.closed.wait(60)
                     self.close_connection = True
                     return
                 self.wfile.write(body)
