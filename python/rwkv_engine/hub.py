@@ -94,7 +94,7 @@ def download(model: Path, progress: Progress | None = None) -> pathlib.Path:
             if error is bar.raised:
                 raise
             said = _explained(hub, asked, error, bar)
-            raise Error(f"{asked.text}: {said}") from None
+            raise Error(f"{asked.text}: {said}") from (None if _is_known(error) else error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,9 @@ class _Bar:
         self._progress = progress
         self.done = self.total = 0
         self.raised: Exception | None = None
+
+    def close(self) -> None:
+        """Do nothing: one bar serves several files."""
 
     def update(self, count: float | None = 1) -> None:
         self.done += int(count or 0)
@@ -258,10 +261,13 @@ def _fetch_blob(hub: Any, repo: str, url: str, meta: Any, bar: _Bar) -> None:
         part = blob.with_name(f"{etag}.incomplete")
         # A part that others began, or that was on its way to the disk when the power went, may not
         # be what it should be: then the second time begins at nothing.
-        while not _fetch_part(hub, url, part, meta, bar):
+        for _ in range(2):
+            if _fetch_part(hub, url, part, meta, bar):
+                part.replace(blob)
+                return
             part.unlink()
             bar.done = before
-        part.replace(blob)
+        raise Error(f"{url}: expected {meta.size} bytes, found more")
 
 
 def _fetch_part(hub: Any, url: str, part: pathlib.Path, meta: Any, bar: _Bar) -> bool:
@@ -275,19 +281,25 @@ def _fetch_part(hub: Any, url: str, part: pathlib.Path, meta: Any, bar: _Bar) ->
             need = f"{_megabytes(meta.size - have)} are needed, {_megabytes(free)} are free"
             raise OSError(errno.ENOSPC, need, str(part.parent))
         bar.update(have)
-        hub.file_download.http_get(
-            url,
-            file,
-            resume_size=have,
-            headers=hub.utils.build_hf_headers(),
-            expected_size=meta.size,
-            _tqdm_bar=bar,
-        )
+        try:
+            hub.file_download.http_get(
+                url,
+                file,
+                resume_size=have,
+                headers=hub.utils.build_hf_headers(),
+                expected_size=meta.size,
+                _tqdm_bar=bar,
+            )
+        except OSError:
+            if file.tell() > meta.size:  # the whole came after the part
+                return False
+            raise
         file.flush()
         os.fsync(file.fileno())
-    if have == 0 or len(meta.etag) != 64:  # the hash of a small file is git's
-        return part.stat().st_size == int(meta.size)
-    digest = hashlib.sha256()
+    if have == 0:
+        return True
+    # Large files are named by their hash, small ones by git's.
+    digest = hashlib.sha256() if len(meta.etag) == 64 else hashlib.sha1(b"blob %d\0" % meta.size)
     with part.open("rb") as file:
         for piece in iter(functools.partial(file.read, 1 << 20), b""):
             digest.update(piece)
@@ -340,15 +352,23 @@ def _explained(hub: Any, asked: _Name, error: BaseException, bar: _Bar) -> str:
     if (isinstance(error, OSError) and error.filename is not None) or _is_full(error):
         full = "; free some space or set HF_HOME to another disk" if _is_full(error) else ""
         return f"the download cannot be stored: {_reason(error)}{full}"
+    if not _is_known(error):
+        return f"huggingface_hub failed: {type(error).__name__}: {_reason(error)}"
     if bar.done > 0:
         return (
-            f"the connection broke after {_megabytes(bar.done)} of {_megabytes(bar.total)}: "
+            f"the download ended after {_megabytes(bar.done)} of {_megabytes(bar.total)}: "
             f"{_reason(error)}; the next call goes on from there"
         )
     return (
         f"not in the cache, and the hub cannot be reached: {_reason(error)}; "
         "pass the path of a file"
     )
+
+
+def _is_known(error: BaseException) -> bool:
+    """Tell whether it is of the network or the system, and no defect."""
+    libraries = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub"}
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in libraries
 
 
 def _is_full(error: BaseException) -> bool:
@@ -374,7 +394,19 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Return in a line what went wrong: what the hub answered, or what the system said at the root."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"it answered {status}"
+    text = str(error)
+    cause: BaseException | None = error
+    for _ in range(20):  # chains can be cyclic
+        if cause is None:
+            break
+        if isinstance(cause, OSError) and cause.strerror:
+            text = str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _megabytes(count: int) -> str:
