@@ -12,7 +12,6 @@ import errno
 import functools
 import hashlib
 import inspect
-import itertools
 import json
 import logging
 import os
@@ -26,11 +25,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._arguments import Path, Progress, path_bytes
+from ._hub_errors import MODELS, TIMEOUT, explained, is_known, listed, megabytes
 from .errors import Error
 
 PREFIX = "hf:"
 
-_MODELS = (".pth", ".safetensors", ".st", ".gguf")
 _CONFIG = "config.json"
 _WEIGHTS = ".safetensors"
 _INDEX = ".safetensors.index.json"
@@ -39,8 +38,6 @@ _SMALL = re.compile(
     r"|[\w.-]*vocab[\w.-]*\.txt|merges\.txt|[^/]*\.safetensors\.index\.json"
 )
 _LARGEST = 50 * 10**9  # of larger files the hub gives no parts
-_TIMEOUT = 10  # seconds
-_SHOWN = 10
 
 
 def is_remote(model: Path) -> bool:
@@ -93,8 +90,8 @@ def download(model: Path, progress: Progress | None = None) -> pathlib.Path:
         except Exception as error:
             if error is bar.raised:
                 raise
-            said = _explained(hub, asked, error, bar)
-            raise Error(f"{asked.text}: {said}") from (None if _is_known(error) else error)
+            said = explained(hub, asked.repo, asked.revision, error, bar.done, bar.total)
+            raise Error(f"{asked.text}: {said}") from (None if is_known(error) else error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +202,7 @@ def _weights(folder: pathlib.Path, names: Sequence[str]) -> list[str]:
 
 def _fetch_model(hub: Any, asked: _Name, bar: _Bar) -> pathlib.Path:
     """Download what a model folder needs, or the only model file of a repository."""
-    found = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=_TIMEOUT)
+    found = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT)
     names = [file.rfilename for file in found.siblings or []]
     weights = [name for name in names if name.endswith(_WEIGHTS) and "/" not in name]
     indexed = any(name.endswith(_INDEX) and "/" not in name for name in names)
@@ -217,11 +214,11 @@ def _fetch_model(hub: Any, asked: _Name, bar: _Bar) -> pathlib.Path:
         _fetch(hub, commit, _weights(folder, weights), bar)
         _linked(hub, asked, _CONFIG)  # the cache learns what the revision stands for
         return folder
-    models = [name for name in names if name.endswith(_MODELS)]
+    models = [name for name in names if name.endswith(MODELS)]
     if len(models) == 1:
         return _fetch(hub, asked, models, bar)[0]
     raise Error(
-        f"{asked.text}: expected one model in {asked.where}, found {_listed(models)}"
+        f"{asked.text}: expected one model in {asked.where}, found {listed(models)}"
         + (f"; name one, such as '{asked.text}/{models[0]}'" if models else "")
     )
 
@@ -232,7 +229,7 @@ def _fetch(hub: Any, asked: _Name, files: Sequence[str], bar: _Bar) -> list[path
     found = []
     for file in files:
         url = hub.hf_hub_url(asked.repo, file, revision=asked.revision)
-        found.append(hub.get_hf_file_metadata(url, timeout=_TIMEOUT, headers=headers))
+        found.append(hub.get_hf_file_metadata(url, timeout=TIMEOUT, headers=headers))
     bar.total += sum(meta.size or 0 for meta in found)
     for file, meta in zip(files, found, strict=True):
         if meta.size is not None and meta.size <= _LARGEST and meta.commit_hash is not None:
@@ -278,7 +275,7 @@ def _fetch_part(hub: Any, url: str, part: pathlib.Path, meta: Any, bar: _Bar) ->
             return False
         free = shutil.disk_usage(part.parent).free
         if meta.size - have > free:
-            need = f"{_megabytes(meta.size - have)} are needed, {_megabytes(free)} are free"
+            need = f"{megabytes(meta.size - have)} are needed, {megabytes(free)} are free"
             raise OSError(errno.ENOSPC, need, str(part.parent))
         bar.update(have)
         try:
@@ -317,97 +314,3 @@ def _linked(hub: Any, asked: _Name, file: str) -> pathlib.Path:
     known = inspect.signature(hub.hf_hub_download).parameters
     options = bars if "tqdm_class" in known else {}
     return pathlib.Path(hub.hf_hub_download(asked.repo, file, revision=asked.revision, **options))
-
-
-def _explained(hub: Any, asked: _Name, error: BaseException, bar: _Bar) -> str:
-    """Return what went wrong, and what can be done."""
-    kinds = hub.utils
-    if isinstance(error, kinds.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, kinds.HFValidationError):
-        return f"expected the name of a repository, found: {_reason(error)}"
-    if isinstance(error, kinds.OfflineModeIsEnabled):
-        return (
-            "not in the cache, and HF_HUB_OFFLINE forbids downloads; unset it, "
-            "or pass the path of a file"
-        )
-    if isinstance(error, kinds.GatedRepoError):
-        place = f"{hub.constants.ENDPOINT}/{asked.repo}"
-        return f"{asked.repo} is gated: accept the terms at {place} and run `hf auth login`"
-    if isinstance(error, kinds.RepositoryNotFoundError):
-        return (
-            f"no repository {asked.repo} was found on the hub; check the name, "
-            "or run `hf auth login` if it is private"
-        )
-    if isinstance(error, kinds.RevisionNotFoundError):
-        return f"{asked.repo} has no revision {asked.revision!r}"
-    if isinstance(error, kinds.EntryNotFoundError):
-        return f"no such file in {asked.where}{_models_in(hub, asked)}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return (
-            f"the hub refused access to {asked.repo} ({status}); accept its terms if it has some "
-            "and run `hf auth login`"
-        )
-    if (isinstance(error, OSError) and error.filename is not None) or _is_full(error):
-        full = "; free some space or set HF_HOME to another disk" if _is_full(error) else ""
-        return f"the download cannot be stored: {_reason(error)}{full}"
-    if not _is_known(error):
-        return f"huggingface_hub failed: {type(error).__name__}: {_reason(error)}"
-    if bar.done > 0:
-        return (
-            f"the download ended after {_megabytes(bar.done)} of {_megabytes(bar.total)}: "
-            f"{_reason(error)}; the next call goes on from there"
-        )
-    return (
-        f"not in the cache, and the hub cannot be reached: {_reason(error)}; "
-        "pass the path of a file"
-    )
-
-
-def _is_known(error: BaseException) -> bool:
-    """Tell whether it is of the network or the system, and no defect."""
-    libraries = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub"}
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in libraries
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _models_in(hub: Any, asked: _Name) -> str:
-    """Return what model files there are, if the hub says so."""
-    try:
-        found = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=_TIMEOUT)
-    except Exception:  # the sentence goes without
-        return ""
-    names = [file.rfilename for file in found.siblings or []]
-    return f"; it has {_listed([name for name in names if name.endswith(_MODELS)])}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    if not names:
-        return f"no model files ({' '.join(_MODELS)})"
-    shown = ", ".join(name for name in itertools.islice(sorted(names), _SHOWN))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} model file{'s' if len(names) > 1 else ''}: {shown}{more}"
-
-
-def _reason(error: BaseException) -> str:
-    """Return in a line what went wrong: what the hub answered, or what the system said at the root."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return f"it answered {status}"
-    text = str(error)
-    cause: BaseException | None = error
-    for _ in range(20):  # chains can be cyclic
-        if cause is None:
-            break
-        if isinstance(cause, OSError) and cause.strerror:
-            text = str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(text.split())[:300] or type(error).__name__
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

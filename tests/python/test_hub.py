@@ -232,6 +232,18 @@ def test_a_server_that_gives_no_ranges(server, child):
     assert_whole(child, ask(child))
 
 
+def test_large_files_lie_on_another_host_which_gets_no_token(server, child):
+    server.redirects = True
+    server.breaks_after = 1_500_000
+    assert "download ended after" in ask(child, HF_TOKEN="hf_secret")["error"]
+    server.status = server.breaks_after = None
+    server.requests.clear()
+    assert_whole(child, ask(child, HF_TOKEN="hf_secret"))
+    assert all(wanted.startswith("bytes=1") for _, _, wanted in server.downloads())
+    assert ("127.0.0.1", "Bearer hf_secret") in server.authorizations
+    assert {token for host, token in server.authorizations if host == "localhost"} == {None}
+
+
 def test_what_progress_raises_ends_the_download(server, child):
     code = f"""
 class Enough(Exception): pass
