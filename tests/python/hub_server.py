@@ -1,12 +1,15 @@
 """A small Hugging Face hub on this machine: repositories of files in memory, served over HTTP as the hub serves them,
-with a log of the requests and failures on demand."""
+with a log of the requests and failures on demand; and processes that ask it for models."""
 
 import hashlib
 import http.server
 import json
+import subprocess
+import sys
 import threading
 import urllib.parse
 
+NAME = "hf:owner/repo/folder/demo.pth"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -145,3 +148,49 @@ class Hub:
                 self.wfile.write(body)
 
         return Handler
+
+
+# What happens, as JSON on standard output, which has nothing else; small pieces, so that a broken download has some.
+CODE = """
+import json, os, sys
+import huggingface_hub.constants, huggingface_hub.file_download
+for module in (huggingface_hub.constants, huggingface_hub.file_download):
+    module.DOWNLOAD_CHUNK_SIZE = 1 << 16
+import rwkv_engine as rwkv
+from rwkv_engine import hub
+before = dict(os.environ)
+found = {"progress": []}
+def progress(done, total):
+    found["progress"].append((done, total))
+try:
+    EXEC
+except rwkv.Error as error:
+    found["error"] = str(error)
+import logging
+assert dict(os.environ) == before
+assert not any(handler.filters for handler in logging.getLogger("huggingface_hub").handlers)
+print(json.dumps(found))
+"""
+PATH = "found['path'] = os.fspath(hub.download(sys.argv[1], progress))"
+
+
+def ask(child, name=NAME, code=PATH, **variables):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.replace("EXEC", code.replace("\n", "\n    ")), name],
+        env={**child, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout)
+
+
+def command(child, *arguments, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "rwkv_engine", *arguments],
+        env={**child, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
