@@ -43,6 +43,14 @@ def model_path(model: Path, progress: Progress | None = None) -> bytes:
     return path
 
 
+def model_name(model: Path) -> str:
+    """Return what a model is called: its file without folder and suffix, or its repository."""
+    name = os.fsdecode(model)
+    if name.startswith("hf:") and name.count("/") == 1:
+        return name.partition("/")[2].partition("@")[0]
+    return pathlib.Path(name).stem
+
+
 def integer(value: object, name: str, low: int, high: int) -> int:
     """Return `value` if it is an integer from `low` to `high`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from ._arguments import DEMO, Array, Path, Progress, Tokens, integer, model_path, path_bytes
+from ._arguments import (
+    DEMO,
+    Array,
+    Path,
+    Progress,
+    Tokens,
+    integer,
+    model_name,
+    model_path,
+    path_bytes,
+)
 from .chat import Chat
 from .config import Config
 from .generation import GenerationMixin
@@ -73,7 +81,7 @@ class Engine(GenerationMixin):
         count = 0 if threads is None else integer(threads, "threads", 1, 1024)
         path = model_path(model, progress)
         self._core = _core.Engine.open(path, words, count, progress)
-        self._name = pathlib.Path(os.fsdecode(model)).stem
+        self._name = model_name(model)
         self._config = Config._of(self._core.config)
         self._tokenizer = tokenizer_for(
             model if model == DEMO else path, tokenizer, self._config.n_vocab
@@ -81,7 +89,7 @@ class Engine(GenerationMixin):
 
     @property
     def name(self) -> str:
-        """The name of the model's file without folder and suffix."""
+        """The name of the model's file without folder and suffix, or of its repository."""
         return self._name
 
     @property

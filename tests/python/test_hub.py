@@ -367,7 +367,12 @@ huggingface_hub.get_hf_file_metadata = lambda *a, **k: dataclasses.replace(known
 
 
 def test_the_only_model_of_a_repository(server, child):
-    assert_whole(child, ask(child, "hf:owner/alone"))
+    server.repos["owner/rwkv7-0.1B"] = server.repos["owner/alone"]
+    code = f"{PATH}\nfound['name'] = rwkv.Engine(sys.argv[1]).name"
+    for name in ("hf:owner/rwkv7-0.1B", "hf:owner/rwkv7-0.1B@v1"):
+        found = ask(child, name, code=code)
+        assert_whole(child, found)
+        assert found["name"] == "rwkv7-0.1B"
 
 
 def folder_files(*shards):
