@@ -30,15 +30,26 @@ def path_bytes(path: Path, name: str) -> bytes:
         raise TypeError(f"{name}: expected a path, found {type(path).__name__}") from None
 
 
-def model_path(model: Path) -> bytes:
-    """Return the path of a model that may be called by its short name."""
+def model_path(model: Path, progress: Progress | None = None) -> bytes:
+    """Return the path of a model that may be called by its short name, or by one of the hub.
+
+    A model of the hub that is not in the cache yet is downloaded; `progress` is told of that alone.
+    """
     path = path_bytes(DATA / "demo-rwkv7-1.2M.pth" if model == DEMO else model, "model")
     if path.startswith(b"hf:"):
-        raise Error(
-            f"model: expected a file, found {os.fsdecode(path)!r}: this release downloads nothing; "
-            "download the file and pass its path"
-        )
+        from . import hub  # which uses this module
+
+        return os.fsencode(hub.download(os.fsdecode(path), progress))
     return path
+
+
+def model_name(model: Path) -> str:
+    """Return what a model is called: its file without suffix, its folder or its repository."""
+    name = os.fsdecode(model)
+    if name.startswith("hf:") and name.count("/") == 1:
+        return name.partition("/")[2].partition("@")[0]
+    path = pathlib.Path(name)
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def integer(value: object, name: str, low: int, high: int) -> int:

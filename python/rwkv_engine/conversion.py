@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from . import _core
-from ._arguments import Path, Progress, model_path, path_bytes
+from ._arguments import DEMO, Path, Progress, model_path, path_bytes
 from .config import Config
 from .errors import Error
 from .text import Tokenizer, tokenizer_for
@@ -26,7 +26,7 @@ def convert(
     Parameters
     ----------
     source : path
-        A model file of any container that `Engine` opens.
+        A model of any container that `Engine` opens, called as there.
     target : path
         The new file, which ends in ".gguf". An existing one is replaced only when the new one is
         complete.
@@ -61,7 +61,7 @@ def convert(
     path = model_path(source)
     config = Config._of(_core.inspect(path)[1])
     try:
-        words = tokenizer_for(source, tokenizer, config.n_vocab)()
+        words = tokenizer_for(source if source == DEMO else path, tokenizer, config.n_vocab)()
     except Error:
         if tokenizer is not None:
             raise

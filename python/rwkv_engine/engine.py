@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from ._arguments import Array, Path, Progress, Tokens, integer, model_path, path_bytes
+from ._arguments import (
+    DEMO,
+    Array,
+    Path,
+    Progress,
+    Tokens,
+    integer,
+    model_name,
+    model_path,
+    path_bytes,
+)
 from .chat import Chat
 from .config import Config
 from .generation import GenerationMixin
@@ -18,10 +26,6 @@ from .params import SamplingParams
 from .state import State, core_of, parts_of
 from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
-
-
-def _name_of(model: pathlib.Path) -> str:
-    return model.resolve().name if model.is_dir() else model.stem
 
 
 class Engine(GenerationMixin):
@@ -32,9 +36,10 @@ class Engine(GenerationMixin):
 
     Parameters
     ----------
-    model : path or "demo"
-        A .pth, safetensors or GGUF file, the folder of a Hugging Face model, or the small model
-        that comes with the package.
+    model : path, "hf:owner/repo/file" or "demo"
+        A .pth, safetensors or GGUF file, or the folder of a Hugging Face model; one of the hub,
+        which is downloaded once (`rwkv_engine.hub.download` says how); or the small model that
+        comes with the package.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu fp32", "cpu bf16", or several such as
         "cpu bf16 *10 -> cpu fp32" (the first 10 layers so, the rest so). "auto" keeps the
@@ -46,7 +51,8 @@ class Engine(GenerationMixin):
         with the model, in its GGUF file or in its folder; else the World vocabulary for a model
         with 65,536 token ids.
     progress : callable, optional
-        Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading.
+        Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading. If there
+        is something to download, it is first called so for that.
 
     Raises
     ------
@@ -76,14 +82,17 @@ class Engine(GenerationMixin):
             raise TypeError(f"strategy: expected str, found {type(strategy).__name__}")
         words = strategy.encode(errors="surrogatepass")
         count = 0 if threads is None else integer(threads, "threads", 1, 1024)
-        self._core = _core.Engine.open(model_path(model), words, count, progress)
-        self._name = _name_of(pathlib.Path(os.fsdecode(model)))
+        path = model_path(model, progress)
+        self._core = _core.Engine.open(path, words, count, progress)
+        self._name = model_name(model)
         self._config = Config._of(self._core.config)
-        self._tokenizer = tokenizer_for(model, tokenizer, self._config.n_vocab)
+        self._tokenizer = tokenizer_for(
+            model if model == DEMO else path, tokenizer, self._config.n_vocab
+        )
 
     @property
     def name(self) -> str:
-        """The name of the model's file without folder and suffix, or of its folder."""
+        """The name of the model's file without folder and suffix, its folder or repository."""
         return self._name
 
     @property

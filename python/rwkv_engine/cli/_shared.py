@@ -9,17 +9,20 @@ import re
 import sys
 from typing import Any, TextIO
 
+from .. import hub
 from .._arguments import DEMO
 from ..engine import Engine
 from ..errors import Error
 from ..params import SamplingParams
 from ._progress import Bar
 
+MODEL_HELP = "a file, or hf:owner/repo/file (default: the demo)"
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model runs, and where."""
     option = parser.add_argument_group("model").add_argument
-    option("--model", default=DEMO, metavar="PATH", help=".pth or .safetensors (default: the demo)")
+    option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
     option("--strategy", default="auto", metavar="S", help='such as "cpu bf16" (default: auto)')
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
@@ -68,6 +71,7 @@ def given_params(options: argparse.Namespace) -> dict[str, Any]:
 
 def open_engine(options: argparse.Namespace) -> Engine:
     """Open the model that the options name, with a bar."""
+    fetch(options.model)
     with Bar("loading") as bar:
         return Engine(
             options.model,
@@ -76,6 +80,13 @@ def open_engine(options: argparse.Namespace) -> Engine:
             tokenizer=options.tokenizer,
             progress=bar.update,
         )
+
+
+def fetch(model: str) -> None:
+    """Download a model of the hub, with a bar, if it is one and not in the cache yet."""
+    if hub.is_remote(model):
+        with Bar("downloading") as bar:
+            hub.download(model, bar.update)
 
 
 def text_bytes(argument: str) -> bytes:

@@ -14,6 +14,7 @@ from ..engine import Engine
 from ..errors import Error
 from ..inspection import inspect
 from ._progress import Bar
+from ._shared import MODEL_HELP, fetch
 
 HELP = "measure a model on this machine"
 DESCRIPTION = """Measure loading, reading and writing of a model on this machine: medians of several
@@ -24,7 +25,7 @@ EXAMPLE = 'example: rwkv-engine bench --strategy "cpu fp32" --strategy "cpu bf16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     option = parser.add_argument
-    option("--model", default=DEMO, metavar="PATH", help=".pth or .safetensors (default: the demo)")
+    option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
     option("--strategy", action="append", metavar="S", help="may be repeated (default: auto)")
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--prompt", type=_count, default=512, metavar="N", help="tokens read (default: 512)")
@@ -43,6 +44,7 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    fetch(options.model)
     found = [_measure(strategy, options) for strategy in options.strategy or ["auto"]]
     if options.json:
         print(json.dumps(found, indent=2))

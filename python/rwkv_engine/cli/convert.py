@@ -6,6 +6,7 @@ import argparse
 
 from ..conversion import TYPES, convert
 from ._progress import Bar
+from ._shared import fetch
 
 HELP = "write a model as a GGUF file"
 DESCRIPTION = "Write MODEL as the GGUF file TARGET, which llama.cpp and what is built on it load."
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    fetch(options.model)
     bar = Bar("converting")
     try:
         convert(

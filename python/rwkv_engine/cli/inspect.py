@@ -7,6 +7,7 @@ import json
 
 from .._arguments import DEMO
 from ..inspection import inspect, inspect_state, is_state, report, report_state
+from ._shared import fetch
 
 HELP = "show what is in a model or state file"
 DESCRIPTION = "Show what is in a model file, or a saved state, without loading it."
@@ -26,5 +27,6 @@ def run(options: argparse.Namespace) -> None:
         state = inspect_state(options.file)
         print(json.dumps(state, indent=2) if options.json else report_state(state))
         return
+    fetch(options.file)
     found = inspect(options.file, tensors=options.tensors)
     print(json.dumps(found, indent=2) if options.json else report(found))

@@ -7,10 +7,11 @@ import json
 import sys
 from typing import Any
 
+from .._arguments import DEMO
 from ..errors import Error
 from ..inspection import inspect
 from ..text import Tokenizer, tokenizer_for
-from ._shared import file_bytes, show, text_bytes
+from ._shared import fetch, file_bytes, show, text_bytes
 
 HELP = "turn text into token ids and back"
 DESCRIPTION = "Print the token ids of TEXT with the bytes they stand for, one a line."
@@ -52,8 +53,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:
     if options.model is not None:
-        n_vocab = inspect(options.model)["n_vocab"]
-        return tokenizer_for(options.model, options.tokenizer, n_vocab)()
+        fetch(options.model)
+        found = inspect(options.model)
+        model = options.model if options.model == DEMO else found["path"]
+        return tokenizer_for(model, options.tokenizer, found["n_vocab"])()
     return Tokenizer.world() if options.tokenizer is None else Tokenizer(options.tokenizer)
 
 
