@@ -39,10 +39,11 @@ class Loader {
                 int repeat = 1);
   Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
-  void skip(const std::string& name) { used_.insert(name); }          // known, not used
+  void skip(const std::string& name) { skipped_.insert(name); }       // known, not used
 
   void check_all_used() const;              // throws ModelFormatError naming a tensor nobody asked for
   int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
+  const std::set<std::string>& used() const { return used_; }
   const Fingerprint& fingerprint() const { return fingerprint_; }
 
  private:
@@ -55,7 +56,7 @@ class Loader {
   Arena* arena_ = nullptr;
   Fingerprint fingerprint_;
   LoadProgress progress_;
-  std::set<std::string> used_;
+  std::set<std::string> used_, skipped_;
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0;
