@@ -1,0 +1,65 @@
+"""llama.cpp loads the GGUF files that are written here and computes the same. Run with --peers and llama-cpp-python."""
+
+import numpy as np
+import pytest
+from helpers import model, relative, save
+from older_models import older_model
+
+import rwkv_engine as rwkv
+
+pytestmark = pytest.mark.peers
+
+SHAPE = dict(L=3, C=256, N=64, F=1024, V=65536, dtype="f16")
+TEXT = "The state of an RNN — 状态 — has a size of its own.\n\n\tfor i in range(3):  print('✿')\n"
+# The matrices' type -> how far logits may be from ours in float32 on the same file. llama.cpp rounds activations too.
+TOLERANCES = {"f32": 1e-3, "f16": 5e-3, "bf16": 3e-2, "q8_0": 5e-2, "q4_0": 5e-2}
+
+
+@pytest.fixture(scope="module", params=["6", "7"])
+def checkpoint(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers")
+    seven = request.param == "7"
+    weights = (
+        model(**SHAPE, ranks=(32, 32, 32, 64)).weights
+        if seven
+        else older_model("6", **SHAPE, ranks=(32, 64))
+    )
+    return save(folder / f"v{request.param}.pth", weights)
+
+
+def llama(path):
+    import llama_cpp
+
+    return llama_cpp.Llama(
+        str(path), n_ctx=256, n_batch=64, n_threads=2, logits_all=True, verbose=False
+    )
+
+
+def logits_of(peer, tokens):
+    peer.reset()
+    peer.eval(tokens)
+    return np.array(peer.scores[: len(tokens)])
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+def test_llama_cpp_computes_the_same(tmp_path, checkpoint, kind):
+    rwkv.convert(checkpoint, tmp_path / "a.gguf", kind)
+    engine = rwkv.Engine(tmp_path / "a.gguf", "cpu fp32", threads=2)
+    tokens = np.random.default_rng(3).integers(1, 65000, 100).tolist()
+    ours = engine.forward(tokens, engine.new_state(), output="all")
+    theirs = logits_of(llama(tmp_path / "a.gguf"), tokens)
+    assert relative(theirs, ours) < TOLERANCES[kind]
+    if kind == "f32":
+        assert (theirs.argmax(1) == ours.argmax(1)).all()
+        state = engine.new_state()
+        engine.forward(tokens[:-1], state)  # and once more as a continuation
+        assert relative(theirs[-1], engine.forward(tokens[-1:], state)) < TOLERANCES[kind]
+
+
+def test_llama_cpp_has_the_vocabulary(tmp_path, checkpoint):
+    rwkv.convert(checkpoint, tmp_path / "a.gguf", "q8_0")
+    peer, world = llama(tmp_path / "a.gguf"), rwkv.Tokenizer.world()
+    data = TEXT.encode()
+    assert peer.tokenize(data, add_bos=False, special=False) == world.encode(data)
+    assert peer.detokenize(world.encode(data)) == data
+    assert peer.token_bos() == peer.token_eos() == 0 and peer.n_vocab() == 65536
