@@ -30,22 +30,28 @@ void encode_elements(DType dtype, std::span<const float> values, std::byte* out)
   }
 }
 
+// Elements [first, first + count) as float32, all finite.
+void read_finite(const Checkpoint& file, const TensorInfo& t, int64_t first, int64_t count, std::vector<std::byte>& raw,
+                 std::vector<float>& values) {
+  raw.resize(size_t(count) * size_of(t.dtype));
+  values.resize(size_t(count));
+  file.read(t, first, count, raw.data());
+  to_f32(raw.data(), t.dtype, values.size(), values.data());
+  const auto odd = std::ranges::find_if(values, [](float v) { return !std::isfinite(v); });
+  RWKV_CHECK(ModelFormatError, odd == values.end(), file.path(), ": ", shown(t.name),
+             ": expected finite numbers, found ", *odd);
+}
+
 }  // namespace
 
-void encode_tensor(const Checkpoint& file, const TensorInfo& t, const Encoding& encoding,
-                   const std::function<void(std::span<const std::byte>)>& put) {
+void encode_tensor(const Checkpoint& file, const TensorInfo& t, const Encoding& encoding, const PutBytes& put) {
   std::vector<std::byte> raw, made;
   std::vector<float> values;
   for (int64_t first = 0, all = t.count(); first < all;) {
     const int64_t count = std::min(kPiece, all - first);
-    raw.resize(size_t(count) * size_of(t.dtype));
-    values.resize(size_t(count));
+    read_finite(file, t, first, count, raw, values);
     made.resize(encoding.bytes(count));
-    file.read(t, first, count, raw.data());
-    to_f32(raw.data(), t.dtype, values.size(), values.data());
     try {
-      const auto odd = std::ranges::find_if(values, [](float v) { return !std::isfinite(v); });
-      RWKV_CHECK(Error, odd == values.end(), "expected finite numbers, found ", *odd);
       if (encoding.blocks == BlockType::none)
         encode_elements(encoding.dtype, values, made.data());
       else
@@ -55,6 +61,18 @@ void encode_tensor(const Checkpoint& file, const TensorInfo& t, const Encoding& 
     }
     put(made);
     first += count;
+  }
+}
+
+void encode_turned(const Checkpoint& file, const TensorInfo& t, const PutBytes& put) {
+  const size_t last = t.shape.size() - 1, rows = size_t(t.shape[last - 1]), cols = size_t(t.shape[last]);
+  std::vector<std::byte> raw;
+  std::vector<float> values, turned(rows * cols);
+  for (int64_t first = 0, all = t.count(); first < all; first += int64_t(turned.size())) {
+    read_finite(file, t, first, int64_t(turned.size()), raw, values);
+    for (size_t row = 0; row < rows; ++row)
+      for (size_t col = 0; col < cols; ++col) turned[col * rows + row] = values[row * cols + col];
+    put(std::as_bytes(std::span(turned)));
   }
 }
 

@@ -21,7 +21,10 @@ struct Encoding {
 
 // Calls `put` with the encoded elements of the tensor in row-major order, whole units. Rounds to nearest even. Throws
 // ModelFormatError, naming the tensor, for a number that is not finite or that the encoding cannot hold.
-void encode_tensor(const Checkpoint& file, const TensorInfo& tensor, const Encoding& encoding,
-                   const std::function<void(std::span<const std::byte>)>& put);
+using PutBytes = std::function<void(std::span<const std::byte>)>;
+void encode_tensor(const Checkpoint& file, const TensorInfo& tensor, const Encoding& encoding, const PutBytes& put);
+
+// The same as f32 with the last two dimensions swapped, for low-rank factors: each matrix is held in memory.
+void encode_turned(const Checkpoint& file, const TensorInfo& tensor, const PutBytes& put);
 
 }  // namespace rwkv

@@ -65,10 +65,11 @@ class Collector {
   }
 
   // With the last two dimensions swapped. All layers must agree on the rank.
-  void factor(const std::string& name, TensorInfo t, const std::string& size, int64_t rank) {
-    const size_t last = t.shape.size() - 1;
-    std::swap(t.shape[last], t.shape[last - 1]), std::swap(t.stride[last], t.stride[last - 1]);
+  void factor(const std::string& name, const TensorInfo& t, const std::string& size, int64_t rank) {
     add(name, {t}, t.shape);
+    std::vector<int64_t>& shape = out_.tensors.back().shape;
+    std::swap(shape[shape.size() - 1], shape[shape.size() - 2]);
+    out_.tensors.back().turned = true;
     const auto [known, first] = ranks_.emplace(size, rank);
     RWKV_CHECK(ModelFormatError, known->second == rank, file_.path(), ": ", t.name, ": expected the rank ",
                known->second, " of the layers before, since llama.cpp reads one for all, found ", rank);

@@ -15,6 +15,7 @@ struct GgufTensor {
   std::vector<TensorInfo> parts;
   std::vector<int64_t> shape;  // row-major
   bool large = false;          // a matrix whose type is the caller's choice; what else there is stays float32
+  bool turned = false;         // the last two dimensions of its one part are swapped
 };
 
 struct GgufModel {

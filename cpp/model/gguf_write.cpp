@@ -167,14 +167,18 @@ void write_gguf(const Checkpoint& opened, const std::string& path, std::string_v
   int64_t total = 0, done = 0;
   for (const GgufTensor& tensor : model.tensors) total += int64_t(bytes_of(tensor, large));
   stream_atomically(path, [&](PieceWriter& out) {
+    const PutBytes put = [&](std::span<const std::byte> bytes) {
+      out.append(bytes);
+      done += int64_t(bytes.size());
+      if (progress) progress(done, total);
+    };
     out.append(std::as_bytes(std::span(header)));
     for (const GgufTensor& tensor : model.tensors) {
       for (const TensorInfo& part : tensor.parts) {
-        encode_tensor(file, part, target_of(tensor, large).encoding, [&](std::span<const std::byte> bytes) {
-          out.append(bytes);
-          done += int64_t(bytes.size());
-          if (progress) progress(done, total);
-        });
+        if (tensor.turned)
+          encode_turned(file, part, put);
+        else
+          encode_tensor(file, part, target_of(tensor, large).encoding, put);
       }
       const std::byte zeros[kAlignment] = {};
       const uint64_t bytes = bytes_of(tensor, large);
