@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from gguf_files import WORDS, rwkv7_tensors, with_vocabulary
-from helpers import TINY, bits, model, save
+from gguf_files import WORDS, Raw, rwkv7_tensors, rwkv7_values, with_vocabulary, write_gguf
+from helpers import TINY, WIDE, bits, model, save
 from older_models import VERSIONS, older_model
 
 import rwkv_engine as rwkv
+from rwkv_engine.inspection import inspect, report
 
 MODEL = dict(L=2, C=64, N=16, F=160, V=300, ranks=(5, 6, 7, 9), dtype="f16")
 KINDS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -188,6 +189,33 @@ def test_the_world_vocabulary_as_llama_cpp_writes_it(tmp_path):
         written = texts[id].encode().decode("unicode_escape").encode("latin-1")
         assert written == world.decode_bytes([id]) and types[id] == 1
     assert set(types[world.vocab_size :]) == {5}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspect_shows_what_is_in_the_file(tmp_path, kind):
+    path = tmp_path / "a.gguf"
+    shape = dict(L=1, C=256, N=64, F=512, V=1024, ranks=(32, 32, 32, 64))  # not padded in memory
+    rwkv.convert(model(**shape).path("f32"), path, kind)
+    found = inspect(path, tensors=True)
+    tensors = {t["name"]: t for t in found["tensors"]}
+    block = {"q8_0": 34 / 32, "q4_0": 18 / 32, "f32": 4}.get(kind, 2)
+    assert tensors["emb.weight"]["dtype"] == tensors["head.weight"]["dtype"] == kind
+    assert tensors["emb.weight"]["bytes"] == 1024 * 256 * block
+    lerp = tensors["blocks.0.att.x_w"]
+    assert lerp == {"name": lerp["name"], "dtype": "f32", "shape": [1, 1, 256], "bytes": 1024}
+    assert found["bytes"] == sum(t["bytes"] for t in tensors.values())
+    assert 0 < path.stat().st_size - found["bytes"] < 20_000
+    loaded = rwkv.Engine(path, "cpu fp32", threads=1)
+    assert abs(found["memory_bytes"]["cpu fp32"] / loaded._core.weight_bytes - 1) < 0.01
+    assert f"emb.weight  {kind}  (1024, 256)" in report(found)
+
+
+def test_inspect_names_types_that_only_others_write(tmp_path):
+    tensors = rwkv7_tensors(model(**WIDE).weights)
+    tensors["output.weight"] = Raw("q4_k", (100, 256), bytes(100 * 144))
+    path = write_gguf(tmp_path / "a.gguf", rwkv7_values(model(**WIDE).weights), tensors)
+    (head,) = (t for t in inspect(path, tensors=True)["tensors"] if t["name"] == "head.weight")
+    assert head == {"name": "head.weight", "dtype": "q4_K", "shape": [100, 256], "bytes": 14400}
 
 
 def test_progress_and_refusals(tmp_path):
