@@ -204,7 +204,8 @@ def test_inspect_shows_what_is_in_the_file(tmp_path, kind):
     lerp = tensors["blocks.0.att.x_w"]
     assert lerp == {"name": lerp["name"], "dtype": "f32", "shape": [1, 1, 256], "bytes": 1024}
     assert found["bytes"] == sum(t["bytes"] for t in tensors.values())
-    assert 0 < path.stat().st_size - found["bytes"] < 20_000
+    filled = (2 * 32 + 1) * 256 * 4  # what llama.cpp wants in the first layer and nobody uses
+    assert filled < path.stat().st_size - found["bytes"] < filled + 5000
     loaded = rwkv.Engine(path, "cpu fp32", threads=1)
     assert abs(found["memory_bytes"]["cpu fp32"] / loaded._core.weight_bytes - 1) < 0.01
     assert f"emb.weight  {kind}  (1024, 256)" in report(found)
