@@ -2,8 +2,8 @@
 #include "core/checkpoint.h"
 #include "model/config.h"
 #include "model/encode.h"
-#include "model/gguf_names.h"
 #include "model/gguf_write.h"
+#include "model/names.h"
 #include "model/safetensors_write.h"
 #include "model/state_layout.h"
 

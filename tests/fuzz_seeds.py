@@ -7,9 +7,19 @@ TESTS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS / "python"), str(TESTS / "reference")]
 
 import checkpoint_files
+import container_files
 import gguf_files
 import numpy as np
 from random_model import random_model
+
+
+# The tensors of RWKV-6 that are put together from parts.
+FLA6 = {
+    "model.embeddings.weight": np.ones((12, 16), np.float32),
+    "model.layers.0.attn.x_proj.0.linear.weight": np.ones((15, 16), np.float32),
+    "model.layers.0.attn.x_proj.2.weight": np.ones((16, 15), np.float32),
+    "model.layers.0.attn.x_bias": np.ones((5, 16), np.float32),
+}
 
 
 def main():
@@ -27,6 +37,15 @@ def main():
             checkpoint_files.write_safetensors(
                 path, tensors, dtype=dtype, metadata={"format": "pt"}
             )
+
+    for name, converted in (
+        ("fla", container_files.to_fla7(weights)),
+        ("rwkv-rs", container_files.to_rwkv_rs(few)),
+        ("st", container_files.to_st(weights)),
+        ("wrapped", {"model._orig_mod." + name: t for name, t in few.items()}),
+        ("fla6", FLA6),
+    ):
+        checkpoint_files.write_safetensors(checkpoints / f"{name}.safetensors", converted, "f16")
 
     values = gguf_files.rwkv7_values(weights) | gguf_files.vocabulary(
         [b"<s>", b"a", b"\xff\n'"], [3, 1, 1]

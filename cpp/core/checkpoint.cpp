@@ -1,4 +1,4 @@
-// Which container a file is, and its tensors by name.
+// Which container a file is, and its tensors by name; the files of a folder as one.
 #include "core/checkpoint.h"
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "core/bounds.h"
 #include "core/error.h"
+#include "core/folder.h"
 #include "core/gguf.h"
 #include "core/pth.h"
 #include "core/safetensors.h"
@@ -64,6 +65,7 @@ int64_t TensorInfo::count() const {
 }
 
 bool TensorInfo::contiguous() const {
+  if (!parts.empty()) return false;
   if (count() == 0) return true;
   int64_t expected = 1;
   for (size_t i = shape.size(); i-- > 0;) {
@@ -79,16 +81,52 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return out + ")";
 }
 
-Checkpoint::Checkpoint(File file, std::string container, std::vector<TensorInfo> tensors,
-                       std::map<std::string, std::string> metadata)
-    : file_(std::move(file)),
+Checkpoint::Checkpoint(std::string path, std::vector<File> files, std::string container,
+                       std::vector<TensorInfo> tensors, std::map<std::string, std::string> metadata)
+    : path_(std::move(path)),
+      files_(std::move(files)),
       container_(std::move(container)),
       tensors_(std::move(tensors)),
       metadata_(std::move(metadata)) {
   for (size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
 }
 
-Checkpoint Checkpoint::open(const std::string& path) try {
+Checkpoint Checkpoint::open(const std::string& path) { return is_folder(path) ? open_folder(path) : open_file(path); }
+
+Checkpoint Checkpoint::open_folder(const std::string& path) {
+  const FolderIndex index = find_model(path);
+  std::vector<File> files;
+  std::vector<TensorInfo> tensors;
+  std::map<std::string, std::string> metadata;
+  std::map<std::string, size_t> where;
+  std::string container;
+  for (const std::string& name : index.files) {
+    Checkpoint part = open_file(path + "/" + name);
+    RWKV_CHECK(ModelFormatError, files.empty() || part.container_ == container, part.path_, ": expected a ", container,
+               " file like the one before it, found ", part.container_);
+    container = part.container_;
+    if (files.empty()) metadata = std::move(part.metadata_);
+    for (TensorInfo& t : part.tensors_) {
+      const auto [other, added] = where.emplace(t.name, files.size());
+      RWKV_CHECK(ModelFormatError, added, part.path_, ": expected each tensor once, found ", shown(t.name), " also in ",
+                 index.files[other->second]);
+      t.file = files.size();
+      tensors.push_back(std::move(t));
+    }
+    RWKV_CHECK(ModelFormatError, tensors.size() <= kMaxTensors, path, ": expected at most ", kMaxTensors,
+               " tensors, found more");
+    files.push_back(std::move(part.files_.front()));
+  }
+  for (const auto& [name, file] : index.tensors) {
+    const auto found = where.find(name);
+    RWKV_CHECK(ModelFormatError, found != where.end() && found->second == file, path, ": expected ", shown(name),
+               " in ", index.files[file], ", as the index says, found ",
+               found == where.end() ? "it nowhere" : join("it in ", index.files[found->second]));
+  }
+  return Checkpoint(path, std::move(files), std::move(container), std::move(tensors), std::move(metadata));
+}
+
+Checkpoint Checkpoint::open_file(const std::string& path) try {
   File file(path);
   std::string head(size_t(std::min<uint64_t>(file.size(), 32)), '\0');
   file.read(0, head.data(), head.size());
@@ -97,7 +135,7 @@ Checkpoint Checkpoint::open(const std::string& path) try {
 
   if (head.starts_with("PK\x03\x04")) {
     std::vector<TensorInfo> tensors = read_pth_index(file);
-    return Checkpoint(std::move(file), "pth", std::move(tensors), {});
+    return Checkpoint(path, {std::move(file)}, "pth", std::move(tensors), {});
   }
   if (begins_as_safetensors(head)) {
     std::byte length[8];
@@ -105,12 +143,12 @@ Checkpoint Checkpoint::open(const std::string& path) try {
     std::vector<std::byte> header(size_t(safetensors_header_end(length, file.size())));
     file.read(0, header.data(), header.size());
     SafetensorsHeader parsed = parse_safetensors(header, file.size());
-    return Checkpoint(std::move(file), "safetensors", std::move(parsed.tensors),
+    return Checkpoint(path, {std::move(file)}, "safetensors", std::move(parsed.tensors),
                       {parsed.metadata.begin(), parsed.metadata.end()});
   }
   if (head.starts_with("GGUF")) {
     GgufHeader header = read_gguf(file);
-    return Checkpoint(std::move(file), "gguf", std::move(header.tensors), std::move(header.metadata));
+    return Checkpoint(path, {std::move(file)}, "gguf", std::move(header.tensors), std::move(header.metadata));
   }
   for (const Known& known : kRefused) {
     RWKV_CHECK(ModelFormatError, !head.starts_with(known.magic),
@@ -123,7 +161,7 @@ Checkpoint Checkpoint::open(const std::string& path) try {
 }
 
 Checkpoint Checkpoint::with(std::vector<TensorInfo> tensors) const {
-  return Checkpoint(file_, container_, std::move(tensors), metadata_);
+  return Checkpoint(path_, files_, container_, std::move(tensors), metadata_);
 }
 
 const TensorInfo* Checkpoint::find(const std::string& name) const {
@@ -136,8 +174,35 @@ void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, vo
   RWKV_CHECK(Error, first >= 0 && count >= 0 && first <= all && count <= all - first, shown(tensor.name),
              ": expected a range within its ", all, " elements, found ", count, " from ", first);
   if (count == 0) return;
-  read_strided(file_, tensor, first, count, dst);
+  if (!tensor.parts.empty()) return read_joined(tensor, first, count, static_cast<std::byte*>(dst));
+  read_strided(files_[tensor.file], tensor, first, count, dst);
   if (tensor.exponent != 0) scale(dst, tensor.dtype, size_t(count), tensor.exponent);
+}
+
+// Whole indices of the axes before the joined one, as many as fit a block, of which only what was asked for is kept.
+void Checkpoint::read_joined(const TensorInfo& tensor, int64_t first, int64_t count, std::byte* dst) const {
+  constexpr int64_t kBlock = int64_t(1) << 20;  // bytes
+  const auto width = int64_t(size_of(tensor.dtype));
+  int64_t outer = 1;
+  for (size_t i = 0; i < tensor.joined; ++i) outer *= tensor.shape[i];
+  const int64_t row = tensor.count() / outer, end = first + count;
+  const int64_t step = std::max<int64_t>(1, kBlock / (row * width));
+  std::vector<std::byte> block, piece;
+  for (int64_t at = first / row; at * row < end; at += step) {
+    const int64_t rows = std::min(step, (end + row - 1) / row - at);
+    block.resize(size_t(rows * row * width));
+    int64_t offset = 0;
+    for (const TensorInfo& part : tensor.parts) {
+      const int64_t run = part.count() / outer;
+      piece.resize(size_t(rows * run * width));
+      read(part, at * run, rows * run, piece.data());
+      for (int64_t i = 0; i < rows; ++i)
+        std::memcpy(&block[size_t((i * row + offset) * width)], &piece[size_t(i * run * width)], size_t(run * width));
+      offset += run;
+    }
+    const int64_t from = std::max(first, at * row), to = std::min(end, (at + rows) * row);
+    std::memcpy(dst + (from - first) * width, &block[size_t((from - at * row) * width)], size_t((to - from) * width));
+  }
 }
 
 }  // namespace rwkv

@@ -19,19 +19,24 @@ struct TensorInfo {
   // Blocks are decoded when read; dtype is then f32, and the first element begins a block.
   BlockType blocks = BlockType::none;
   int exponent = 0;  // what is read are the file's values times 2^exponent; for f32 and bf16 only
+  size_t file = 0;   // which of the checkpoint's files
+  // Not empty: the tensor is these, one after the other along the axis `joined`; stride and offset mean nothing.
+  std::vector<TensorInfo> parts;
+  size_t joined = 0;
 
   int64_t count() const;  // elements
   bool contiguous() const;
 };
 std::string shape_text(const std::vector<int64_t>& shape);  // "(2048, 96)"
 
-// An opened model file of any known container: names and places of its tensors. Nothing of the payload is read.
+// An opened model of any known container: names and places of its tensors. Nothing of the payload is read.
 class Checkpoint {
  public:
-  // Recognised by content, not by suffix. Throws ModelFormatError.
+  // A file, recognised by content, not by suffix, or the folder of a model, whose tensors may lie in several files.
+  // Throws ModelFormatError.
   static Checkpoint open(const std::string& path);
 
-  const std::string& path() const { return file_.path(); }
+  const std::string& path() const { return path_; }
   const std::string& container() const { return container_; }  // "pth", "safetensors", "gguf"
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(const std::string& name) const;
@@ -45,10 +50,14 @@ class Checkpoint {
   void read(const TensorInfo& tensor, int64_t first, int64_t count, void* dst) const;
 
  private:
-  Checkpoint(File file, std::string container, std::vector<TensorInfo> tensors,
+  Checkpoint(std::string path, std::vector<File> files, std::string container, std::vector<TensorInfo> tensors,
              std::map<std::string, std::string> metadata);
+  static Checkpoint open_file(const std::string& path);
+  static Checkpoint open_folder(const std::string& path);
+  void read_joined(const TensorInfo& tensor, int64_t first, int64_t count, std::byte* dst) const;
 
-  File file_;
+  std::string path_;
+  std::vector<File> files_;
   std::string container_;
   std::vector<TensorInfo> tensors_;
   std::map<std::string, size_t> index_;

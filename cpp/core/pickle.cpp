@@ -25,12 +25,15 @@ struct Node {
                              // tensor: the tuple that describes it
 };
 
-// Only what can lead to a tensor is kept: text -> tensor and text -> dict.
+// Only what can lead to a tensor is kept, text -> tensor and text -> dict, and the mark of a converted file.
 struct DictEntry {
   Ref key, value;
   uint32_t next;
 };
 constexpr uint32_t kNoEntry = UINT32_MAX;
+
+// The `rwkv` package writes it into files that it has packed for one strategy.
+constexpr std::string_view kConverted = "_strategy";
 
 struct NamedGlobal {
   std::string_view module, name;
@@ -187,7 +190,10 @@ void Machine::set_items(size_t first) {
   check(is(target, Kind::dict), "expected a dict to put values into, found something else");
   for (size_t i = first; i < stack_.size(); i += 2) {
     const Ref key = stack_[i], value = stack_[i + 1];
-    if (!is(key, Kind::text) || !(is(value, Kind::tensor) || is(value, Kind::dict))) continue;
+    if (!is(key, Kind::text)) continue;
+    const bool kept =
+        is(value, Kind::tensor) || is(value, Kind::dict) || (is(value, Kind::text) && text_of(key) == kConverted);
+    if (!kept) continue;
     const auto place = uint32_t(entries_.size());
     entries_.push_back({key, value, kNoEntry});
     Node& node = nodes_[target];
@@ -398,6 +404,9 @@ std::vector<PickledTensor> Machine::tensors(Ref dict) const {
   std::vector<PickledTensor> found;
   for (uint64_t i = nodes_[dict].value; i != kNoEntry; i = entries_[size_t(i)].next) {
     const DictEntry& entry = entries_[size_t(i)];
+    RWKV_CHECK(ModelFormatError, !is(entry.value, Kind::text),
+               "expected an original checkpoint, found one that the rwkv package has converted for the strategy '",
+               shown(text_of(entry.value)), "'; open the file it was made of");
     if (!is(entry.value, Kind::tensor)) continue;
     RWKV_CHECK(ModelFormatError, found.size() < kMaxTensors, "expected at most ", kMaxTensors, " tensors, found more");
     const std::string_view name = text_of(entry.key);

@@ -81,7 +81,14 @@ TensorInfo locate(PickledTensor&& tensor, const std::string& root, const std::ve
              " times as large as the file");
   budget -= bytes;
   const uint64_t offset = entry->offset + uint64_t(tensor.storage_offset) * size_of(tensor.dtype);
-  return {std::move(tensor.name), tensor.dtype, std::move(tensor.shape), std::move(tensor.stride), offset};
+
+  TensorInfo info;
+  info.name = std::move(tensor.name);
+  info.dtype = tensor.dtype;
+  info.shape = std::move(tensor.shape);
+  info.stride = std::move(tensor.stride);
+  info.offset = offset;
+  return info;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/folder.h"
 #include "core/gguf.h"
 #include "core/platform.h"
 #include "core/text.h"
@@ -85,6 +86,12 @@ Vocabulary vocabulary_of(const GgufHeader& header, const std::string& path) {
 }  // namespace
 
 std::shared_ptr<const Tokenizer> tokenizer_in_model(const std::string& path) {
+  if (is_folder(path)) {
+    const std::string beside = path + "/rwkv_vocab_v20230424.txt";
+    if (is_file(beside)) return Tokenizer::open(beside);
+    const FolderIndex index = find_model(path);
+    return index.files.size() == 1 ? tokenizer_in_model(path + "/" + index.files.front()) : nullptr;
+  }
   const File file(path);
   char magic[4] = {};
   if (file.size() < sizeof magic) return nullptr;

@@ -7,7 +7,8 @@
 
 namespace rwkv {
 
-// The vocabulary of a model file; null if the file is no GGUF or carries none of this kind. Throws ModelFormatError.
+// The vocabulary of a model: in its GGUF file, or beside it in its folder as a World file. Null if there is none.
+// Throws ModelFormatError.
 std::shared_ptr<const Tokenizer> tokenizer_in_model(const std::string& path);
 
 }  // namespace rwkv

@@ -3,13 +3,12 @@
 #include "model/gguf_names.h"
 
 #include <charconv>
-#include <optional>
-#include <set>
 #include <span>
 #include <string_view>
 
 #include "core/error.h"
 #include "core/text.h"
+#include "model/views.h"
 
 namespace rwkv {
 namespace {
@@ -85,19 +84,9 @@ const Rename* find(std::span<const Rename> table, std::string_view name) {
   return nullptr;
 }
 
-// "12.attn_norm.weight" after "blk." -> 12, and the rest.
-std::optional<int> block_number(std::string_view& name) {
-  int block = 0;
-  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), block);
-  const size_t digits = size_t(end - name.data());
-  if (error != std::errc() || block < 0 || digits == name.size() || *end != '.') return std::nullopt;
-  name.remove_prefix(digits + 1);
-  return block;
-}
-
 class Renamer {
  public:
-  explicit Renamer(const Checkpoint& file) : file_(file) {
+  explicit Renamer(const Checkpoint& file) : file_(file), views_(file) {
     const std::string architecture = text("general.architecture", "");
     RWKV_CHECK(ModelFormatError, architecture != "arwkv7" && architecture != "rwkv6qwen2", file.path(), ": this is ",
                architecture, ", attention of RWKV in the body of another model; expected rwkv6 or rwkv7");
@@ -116,26 +105,22 @@ class Renamer {
     for (const TensorInfo& t : file_.tensors()) {
       std::string_view name = t.name;
       if (const Rename* known = find(kOutside, name)) {
-        add(t, std::string(known->official));
+        views_.same(t, std::string(known->official));
       } else if (name.starts_with("blk.")) {
         name.remove_prefix(4);
-        const auto block = block_number(name);
+        const auto block = take_block(name);
         const Rename* entry = block ? find(kBoth, name) : nullptr;
         if (block && !entry) entry = seven_ ? find(kVersion7, name) : find(kVersion6, name);
         if (entry) {
           add_block(t, *entry, *block);
         } else {
-          add(t, t.name);
+          views_.same(t, t.name);
         }
       } else {
-        add(t, t.name);
+        views_.same(t, t.name);
       }
     }
-    std::set<std::string_view> names;
-    for (const TensorInfo& t : out_)
-      RWKV_CHECK(ModelFormatError, names.insert(t.name).second, file_.path(),
-                 ": expected each tensor once, found two that are ", shown(t.name));
-    return std::move(out_);
+    return views_.take();
   }
 
  private:
@@ -154,70 +139,31 @@ class Renamer {
     return number;
   }
 
-  TensorInfo& add(const TensorInfo& t, std::string name) {
-    out_.push_back(t);
-    out_.back().name = std::move(name);
-    return out_.back();
-  }
-
-  template <class... Parts>
-  void expect(bool condition, const TensorInfo& t, const Parts&... expected) const {
-    RWKV_CHECK(ModelFormatError, condition, file_.path(), ": ", shown(t.name), ": expected ", expected..., ", found ",
-               shape_text(t.shape));
-  }
-
   void add_block(const TensorInfo& t, const Rename& entry, int block) {
     const std::string official = join("blocks.", block, ".", entry.official);
     // The first layer has no use for a value residual; llama.cpp's converter puts copies of a0, a1, a2 there.
     if (seven_ && block == 0 && entry.official.starts_with("att.v") && entry.official.size() == 6) return;
     switch (entry.view) {
       case View::same:
-        add(t, official);
+        views_.same(t, official);
         return;
-      case View::transposed: {
-        expect(t.shape.size() >= 2, t, "a matrix");
-        TensorInfo& view = add(t, official);
-        const size_t last = t.shape.size() - 1;
-        std::swap(view.shape[last], view.shape[last - 1]);
-        std::swap(view.stride[last], view.stride[last - 1]);
+      case View::transposed:
+        views_.transposed(t, official);
         return;
-      }
-      case View::heads: {
-        const int64_t count = t.count();
-        expect(count % head_size_ == 0, t, "a multiple of the head size ", head_size_);
-        TensorInfo& view = add(t, official);
-        view.shape = {count / head_size_, head_size_};
-        view.stride = {head_size_, 1};
+      case View::heads:
+        views_.heads(t, official, head_size_);
         return;
-      }
       case View::lerps:
-        return add_lerps(t, official);
+        return views_.rows(t, official, seven_ ? kLerps7 : kLerps6);
       case View::output:
         return add_output(t, official, block);
-    }
-  }
-
-  // Rows of a matrix that may have dimensions of one between the two.
-  void add_lerps(const TensorInfo& t, const std::string& official) {
-    const std::string_view letters = seven_ ? kLerps7 : kLerps6;
-    const int64_t rows = t.shape.front(), cols = t.shape.back();
-    expect(t.shape.size() >= 2 && rows == int64_t(letters.size()) && t.count() == rows * cols, t, letters.size(),
-           " rows");
-    const bool plain = t.blocks == BlockType::none;
-    const int64_t row_bytes = plain ? cols * int64_t(size_of(t.dtype))
-                                    : cols / int64_t(block_elements(t.blocks)) * int64_t(block_bytes(t.blocks));
-    for (size_t i = 0; i < letters.size(); ++i) {
-      TensorInfo& view = add(t, official + letters[i]);
-      view.shape = {1, 1, cols};
-      view.stride = {cols, cols, 1};
-      view.offset += uint64_t(row_bytes) * i;
     }
   }
 
   // Some files of version 6 hold these divided by 2 once every so many layers, for runtimes that halve the residual
   // stream there to stay within float16. A float16 value is read as float32, where undoing it cannot overflow.
   void add_output(const TensorInfo& t, const std::string& official, int block) {
-    TensorInfo& view = add(t, official);
+    TensorInfo& view = views_.same(t, official);
     if (rescale_every_ == 0) return;
     const int64_t exponent = block / rescale_every_;
     RWKV_CHECK(ModelFormatError, exponent <= 64, file_.path(), ": rwkv6.rescale_every_n_layers: expected at most 64",
@@ -232,13 +178,11 @@ class Renamer {
   const Checkpoint& file_;
   bool seven_ = true;
   int64_t head_size_ = 0, rescale_every_ = 0;
-  std::vector<TensorInfo> out_;
+  Views views_;
 };
 
 }  // namespace
 
-Checkpoint with_official_names(const Checkpoint& file) {
-  return file.container() == "gguf" ? file.with(Renamer(file).views()) : file;
-}
+std::vector<TensorInfo> gguf_views(const Checkpoint& file) { return Renamer(file).views(); }
 
 }  // namespace rwkv

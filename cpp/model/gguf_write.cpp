@@ -5,9 +5,9 @@
 
 #include "core/error.h"
 #include "model/encode.h"
-#include "model/gguf_names.h"
 #include "model/gguf_tensors.h"
 #include "model/model.h"
+#include "model/names.h"
 
 namespace rwkv {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "core/error.h"
 #include "core/text.h"
-#include "model/gguf_names.h"
+#include "model/names.h"
 
 namespace rwkv {
 

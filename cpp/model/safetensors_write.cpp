@@ -12,8 +12,8 @@
 #include "core/safetensors.h"
 #include "model/encode.h"
 #include "model/fingerprint.h"
-#include "model/gguf_names.h"
 #include "model/model.h"
+#include "model/names.h"
 
 namespace rwkv {
 namespace {

@@ -79,9 +79,9 @@ def convert(
     ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
     ['demo.Modelfile', 'demo.gguf']
     """
-    path = model_path(source)
     to = path_bytes(target, "target")
     suffix = _suffix_of(to, type)
+    path = model_path(source)
     _check_free(to, path, "target", overwrite)
     if suffix == ".safetensors":
         for name, given in {"tokenizer": tokenizer, "modelfile": modelfile or None}.items():
@@ -96,11 +96,12 @@ def convert(
     text = ""
     if modelfile:
         _check_free(beside, path, "modelfile", overwrite)
-        name = DEMO if source == DEMO else pathlib.Path(os.fsdecode(path)).stem
+        origin = pathlib.Path(os.fsdecode(path))
+        name = origin.resolve().name if origin.is_dir() else origin.stem
         text = modelfile_text(pathlib.Path(os.fsdecode(to)).name, template_of(template, name))
     config = Config._of(_core.inspect(path)[1])
     try:
-        words = tokenizer_for(source, tokenizer, config.n_vocab)()
+        words = tokenizer_for(source if source == DEMO else path, tokenizer, config.n_vocab)()
     except Error:
         if tokenizer is not None:
             raise

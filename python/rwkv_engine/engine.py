@@ -20,6 +20,10 @@ from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
+def _name_of(model: pathlib.Path) -> str:
+    return model.resolve().name if model.is_dir() else model.stem
+
+
 class Engine(GenerationMixin):
     """One model, ready to run.
 
@@ -29,7 +33,8 @@ class Engine(GenerationMixin):
     Parameters
     ----------
     model : path or "demo"
-        A .pth or .safetensors file, or the small model that comes with the package.
+        A .pth, safetensors or GGUF file, the folder of a Hugging Face model, or the small model
+        that comes with the package.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu fp32", "cpu bf16", or several such as
         "cpu bf16 *10 -> cpu fp32" (the first 10 layers so, the rest so). "auto" keeps the
@@ -37,7 +42,8 @@ class Engine(GenerationMixin):
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     tokenizer : path or Tokenizer, optional
-        By default the World vocabulary for a model with 65,536 token ids, and the demo's own.
+        By default the one that comes with the model, in its GGUF file or in its folder; else the
+        World vocabulary for a model with 65,536 token ids.
     progress : callable, optional
         Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading.
 
@@ -70,13 +76,13 @@ class Engine(GenerationMixin):
         words = strategy.encode(errors="surrogatepass")
         count = 0 if threads is None else integer(threads, "threads", 1, 1024)
         self._core = _core.Engine.open(model_path(model), words, count, progress)
-        self._name = pathlib.Path(os.fsdecode(model)).stem
+        self._name = _name_of(pathlib.Path(os.fsdecode(model)))
         self._config = Config._of(self._core.config)
         self._tokenizer = tokenizer_for(model, tokenizer, self._config.n_vocab)
 
     @property
     def name(self) -> str:
-        """The name of the model's file without folder and suffix."""
+        """The name of the model's file without folder and suffix, or of its folder."""
         return self._name
 
     @property

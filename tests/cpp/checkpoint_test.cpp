@@ -274,7 +274,8 @@ TEST(archives_must_be_checkpoints) {
 }
 
 TEST(containers_are_told_by_their_content) {
-  const TensorInfo tensor{"w", DType::u8, {3}, {}, 0};
+  TensorInfo tensor;
+  tensor.name = "w", tensor.dtype = DType::u8, tensor.shape = {3};
   const Opened file(write_safetensors_header({{"k", "v"}}, {tensor}) + "abc");
   std::string got(2, '\0');
   file.checkpoint.read(*file.checkpoint.find("w"), 1, 2, got.data());

@@ -5,7 +5,7 @@
 #include "engine/gguf_vocabulary.h"
 #include "fuzz_files.h"
 #include "model/config.h"
-#include "model/gguf_names.h"
+#include "model/names.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<uint8_t> input(data, data + size);

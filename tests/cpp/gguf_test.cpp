@@ -10,7 +10,7 @@
 #include "check.h"
 #include "core/error.h"
 #include "core/ggml_blocks.h"
-#include "model/gguf_names.h"
+#include "model/names.h"
 
 namespace fs = std::filesystem;
 using namespace rwkv;

@@ -91,11 +91,11 @@ def gguf_bytes(values, tensors, *, version=3, alignment=32, counts=None, describ
     """
     pairs = list(values.items()) if isinstance(values, dict) else list(values)
     named = list(tensors.items()) if isinstance(tensors, dict) else list(tensors)
-    out = b"GGUF" + struct.pack("<IQQ", version, *(counts or (len(named), len(pairs))))
+    out = bytearray(b"GGUF" + struct.pack("<IQQ", version, *(counts or (len(named), len(pairs)))))
     for key, payload in pairs:
         kind, payload = typed(payload)
         out += string(key) + struct.pack("<I", VALUES[kind]) + value(kind, payload)
-    data = b""
+    data = bytearray()
     for name, tensor in named:
         tensor = tensor if isinstance(tensor, Raw) else stored(tensor, "f32")
         data += bytes(-len(data) % alignment)
@@ -107,7 +107,7 @@ def gguf_bytes(values, tensors, *, version=3, alignment=32, counts=None, describ
         out += string(name) + struct.pack("<I", len(shape))
         out += b"".join(struct.pack("<Q", n % 2**64) for n in shape)
         out += struct.pack("<IQ", fields["type"], fields["offset"])
-    return out + bytes(-len(out) % alignment) + data
+    return bytes(out + bytes(-len(out) % alignment) + data)
 
 
 def write_gguf(path, values, tensors, **options):
@@ -178,6 +178,67 @@ def rwkv7_values(weights, **more):
         "rwkv7.block_count": sum(name.endswith(".att.r_k") for name in weights),
         "rwkv7.attention.layer_norm_epsilon": 1e-5,
         "rwkv7.wkv.head_size": size,
+        **more,
+    }
+
+
+_SIX = {
+    "att.time_maa_x": "time_mix_lerp_x.weight",
+    "att.time_faaaa": "time_mix_first.weight",
+    "att.time_decay": "time_mix_decay.weight",
+    "ffn.time_maa_k": "channel_mix_lerp_k.weight",
+    "ffn.time_maa_r": "channel_mix_lerp_r.weight",
+    "ffn.receptance.weight": "channel_mix_receptance.weight",
+}
+_SIX_TURNED = {
+    "att.time_maa_w1": "time_mix_w1.weight",
+    "att.time_maa_w2": "time_mix_w2.weight",
+    "att.time_decay_w1": "time_mix_decay_w1.weight",
+    "att.time_decay_w2": "time_mix_decay_w2.weight",
+}
+
+
+def rwkv6_tensors(weights, rescale_every=0):
+    """An official RWKV-6 checkpoint's arrays as llama.cpp names and lays them out."""
+    out = {}
+    for name, array in weights.items():
+        if name in _OUTSIDE:
+            out[_OUTSIDE[name]] = array
+            continue
+        block, inner = re.fullmatch(r"blocks\.(\d+)\.(.+)", name).groups()
+        blk = f"blk.{block}."
+        scale = 2 ** (int(block) // rescale_every) if rescale_every else 1
+        if inner == "ffn.value.weight":
+            out[blk + _COMMON[inner]] = array / scale
+        elif inner in _COMMON:
+            out[blk + _COMMON[inner]] = array
+        elif inner in _SIX_TURNED:
+            out[blk + _SIX_TURNED[inner]] = array.swapaxes(-1, -2)
+        elif inner in _SIX:
+            squeezed = inner == "att.time_faaaa" or array.ndim == 3
+            out[blk + _SIX[inner]] = array.reshape(-1) if squeezed else array
+        elif inner == "att.time_maa_w":
+            lerps = [
+                weights[f"blocks.{block}.att.time_maa_{letter}"].reshape(1, 1, -1)
+                for letter in "wkvrg"
+            ]
+            out[blk + "time_mix_lerp_fused.weight"] = np.stack(lerps)
+        elif not inner.startswith("att.time_maa_"):
+            matrix = inner.removeprefix("att.").removesuffix(".weight")
+            out[f"{blk}time_mix_{matrix}.weight"] = array / scale if matrix == "output" else array
+    return out
+
+
+def rwkv6_values(weights, **more):
+    heads, size = weights["blocks.0.att.time_faaaa"].shape
+    return {
+        "general.architecture": "rwkv6",
+        "general.name": "test",
+        "rwkv6.embedding_length": heads * size,
+        "rwkv6.block_count": sum(name.endswith(".att.time_faaaa") for name in weights),
+        "rwkv6.attention.layer_norm_epsilon": 1e-5,
+        "rwkv6.wkv.head_size": size,
+        "rwkv6.rescale_every_n_layers": 0,
         **more,
     }
 

@@ -24,13 +24,27 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "reference"))
 
 import checkpoint_files
-import rwkv7 as reference
+import rwkv4
+import rwkv5
+import rwkv6
+import rwkv7
 from random_model import random_model, round_to  # noqa: F401 (round_to is for the tests)
 
 import rwkv_engine as rwkv
 
 SMALL = dict(L=2, C=64, N=16, F=192, V=40, ranks=(5, 6, 7, 9))
 TINY = dict(L=1, C=16, N=16, F=32, V=12, ranks=(3, 3, 3, 3))  # a state of about 2 kB
+DEFINITIONS = {"4": rwkv4, "5.0": rwkv5, "5.1": rwkv5, "5.2": rwkv5, "6": rwkv6, "7": rwkv7}
+# RWKV-4 to 6 at an odd shape, with more channels in the recurrence than in the embedding.
+_ODD = dict(L=2, C=35, A=45, N=5, F=91, V=17)
+OLDER = {
+    "4": dict(version="4", **_ODD),
+    "5.0": dict(version="5.0", **_ODD),
+    "5.1": dict(version="5.1", **_ODD),
+    "5.1-log": dict(version="5.1", log_bonus=True, **_ODD),
+    "5.2": dict(version="5.2", **_ODD),
+    "6": dict(version="6", ranks=(3, 7), **_ODD),
+}
 WIDE = dict(L=2, C=256, N=64, F=1024, V=100, ranks=(16, 16, 8, 32))
 
 
@@ -66,6 +80,7 @@ class Model:
         self.weights = random_model(**options)
         self.exact = {name: t.astype(np.float64) for name, t in self.weights.items()}
         self.V = options["V"]
+        self.definition = DEFINITIONS[options.get("version", "7")]
 
     def path(self, dtype="f32", suffix=".pth"):
         name = hashlib.sha256(repr(sorted(self.options.items())).encode()).hexdigest()[:16]
@@ -79,8 +94,8 @@ class Model:
 
     def reference(self, tokens, state=None, **options):
         """(logits, state) of the float64 definition."""
-        state = state or reference.State(self.exact)
-        return reference.forward(self.exact, tokens, state, **options), state
+        state = state or self.definition.State(self.exact)
+        return self.definition.forward(self.exact, tokens, state, **options), state
 
 
 @functools.cache

@@ -129,7 +129,7 @@ def test_places_that_are_no_files(tmp_path):
     kinds = (rwkv.Error, OSError)
     refusal(tmp_path / "absent.pth", "absent.pth", kind=kinds)
     refusal(tmp_path / "absent" / "a.pth", kind=kinds)
-    refusal(tmp_path, "directory", kind=kinds)
+    refusal(tmp_path, "folder with a model", kind=kinds)
     refusal("", kind=kinds)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     refusal(tmp_path / "loop", kind=kinds)

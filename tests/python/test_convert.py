@@ -5,9 +5,16 @@ import sys
 
 import numpy as np
 import pytest
-from gguf_files import WORDS, Raw, rwkv7_tensors, rwkv7_values, with_vocabulary, write_gguf
-from helpers import TINY, WIDE, bits, model, save
-from older_models import VERSIONS, older_model
+from gguf_files import (
+    WORDS,
+    Raw,
+    rwkv6_tensors,
+    rwkv7_tensors,
+    rwkv7_values,
+    with_vocabulary,
+    write_gguf,
+)
+from helpers import OLDER, TINY, WIDE, bits, model, save
 
 import rwkv_engine as rwkv
 from rwkv_engine.inspection import inspect, report
@@ -68,55 +75,18 @@ def test_what_the_gguf_package_reads(tmp_path, kind):
     assert [fields[f"rwkv7.attention.{name}_lora_rank"] for name in names] == [5, 6, 7, 9]
 
 
-MODEL6 = dict(L=3, C=64, N=16, F=160, V=300, ranks=(5, 7))
-SAME6 = {
-    "ln1": "attn_norm",
-    "ln2": "attn_norm_2",
-    "att.ln_x": "time_mix_ln",
-    **{f"att.{name}": f"time_mix_{name}" for name in ("receptance", "key", "value", "gate", "output")},
-    **{f"ffn.{name}": f"channel_mix_{name}" for name in ("receptance", "key", "value")},
-    "ffn.time_maa_k": "channel_mix_lerp_k",
-    "ffn.time_maa_r": "channel_mix_lerp_r",
-    "att.time_maa_x": "time_mix_lerp_x",
-    "att.time_decay": "time_mix_decay",
-    "att.time_faaaa": "time_mix_first",
-}
-TURNED6 = {
-    "att.time_maa_w1": "time_mix_w1",
-    "att.time_maa_w2": "time_mix_w2",
-    "att.time_decay_w1": "time_mix_decay_w1",
-    "att.time_decay_w2": "time_mix_decay_w2",
-}
-
-
-def rwkv6_expected(weights):
-    """Arrays as llama.cpp's converter names and lays them out."""
-    out = {
-        "token_embd.weight": weights["emb.weight"],
-        "output.weight": weights["head.weight"],
-        **{f"token_embd_norm.{end}": weights[f"blocks.0.ln0.{end}"] for end in ("weight", "bias")},
-        **{f"output_norm.{end}": weights[f"ln_out.{end}"] for end in ("weight", "bias")},
-    }
-    for i in range(MODEL6["L"]):
-        block, blk = f"blocks.{i}.", f"blk.{i}."
-        for official, name in SAME6.items():
-            for end in ("", ".weight", ".bias"):
-                if (array := weights.get(block + official + end)) is not None:
-                    out[f"{blk}{name}{end or '.weight'}"] = array.squeeze()
-        for official, name in TURNED6.items():
-            out[f"{blk}{name}.weight"] = weights[block + official].swapaxes(-1, -2)
-        lerps = [weights[f"{block}att.time_maa_{letter}"] for letter in "wkvrg"]
-        out[blk + "time_mix_lerp_fused.weight"] = np.stack(lerps)
-    return out
+MODEL6 = dict(version="6", L=3, C=64, N=16, F=160, V=300, ranks=(5, 7), dtype="f16")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rwkv6_as_the_gguf_package_reads_it(tmp_path, kind):
     gguf = pytest.importorskip("gguf")
-    weights = older_model("6", **MODEL6)
-    rwkv.convert(save(tmp_path / "a.pth", weights), tmp_path / "a.gguf", kind)
+    weights = model(**MODEL6).weights
+    rwkv.convert(model(**MODEL6).path("f32"), tmp_path / "a.gguf", kind)
     read = gguf.GGUFReader(tmp_path / "a.gguf")
-    expected = rwkv6_expected(weights)
+    expected = rwkv6_tensors(weights)
+    for i in range(MODEL6["L"]):  # as llama.cpp wants it
+        expected[f"blk.{i}.time_mix_first.weight"] = weights[f"blocks.{i}.att.time_faaaa"]
     assert {t.name for t in read.tensors} == set(expected)
     for tensor in read.tensors:
         values = np.ascontiguousarray(expected[tensor.name], np.float32)
@@ -133,16 +103,16 @@ def test_rwkv6_as_the_gguf_package_reads_it(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["f32", "f16"])
 def test_nothing_of_rwkv6_is_lost(tmp_path, kind):
-    source = save(tmp_path / "a.pth", older_model("6", **MODEL6))
+    source = model(**MODEL6).path("f32")
     rwkv.convert(source, tmp_path / "a.gguf", kind)
     assert run(tmp_path / "a.gguf") == run(source)
     rwkv.convert(tmp_path / "a.gguf", tmp_path / "b.gguf", kind)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("version", [version for version in VERSIONS if version != "6"])
+@pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2"])
 def test_versions_that_llama_cpp_does_not_know(tmp_path, version):
-    source = save(tmp_path / "a.pth", older_model(version))
+    source = model(**OLDER[version]).path("f32")
     with pytest.raises(rwkv.ModelFormatError, match=f"this is RWKV-{version}; .*safetensors"):
         rwkv.convert(source, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
@@ -155,8 +125,8 @@ def test_what_llama_cpp_takes_for_granted(tmp_path):
         f"blocks.1.att.w{n}": np.zeros(shape, np.float32) for n, shape in ((1, (64, 8)), (2, (8, 64)))
     }
     uneven = save(tmp_path / "a.pth", weights)
-    wide = save(tmp_path / "b.pth", older_model("6", C=48, A=64))
-    for source, message in ((uneven, r"blocks\.1\.att\.w1: expected the rank 5"), (wide, "48")):
+    wide = model(**OLDER["6"]).path("f32")
+    for source, message in ((uneven, r"blocks\.1\.att\.w1: expected the rank 5"), (wide, "35, .*45")):
         rwkv.Engine(source, "cpu fp32", threads=1)
         with pytest.raises(rwkv.ModelFormatError, match=message):
             rwkv.convert(source, tmp_path / "a.gguf")

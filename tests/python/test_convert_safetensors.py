@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from checkpoint_files import from_bf16
 from gguf_files import rwkv7_tensors, rwkv7_values, write_gguf
-from helpers import SMALL, TINY, bits, model, python, random_model, round_to, save
-from older_models import VERSIONS, older_model
+from helpers import OLDER, SMALL, TINY, bits, model, python, random_model, round_to, save
 
 import rwkv_engine as rwkv
 
-ALL = (*VERSIONS, "7")
+ALL = {**OLDER, "7": SMALL}
 
 
 def weights_of(version, dtype="f16"):
-    if version == "7":
-        return model(**SMALL, dtype=dtype).weights
-    return older_model(version, L=2, C=48, A=32, N=16, F=80, V=40, dtype=dtype)
+    return model(**ALL[version], dtype=dtype).weights
 
 
 def run(path):
@@ -88,7 +85,7 @@ def test_a_type_for_all(tmp_path, version, kind):
 
 @pytest.mark.parametrize("version", ["6", "7"])
 def test_gguf_becomes_official_again(tmp_path, version):
-    weights = model(**SMALL, dtype="f16").weights if version == "7" else older_model("6")
+    weights = model(version=version, L=2, C=64, N=16, V=50, dtype="f16").weights
     source = save(tmp_path / "a.pth", weights)
     rwkv.convert(source, tmp_path / "a.gguf", "f16")
     rwkv.convert(tmp_path / "a.gguf", tmp_path / "a.safetensors", "f32")

@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 from helpers import (
+    OLDER,
     SMALL,
     WIDE,
     bits,
@@ -27,6 +28,7 @@ SHAPES = {
     "small": SMALL,
     "wide": WIDE,
     "odd": dict(L=2, C=35, N=5, F=91, V=13, ranks=(3, 5, 7, 9)),
+    **{"rwkv-" + version: options for version, options in OLDER.items()},
 }
 
 

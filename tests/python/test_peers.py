@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import model, relative, save
-from older_models import older_model
+from helpers import model, relative
 
 import rwkv_engine as rwkv
 
@@ -17,15 +16,9 @@ LOSSLESS = ("f32", "f16")  # for these models; then the numbers are those of the
 
 
 @pytest.fixture(scope="module", params=["6", "7"])
-def checkpoint(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("peers")
-    seven = request.param == "7"
-    weights = (
-        model(**SHAPE, ranks=(32, 32, 32, 64)).weights
-        if seven
-        else older_model("6", **SHAPE, ranks=(32, 64))
-    )
-    return save(folder / f"v{request.param}.pth", weights)
+def checkpoint(request):
+    ranks = {"6": (32, 64), "7": (32, 32, 32, 64)}[request.param]
+    return model(version=request.param, ranks=ranks, **SHAPE).path("f32")
 
 
 def llama(path):

@@ -6,15 +6,7 @@ are (in, out).
 """
 
 import numpy as np
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def layer_norm(x, weight, bias, eps=1e-5):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias
+from common import layer_norm, sigmoid
 
 
 class State:
@@ -27,6 +19,9 @@ class State:
         self.att_shift = np.zeros((L, C))  # the layer norm's output at the previous token
         self.wkv = np.zeros((L, H, N, N))  # [value, key]
         self.ffn_shift = np.zeros((L, C))
+
+    def parts(self):
+        return {"att.shift": self.att_shift, "att.wkv": self.wkv, "ffn.shift": self.ffn_shift}
 
 
 def time_mix(x, i, p, state, v_first, product):
