@@ -117,6 +117,7 @@ Values values_of(const GgufModel& model, const Config& config, const Target& tar
   values.number(prefix + "context_length", kContext);
   values.number(prefix + "embedding_length", config.n_embd);
   values.number(prefix + "block_count", config.n_layer);
+  values.number(prefix + "vocab_size", config.n_vocab);  // what there is to know of a model without a vocabulary
   values.number(prefix + "feed_forward_length", config.n_ffn);
   values.number(prefix + "wkv.head_size", config.head_size);
   values.number(prefix + "attention.head_count", 0);  // asked for, not used

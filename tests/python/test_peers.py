@@ -51,6 +51,19 @@ def test_llama_cpp_computes_the_same(tmp_path, checkpoint, kind):
         assert relative(theirs[-1], engine.forward(tokens[-1:], state)) < TOLERANCES[kind]
 
 
+@pytest.mark.parametrize("version", ["6", "7"])
+def test_models_of_other_vocabularies(tmp_path, version):
+    """One that is not known to us is left out; the demo model's goes along."""
+    source = model(version=version, L=1, C=64, N=64, V=300, ranks=(32,) * (4 if version == "7" else 2)).path("f32")
+    for path, kind in ((source, "unknown"), ("demo", "own")):
+        rwkv.convert(path, tmp_path / f"{kind}.gguf", "f32")
+        engine, peer = rwkv.Engine(path, "cpu fp32", threads=2), llama(tmp_path / f"{kind}.gguf")
+        tokens = list(range(1, 60))
+        ours = engine.forward(tokens, engine.new_state(), output="all")
+        assert relative(logits_of(peer, tokens), ours) < 1e-3
+    assert peer.tokenize(b"def main(self):\n", False, False) == engine.tokenizer.encode("def main(self):\n")
+
+
 def test_llama_cpp_has_the_vocabulary(tmp_path, checkpoint):
     rwkv.convert(checkpoint, tmp_path / "a.gguf", "q8_0")
     peer, world = llama(tmp_path / "a.gguf"), rwkv.Tokenizer.world()
