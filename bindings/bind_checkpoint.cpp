@@ -1,8 +1,10 @@
 #include "bind.h"
 #include "core/checkpoint.h"
 #include "model/config.h"
+#include "model/encode.h"
 #include "model/gguf_write.h"
 #include "model/names.h"
+#include "model/safetensors_write.h"
 #include "model/state_layout.h"
 
 namespace {
@@ -10,7 +12,8 @@ namespace {
 using rwkv::Config;
 using rwkv::TensorInfo;
 
-// (container, configuration, bytes of a state, tensors) of a model file; reads no weights.
+// (container, configuration, bytes of a state, tensors) of a model file; reads no weights. A tensor is its name, type
+// and shape in the file, its bytes there and those of an element once read.
 py::tuple inspect(const py::bytes& path) {
   const std::string name = path;
   std::string container;
@@ -27,22 +30,38 @@ py::tuple inspect(const py::bytes& path) {
   for (const auto& part : rwkv::state_parts(config))
     state_floats += static_cast<size_t>(part.count()) * static_cast<size_t>(config.n_layer);
   py::list rows;
-  for (const TensorInfo& t : tensors)
-    rows.append(py::make_tuple(text_of(t.name), text_of(rwkv::name_of(t.dtype)), py::tuple(py::cast(t.shape)),
+  for (const TensorInfo& t : tensors) {
+    const rwkv::Encoding stored{t.dtype, t.blocks};
+    const auto type = t.blocks == rwkv::BlockType::none ? rwkv::name_of(t.dtype) : rwkv::name_of(t.blocks);
+    rows.append(py::make_tuple(text_of(t.name), text_of(type), py::tuple(py::cast(t.shape)), stored.bytes(t.count()),
                                rwkv::size_of(t.dtype)));
+  }
   return py::make_tuple(container, config, state_floats * sizeof(float), rows);
 }
 
-void write_gguf(const py::bytes& from, const py::bytes& to, const std::string& type,
-                const std::vector<std::string>& tokens, const py::object& progress) {
-  const std::string source = from, path = to;
+// Calls write(checkpoint, progress) without the GIL.
+template <class Write>
+void convert(const py::bytes& from, const py::object& progress, Write write) {
+  const std::string source = from;
   const auto report = progress_of(progress);
   const auto poll = signal_poll();
   const Unlocked unlocked;
-  rwkv::write_gguf(rwkv::Checkpoint::open(source), path, type, tokens, [&](int64_t done, int64_t total) {
+  write(rwkv::Checkpoint::open(source), [&](int64_t done, int64_t total) {
     if (poll) poll();
     if (report) report(done, total);
   });
+}
+
+void write_gguf(const py::bytes& from, const std::string& to, const std::string& type,
+                const std::vector<std::string>& tokens, const py::object& progress) {
+  convert(from, progress,
+          [&](const auto& file, const auto& report) { rwkv::write_gguf(file, to, type, tokens, report); });
+}
+
+void write_safetensors(const py::bytes& from, const std::string& to, const std::string& type,
+                       const py::object& progress) {
+  convert(from, progress,
+          [&](const auto& file, const auto& report) { rwkv::write_safetensors(file, to, type, report); });
 }
 
 }  // namespace
@@ -58,4 +77,8 @@ void bind_checkpoint(py::module_& m) {
       .def_readonly("n_vocab", &Config::n_vocab);
   m.def("inspect", inspect);
   m.def("write_gguf", write_gguf);
+  m.def("write_safetensors", write_safetensors);
+  m.def("write_file", [](const std::string& path, const std::string& data) {
+    rwkv::write_atomically(path, std::as_bytes(std::span(data)));
+  });
 }

@@ -162,9 +162,9 @@ constexpr Format kFormats[] = {{"none", 1, 1, nullptr},
                                {"q5_0", kSmall, 22, decode_q5_0},
                                {"q5_1", kSmall, 24, decode_q5_1},
                                {"q8_0", kSmall, 34, decode_q8_0, encode_q8_0},
-                               {"q4_k", kLarge, 144, decode_q4_k},
-                               {"q5_k", kLarge, 176, decode_q5_k},
-                               {"q6_k", kLarge, 210, decode_q6_k}};
+                               {"q4_K", kLarge, 144, decode_q4_k},
+                               {"q5_K", kLarge, 176, decode_q5_k},
+                               {"q6_K", kLarge, 210, decode_q6_k}};
 
 const Format& format_of(BlockType type) {
   RWKV_CHECK(Error, type != BlockType::none && size_t(type) < std::size(kFormats),

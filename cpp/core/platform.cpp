@@ -51,9 +51,9 @@ const char* kind_of(mode_t mode) {
 }
 
 // A new file beside `path` that vanishes again unless it is renamed.
-class TemporaryFile {
+class TemporaryFile final : public PieceWriter {
  public:
-  TemporaryFile(const std::string& path, const std::string& folder) {
+  TemporaryFile(const std::string& path, const std::string& folder) : path_(path) {
     static std::atomic<uint64_t> counter{0};
     for (int attempt = 0; attempt < 100; ++attempt) {
       name_ = join(folder, "/.rwkv-", process_id(), "-", counter.fetch_add(1), ".tmp");
@@ -68,12 +68,38 @@ class TemporaryFile {
     if (!renamed_) ::unlink(name_.c_str());
   }
 
-  int fd() const { return fd_; }
-  bool rename_to(const std::string& path) { return renamed_ = ::rename(name_.c_str(), path.c_str()) == 0; }
+  void append(std::span<const std::byte> bytes) override {
+    write_at(size_, bytes);
+    size_ += bytes.size();
+  }
+  void overwrite(uint64_t offset, std::span<const std::byte> bytes) override {
+    RWKV_CHECK(Error, offset <= size_ && bytes.size() <= size_ - offset, path_, ": expected to overwrite ",
+               bytes.size(), " bytes at byte ", offset, " of what was written, found ", size_);
+    write_at(offset, bytes);
+  }
+
+  // Once it is on the disk.
+  void rename() {
+    RWKV_CHECK(Error, retry([&] { return ::fsync(fd_); }) == 0, "cannot write ", path_, ": ", reason(errno));
+    renamed_ = ::rename(name_.c_str(), path_.c_str()) == 0;
+    RWKV_CHECK(Error, renamed_, "cannot write ", path_, ": cannot rename the new file: ", reason(errno));
+  }
 
  private:
+  void write_at(uint64_t offset, std::span<const std::byte> bytes) {
+    for (size_t done = 0; done < bytes.size();) {
+      const ssize_t wrote =
+          retry([&] { return ::pwrite(fd_, bytes.data() + done, bytes.size() - done, off_t(offset + done)); });
+      RWKV_CHECK(Error, wrote > 0, "cannot write ", path_, ": ", done, " of ", bytes.size(),
+                 " bytes were written: ", wrote < 0 ? reason(errno) : "the device took no more");
+      done += size_t(wrote);
+    }
+  }
+
+  const std::string path_;
   std::string name_;
   int fd_ = -1;
+  uint64_t size_ = 0;
   bool renamed_ = false;
 };
 
@@ -128,25 +154,17 @@ void File::read(uint64_t offset, void* dst, size_t bytes) const {
 }
 
 void write_atomically(const std::string& path, std::span<const std::byte> bytes) {
-  stream_atomically(path, [&](const PieceWriter& put) { put(bytes); });
+  stream_atomically(path, [&](PieceWriter& file) { file.append(bytes); });
 }
 
-void stream_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write) {
+void stream_atomically(const std::string& path, const std::function<void(PieceWriter&)>& write) {
   check_path(path);
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/." : path.substr(0, slash);
   {
     TemporaryFile file(path, folder);
-    write([&](std::span<const std::byte> bytes) {
-      for (size_t done = 0; done < bytes.size();) {
-        const ssize_t wrote = retry([&] { return ::write(file.fd(), bytes.data() + done, bytes.size() - done); });
-        RWKV_CHECK(Error, wrote > 0, "cannot write ", path, ": ", done, " of ", bytes.size(),
-                   " bytes were written: ", wrote < 0 ? reason(errno) : "the device took no more");
-        done += size_t(wrote);
-      }
-    });
-    RWKV_CHECK(Error, retry([&] { return ::fsync(file.fd()); }) == 0, "cannot write ", path, ": ", reason(errno));
-    RWKV_CHECK(Error, file.rename_to(path), "cannot write ", path, ": cannot rename the new file: ", reason(errno));
+    write(file);
+    file.rename();
   }
   // The new name itself survives a crash only once the folder is on the disk.
   const Descriptor parent(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));

@@ -28,9 +28,16 @@ class File {
 // Writes a new file beside `path`, syncs it, renames it over `path` and syncs the folder: a crash leaves the old
 // file or the new one, never a mixture.
 void write_atomically(const std::string& path, std::span<const std::byte> bytes);
-// For files that memory need not hold: `write` calls its argument with one piece after another.
-using PieceWriter = std::function<void(std::span<const std::byte>)>;
-void stream_atomically(const std::string& path, const std::function<void(const PieceWriter&)>& write);
+// For files that memory need not hold: `write` is given where the pieces go.
+class PieceWriter {
+ public:
+  virtual void append(std::span<const std::byte> bytes) = 0;
+  virtual void overwrite(uint64_t offset, std::span<const std::byte> bytes) = 0;  // of what has been appended
+
+ protected:
+  ~PieceWriter() = default;
+};
+void stream_atomically(const std::string& path, const std::function<void(PieceWriter&)>& write);
 
 // Anonymous memory, zeroed, 2 MiB aligned, huge pages asked for. Throws Error saying how much was wanted.
 std::shared_ptr<std::byte> map_pages(size_t bytes);

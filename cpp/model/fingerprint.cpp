@@ -10,6 +10,16 @@ int64_t Fingerprint::position(int64_t i, int64_t count) {
   return count / n * i + count % n * i / n;
 }
 
+void Fingerprint::take(std::vector<float>& samples, int64_t count, int64_t first, int64_t some, const void* data,
+                       DType dtype) {
+  while (int64_t(samples.size()) < Fingerprint::samples(count)) {
+    const int64_t at = position(int64_t(samples.size()), count);
+    if (at >= first + some) break;
+    to_f32(static_cast<const std::byte*>(data) + size_t(at - first) * size_of(dtype), dtype, 1,
+           &samples.emplace_back());
+  }
+}
+
 void Fingerprint::add(const std::string& name, const std::vector<int64_t>& shape, std::span<const float> samples) {
   // Dimensions of one say nothing: containers store (1, 1, C) and (C) for the same vector.
   std::vector<int64_t> squeezed;

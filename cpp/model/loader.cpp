@@ -43,15 +43,10 @@ const TensorInfo& Loader::find(const std::string& name, const std::vector<int64_
 }
 
 void Loader::read(const TensorInfo& t, int64_t first, int64_t count) {
-  const size_t element = size_of(t.dtype), bytes = size_t(count) * element;
+  const size_t bytes = size_t(count) * size_of(t.dtype);
   if (staging_.size() < bytes) staging_.resize(bytes);
   file_.read(t, first, count, staging_.data());
-  const int64_t n = Fingerprint::samples(t.count());
-  while (int64_t(samples_.size()) < n) {
-    const int64_t at = Fingerprint::position(int64_t(samples_.size()), t.count());
-    if (at >= first + count) break;
-    to_f32(staging_.data() + size_t(at - first) * element, t.dtype, 1, &samples_.emplace_back());
-  }
+  Fingerprint::take(samples_, t.count(), first, count, staging_.data(), t.dtype);
   bytes_read_ += int64_t(bytes);
   if (progress_) progress_(bytes_read_, bytes_total_);
 }
@@ -138,9 +133,7 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
   const auto mapping = file_.map(t);
   if (!mapping) return table(name, rows, cols);
   if (arena_->counting()) return {};
-  const size_t element = size_of(t.dtype);
-  for (int64_t i = 0; i < Fingerprint::samples(t.count()); ++i)
-    to_f32(mapping.get() + size_t(Fingerprint::position(i, t.count())) * element, t.dtype, 1, &samples_.emplace_back());
+  Fingerprint::take(samples_, t.count(), 0, t.count(), mapping.get(), t.dtype);
   finish(t);
   mappings_.push_back(mapping);
   return {const_cast<std::byte*>(mapping.get()), t.dtype, rows, cols, cols};
@@ -148,7 +141,7 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
 
 void Loader::check_all_used() const {
   for (const TensorInfo& t : file_.tensors())
-    RWKV_CHECK(ModelFormatError, used_.contains(t.name), file_.path(),
+    RWKV_CHECK(ModelFormatError, used_.contains(t.name) || skipped_.contains(t.name), file_.path(),
                ": expected only the tensors of this model, found ", shown(t.name), " ", shape_text(t.shape));
 }
 

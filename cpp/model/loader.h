@@ -43,11 +43,12 @@ class Loader {
   // The same, left in the file and mapped where it lies there row by row; keeps it so.
   Tensor mapped_table(const std::string& name, int64_t rows, int64_t cols);
   Tensor zeros(int64_t count) { return arena_->take(DType::f32, 1, count); }
-  void skip(const std::string& name) { used_.insert(name); }  // known, not used
+  void skip(const std::string& name) { skipped_.insert(name); }  // known, not used
 
   void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
   int64_t widest_table() const { return widest_table_; }
   int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
+  const std::set<std::string>& used() const { return used_; }
   const Fingerprint& fingerprint() const { return fingerprint_; }
   using Mappings = std::vector<std::shared_ptr<const std::byte>>;
   Mappings take_mappings() { return std::move(mappings_); }  // to be kept as long as the mapped tables are used
@@ -62,7 +63,7 @@ class Loader {
   Arena* arena_ = nullptr;
   Fingerprint fingerprint_;
   LoadProgress progress_;
-  std::set<std::string> used_;
+  std::set<std::string> used_, skipped_;
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   Mappings mappings_;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "core/text.h"
 #include "model/names.h"
 
 namespace rwkv {
@@ -88,12 +89,26 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->build(loader);
   model->mappings_ = loader.take_mappings();
   model->fingerprint_ = loader.fingerprint().hex(model->config_);
+  const auto said = file.metadata().find(kFingerprintKey);
+  RWKV_CHECK(ModelFormatError, said == file.metadata().end() || said->second == model->fingerprint_, file.path(),
+             ": expected the weights with the fingerprint that the file names, ", shown(said->second), ", found ",
+             model->fingerprint_, ": they are not those that were written");
   model->layout_ = StateLayout(state_parts(model->config_), model->config_.n_layer, *model->backend());
   model->panel_rows_ = rows_for(model->config_);
   // Scratch in proportion to the model, whatever its shape.
   while (model->panel_rows_ > 1 && model->scratch_bytes() > std::max(kLeastScratch, model->weight_bytes_))
     model->panel_rows_ /= 2;
   return model;
+}
+
+std::set<std::string> Model::check(const Checkpoint& file) {
+  Model model;
+  model.config_ = read_config(file);
+  model.stages_ = open_stages("cpu fp32", Format::f32, model.config_.n_layer, {.threads = 1});
+  Loader measure(file);
+  model.build(measure);
+  measure.check_all_used();
+  return measure.used();
 }
 
 void Model::build(Loader& loader) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <variant>
@@ -32,6 +33,9 @@ class Model {
 
   static std::shared_ptr<const Model> load(const Checkpoint& file, std::string_view strategy,
                                            const DeviceOptions& options, const LoadProgress& progress);
+  // The names of the tensors that a model of this file uses, all of them there and of the right shapes: what load
+  // checks before it reads the weights. `file` has the official names. Throws ModelFormatError.
+  static std::set<std::string> check(const Checkpoint& file);
 
   const Config& config() const { return config_; }
   const std::string& fingerprint() const { return fingerprint_; }

@@ -37,27 +37,30 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
         "path": os.fsdecode(path),
         "container": container,
         **asdict(config),
-        "parameters": sum(math.prod(shape) for _, _, shape, _ in listed),
-        "bytes": sum(math.prod(shape) * size for _, _, shape, size in listed),
+        "parameters": sum(math.prod(shape) for _, _, shape, _, _ in listed),
+        "bytes": sum(size for _, _, _, size, _ in listed),
         "state_bytes": state_bytes,
         "memory_bytes": {
             strategy: sum(
-                math.prod(shape) * _bytes_in_memory(name, shape, size, matrix)
-                for name, _, shape, size in listed
+                math.prod(shape) * _bytes_in_memory(name, shape, element, matrix)
+                for name, _, shape, _, element in listed
             )
             for strategy, matrix in _MATRIX_BYTES.items()
         },
     }
     if tensors:
         found["tensors"] = [
-            {"name": name, "dtype": dtype, "shape": list(shape)} for name, dtype, shape, _ in listed
+            {"name": name, "dtype": dtype, "shape": list(shape), "bytes": size}
+            for name, dtype, shape, size, _ in listed
         ]
     return found
 
 
-def _bytes_in_memory(name: str, shape: tuple[int, ...], in_file: int, matrix: int) -> int:
+def _bytes_in_memory(name: str, shape: tuple[int, ...], element: int, matrix: int) -> int:
     if name == "emb.weight":
-        return in_file
+        return element
+    if name.endswith(".s_emb.weight"):  # stays in the file
+        return 0
     return matrix if sum(size > 1 for size in shape) == 2 else 4
 
 

@@ -127,6 +127,19 @@ TEST(files_are_replaced_whole_or_not_at_all) {
   CHECK(content(path) == "second" && folder.files() == 3);
 }
 
+TEST(what_was_written_can_be_written_over) {
+  const Folder folder;
+  stream_atomically(folder / "a", [](PieceWriter& out) {
+    out.append(bytes_of("header, "));
+    out.append(bytes_of("data"));
+    out.overwrite(2, bytes_of("AD"));
+    out.append(bytes_of("."));
+    CHECK_THROWS(out.overwrite(12, bytes_of("xx")), Error, "2 bytes at byte 12 of what was written, found 13");
+    CHECK_THROWS(out.overwrite(UINT64_MAX, bytes_of("x")), Error, "found 13");
+  });
+  CHECK(content(folder / "a") == "heADer, data.");
+}
+
 TEST(pages_are_aligned_zeroed_and_refused_by_size) {
   for (const size_t size : {size_t(1), size_t(1) << 21, (size_t(5) << 20) + 3}) {
     const auto pages = map_pages(size);

@@ -98,6 +98,73 @@ TEST(a_lerp_of_its_own_for_every_token_and_a_shift_that_waits) {
   }
 }
 
+TEST(small_matrices_of_tokens_and_a_gate_before_an_operand) {
+  constexpr int kV = 9, kD = 5, kF = 37;
+  std::vector<float> expected;
+  for (int threads : {1, 2, 3}) {
+    Device d(threads);
+    std::vector<uint16_t> halves(kV * kD * kD);
+    for (uint16_t& h : halves) h = f32_to_bf16(std::normal_distribution<float>(0, 1)(d.random));
+    const Tensor table{halves.data(), DType::bf16, kV, kD * kD, kD * kD};
+    const Tensor base = d.tensor(kRows, kD * kD), z = d.tensor(kRows, kD), bias = d.tensor(1, kF);
+    const Tensor gate = d.tensor(kRows, kF), slots = d.tensor(3, kC);
+    Sequences sequences(slots);
+    for (int i = 0; i < kRows; i++) sequences.token[size_t(i)] = i * 5 % kV;
+    const Operand y = d.operand(kRows, kD);
+    d.backend->deep_embed({table, base, z, bias}, sequences, y, gate);
+    const Tensor found = d.unpack(y);
+    for (int i = 0; i < kRows; i++) {
+      const uint16_t* row = &halves[size_t(i * 5 % kV * kD * kD)];
+      for (int j = 0; j < kD; j++) {
+        double sum = 0;
+        for (int k = 0; k < kD; k++) {
+          float stored;
+          to_f32(row + k * kD + j, DType::bf16, 1, &stored);
+          sum += double(z.row(i)[k]) * (double(stored) + double(base.row(i)[k * kD + j]));
+        }
+        CHECK(std::fabs(double(found.row(i)[j]) - sum) < 1e-5);
+      }
+      for (int j = 0; j < kF; j++) CHECK(gate.row(i)[j] == bias.row(0)[j]);
+    }
+
+    // relu^2 of a product, times the gate, as the next operand
+    const Linear w{d.arena.take(d.backend->linear_bytes(Format::f32, kF, kD)), Format::f32, kF, kD};
+    const Tensor weights = d.tensor(kF, kD);
+    std::vector<float> dense;
+    for (int i = 0; i < kF; i++) dense.insert(dense.end(), weights.row(i), weights.row(i) + kD);
+    d.backend->pack(w, 0, kF, dense.data(), DType::f32);
+    const Tensor partial = d.tensor(kRows, kF), factors = d.tensor(kRows, kF);
+    const Operand out = d.operand(kRows, kF);
+    const LinearJob job[] = {{y, w, partial, Act::relu2, out, {}, factors}};
+    d.backend->linear(job);
+    const Tensor gated = d.unpack(out);
+    for (int i = 0; i < kRows; i++)
+      for (int j = 0; j < kF; j++) {
+        double sum = 0;
+        for (int k = 0; k < kD; k++) sum += double(found.row(i)[k]) * double(dense[size_t(j * kD + k)]);
+        const double relu = std::fmax(sum, 0);
+        CHECK(std::fabs(double(gated.row(i)[j]) - relu * relu * double(factors.row(i)[j])) <
+              1e-5 * (1 + std::fabs(sum * sum)));
+      }
+    const std::vector<float> all = values(gated);
+    if (expected.empty()) expected = all;
+    CHECK(all == expected);
+  }
+}
+
+TEST(an_embedding_as_rows_and_as_an_operand) {
+  Device d;
+  const Tensor table = d.tensor(9, kC), slots = d.tensor(3, kC), x = d.tensor(kRows, kC), y = d.tensor(kRows, kC);
+  const Norm norm{d.tensor(1, kC, 0.1f, 1), d.tensor(1, kC)};
+  Sequences sequences(slots);
+  for (int i = 0; i < kRows; i++) sequences.token[size_t(i)] = i * 5 % 9;
+  const Operand both = d.operand(kRows, kC), alone = d.operand(kRows, kC);
+  d.backend->embed(table, norm, sequences, x);
+  d.backend->embed(table, norm, sequences, y, both);
+  d.backend->embed(table, norm, sequences, {}, alone);
+  CHECK(values(x) == values(y) && values(d.unpack(both)) == values(x) && values(d.unpack(alone)) == values(x));
+}
+
 TEST(wkv4_finds_its_state_and_channels_for_any_number_of_threads) {
   constexpr int kA = 75;  // two whole groups of channels and a part of one
   std::vector<float> expected;

@@ -15,13 +15,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow")
+    parser.addoption("--peers", action="store_true", help="run those with other engines")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--run-slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow; --run-slow runs it"))
+    for mark, option in {"slow": "--run-slow", "peers": "--peers"}.items():
+        if not config.getoption(option):
+            for item in items:
+                if mark in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason=f"{mark}; {option} runs it"))
 
 
 def find_tool(name):

@@ -206,7 +206,7 @@ def assert_one_sentence(status, errors, word):
     "arguments, word",
     [
         (("--model", "absent.pth"), "absent.pth"),
-        (("--model", "."), "directory"),
+        (("--model", "."), "folder with a model"),
         (("--model", ""), "path"),
         (("--model", "hf:owner/repo/file"), "hf:owner/repo/file"),
         (("--model", __file__), "test_cli.py"),
@@ -282,7 +282,8 @@ def test_inspect_agrees_with_the_engine():
     assert found["parameters"] == sum(math.prod(t["shape"]) for t in found["tensors"])
     assert found["bytes"] == 2 * found["parameters"]
     assert found["state_bytes"] == engine.new_state().nbytes
-    assert {"name": "emb.weight", "dtype": "bf16", "shape": [1024, 128]} in found["tensors"]
+    emb = {"name": "emb.weight", "dtype": "bf16", "shape": [1024, 128], "bytes": 1024 * 128 * 2}
+    assert emb in found["tensors"]
 
 
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16"])

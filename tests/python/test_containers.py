@@ -112,6 +112,19 @@ def test_the_same_bits_as_the_pth(tmp_path, file, strategy):
     assert run(write(tmp_path, weights_of(options)), strategy) == expected(options, strategy)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "gguf"])
+@pytest.mark.parametrize("file", FILES)
+def test_the_same_bits_once_converted(tmp_path, file, suffix):
+    options, write = FILES[file]
+    if suffix == "gguf" and file[0] not in "67":
+        pytest.skip("llama.cpp runs RWKV-6 and 7")
+    rwkv.convert(write(tmp_path, weights_of(options)), tmp_path / f"out.{suffix}", "f32")
+    assert run(tmp_path / f"out.{suffix}") == expected(options)
+    if suffix == "safetensors":
+        shapes = {t["name"]: t["shape"] for t in inspect(tmp_path / "out.safetensors", True)["tensors"]}
+        assert shapes == {name: list(t.shape) for name, t in weights_of(options).items()}
+
+
 def test_the_st_file_of_5_1_gives_the_same_logits(tmp_path):
     """Its converter repeats a head's decay for every channel: the file is one of 5.2."""
     weights = weights_of(older("5.1"))

@@ -5,10 +5,19 @@ import sys
 
 import numpy as np
 import pytest
-from gguf_files import WORDS, rwkv7_tensors, with_vocabulary
-from helpers import TINY, bits, model, save
+from gguf_files import (
+    WORDS,
+    Raw,
+    rwkv6_tensors,
+    rwkv7_tensors,
+    rwkv7_values,
+    with_vocabulary,
+    write_gguf,
+)
+from helpers import OLDER, TINY, WIDE, bits, model, save
 
 import rwkv_engine as rwkv
+from rwkv_engine.inspection import inspect, report
 
 MODEL = dict(L=2, C=64, N=16, F=160, V=300, ranks=(5, 6, 7, 9), dtype="f16")
 KINDS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -66,6 +75,63 @@ def test_what_the_gguf_package_reads(tmp_path, kind):
     assert [fields[f"rwkv7.attention.{name}_lora_rank"] for name in names] == [5, 6, 7, 9]
 
 
+MODEL6 = dict(version="6", L=3, C=64, N=16, F=160, V=300, ranks=(5, 7), dtype="f16")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rwkv6_as_the_gguf_package_reads_it(tmp_path, kind):
+    gguf = pytest.importorskip("gguf")
+    weights = model(**MODEL6).weights
+    rwkv.convert(model(**MODEL6).path("f32"), tmp_path / "a.gguf", kind)
+    read = gguf.GGUFReader(tmp_path / "a.gguf")
+    expected = rwkv6_tensors(weights)
+    for i in range(MODEL6["L"]):  # as llama.cpp wants it
+        expected[f"blk.{i}.time_mix_first.weight"] = weights[f"blocks.{i}.att.time_faaaa"]
+    assert {t.name for t in read.tensors} == set(expected)
+    for tensor in read.tensors:
+        values = np.ascontiguousarray(expected[tensor.name], np.float32)
+        assert tuple(tensor.shape) == values.shape[::-1], tensor.name
+        small = values.ndim != 2 or tensor.name.removesuffix(".weight").endswith(("1", "2", "first"))
+        wanted = gguf.GGMLQuantizationType["F32" if small else KINDS[kind]]
+        assert tensor.tensor_type == wanted, tensor.name
+        assert tensor.data.tobytes() == gguf.quantize(values, wanted).tobytes(), tensor.name
+    fields = {key: field.contents() for key, field in read.fields.items()}
+    assert fields["general.architecture"] == "rwkv6"
+    sizes = ("block_count", "embedding_length", "feed_forward_length", "wkv.head_size", "time_mix_extra_dim", "time_decay_extra_dim", "rescale_every_n_layers")
+    assert [fields[f"rwkv6.{name}"] for name in sizes] == [3, 64, 160, 16, 5, 7, 0]
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_nothing_of_rwkv6_is_lost(tmp_path, kind):
+    source = model(**MODEL6).path("f32")
+    rwkv.convert(source, tmp_path / "a.gguf", kind)
+    assert run(tmp_path / "a.gguf") == run(source)
+    rwkv.convert(tmp_path / "a.gguf", tmp_path / "b.gguf", kind)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2"])
+def test_versions_that_llama_cpp_does_not_know(tmp_path, version):
+    source = model(**OLDER[version]).path("f32")
+    with pytest.raises(rwkv.ModelFormatError, match=f"this is RWKV-{version}; .*safetensors"):
+        rwkv.convert(source, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_what_llama_cpp_takes_for_granted(tmp_path):
+    """One rank for all layers, and as many channels in the recurrence as in the embedding."""
+    weights = model(**MODEL).weights
+    weights = weights | {
+        f"blocks.1.att.w{n}": np.zeros(shape, np.float32) for n, shape in ((1, (64, 8)), (2, (8, 64)))
+    }
+    uneven = save(tmp_path / "a.pth", weights)
+    wide = model(**OLDER["6"]).path("f32")
+    for source, message in ((uneven, r"blocks\.1\.att\.w1: expected the rank 5"), (wide, "35, .*45")):
+        rwkv.Engine(source, "cpu fp32", threads=1)
+        with pytest.raises(rwkv.ModelFormatError, match=message):
+            rwkv.convert(source, tmp_path / "a.gguf")
+
+
 def test_rows_that_are_no_whole_blocks_become_f16(tmp_path):
     rwkv.convert(model(**TINY).path("f32"), tmp_path / "a.gguf", "q8_0")
     found = rwkv.Engine(tmp_path / "a.gguf", "cpu fp32", threads=1)
@@ -93,6 +159,34 @@ def test_the_world_vocabulary_as_llama_cpp_writes_it(tmp_path):
         written = texts[id].encode().decode("unicode_escape").encode("latin-1")
         assert written == world.decode_bytes([id]) and types[id] == 1
     assert set(types[world.vocab_size :]) == {5}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspect_shows_what_is_in_the_file(tmp_path, kind):
+    path = tmp_path / "a.gguf"
+    shape = dict(L=1, C=256, N=64, F=512, V=1024, ranks=(32, 32, 32, 64))  # not padded in memory
+    rwkv.convert(model(**shape).path("f32"), path, kind)
+    found = inspect(path, tensors=True)
+    tensors = {t["name"]: t for t in found["tensors"]}
+    block = {"q8_0": 34 / 32, "q4_0": 18 / 32, "f32": 4}.get(kind, 2)
+    assert tensors["emb.weight"]["dtype"] == tensors["head.weight"]["dtype"] == kind
+    assert tensors["emb.weight"]["bytes"] == 1024 * 256 * block
+    lerp = tensors["blocks.0.att.x_w"]
+    assert lerp == {"name": lerp["name"], "dtype": "f32", "shape": [1, 1, 256], "bytes": 1024}
+    assert found["bytes"] == sum(t["bytes"] for t in tensors.values())
+    filled = (2 * 32 + 1) * 256 * 4  # what llama.cpp wants in the first layer and nobody uses
+    assert filled < path.stat().st_size - found["bytes"] < filled + 5000
+    loaded = rwkv.Engine(path, "cpu fp32", threads=1)
+    assert abs(found["memory_bytes"]["cpu fp32"] / loaded._core.weight_bytes - 1) < 0.01
+    assert f"emb.weight  {kind}  (1024, 256)" in report(found)
+
+
+def test_inspect_names_types_that_only_others_write(tmp_path):
+    tensors = rwkv7_tensors(model(**WIDE).weights)
+    tensors["output.weight"] = Raw("q4_k", (100, 256), bytes(100 * 144))
+    path = write_gguf(tmp_path / "a.gguf", rwkv7_values(model(**WIDE).weights), tensors)
+    (head,) = (t for t in inspect(path, tensors=True)["tensors"] if t["name"] == "head.weight")
+    assert head == {"name": "head.weight", "dtype": "q4_K", "shape": [100, 256], "bytes": 14400}
 
 
 def test_progress_and_refusals(tmp_path):
