@@ -47,9 +47,8 @@ class Engine(GenerationMixin):
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     tokenizer : path or Tokenizer, optional
-        A World vocabulary or a JSON file of the `tokenizers` package. By default the one that comes
-        with the model, in its GGUF file or in its folder; else the World vocabulary for a model
-        with 65,536 token ids.
+        A World vocabulary or a JSON file of the `tokenizers` package. By default the model's own,
+        from its GGUF file or folder; else, for 65,536 token ids, the World vocabulary.
     progress : callable, optional
         Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading. If there
         is something to download, it is first called so for that.
@@ -86,9 +85,8 @@ class Engine(GenerationMixin):
         self._core = _core.Engine.open(path, words, count, progress)
         self._name = model_name(model)
         self._config = Config._of(self._core.config)
-        self._tokenizer = tokenizer_for(
-            model if model == DEMO else path, tokenizer, self._config.n_vocab
-        )
+        named = model if model == DEMO else path
+        self._tokenizer = tokenizer_for(named, tokenizer, self._config.n_vocab)
 
     @property
     def name(self) -> str:
