@@ -16,7 +16,7 @@ struct Shape {
   rwkv::DType dtype = rwkv::DType::f32;
   std::string version = "7";
 };
-inline const char* const kVersions[] = {"4", "5.0", "5.1", "5.2", "6", "7"};
+inline const char* const kVersions[] = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
 
 class Model {
  public:
@@ -30,7 +30,7 @@ class Model {
       for (const char* q : {"receptance", "key", "value", "output"}) add(att + q + ".weight", {c, c}, 0.8f / float(c));
       add(ffn + "key.weight", {f, c}, 0.2f), add(ffn + "value.weight", {c, f}, 0.1f);
       if (s.version != "4") norm(att + "ln_x", c);
-      s.version == "7" ? rwkv7(i, att, ffn, c) : older(att, ffn, c);
+      s.version.starts_with("7") ? rwkv7(i, att, ffn, c) : older(att, ffn, c);
     }
     add("head.weight", {s.vocab, c}, 0.4f);
   }
@@ -71,6 +71,10 @@ class Model {
     add(att + "k_k", {1, 1, c}, 0.1f, 0.85f), add(att + "k_a", {1, 1, c}, 0.1f, 1);
     add(att + "r_k", {s.heads, s.head_size}, 0.1f);
     add(ffn + "x_k", {1, 1, c}, 0.3f, 0.5f);
+    if (s.version != "7a") return;
+    add(ffn + "s_emb.weight", {s.vocab, s.rank * s.rank}, 0.5f),
+        add(ffn + "s_emb_x.weight", {s.rank * s.rank, c}, 0.2f);
+    add(ffn + "s0", {1, 1, s.ffn}, 0.1f, 1), add(ffn + "s1", {c, s.rank}, 0.2f), add(ffn + "s2", {s.rank, s.ffn}, 0.1f);
   }
   void older(const std::string& att, const std::string& ffn, int64_t c) {
     const Shape& s = shape_;
