@@ -79,6 +79,6 @@ void bind_checkpoint(py::module_& m) {
   m.def("write_gguf", write_gguf);
   m.def("write_safetensors", write_safetensors);
   m.def("write_file", [](const std::string& path, const std::string& data) {
-    rwkv::write_atomically(path, std::as_bytes(std::span(data)));
+    rwkv::write_atomically(path, rwkv::Access::usual, std::as_bytes(std::span(data)));
   });
 }

@@ -11,6 +11,7 @@ namespace rwkv {
 // Far above any model, far below what would hurt: a hostile file cannot make its index much larger than itself.
 inline constexpr size_t kMaxTensors = 100'000;
 inline constexpr size_t kMaxRank = 8;
+inline constexpr size_t kMaxName = 1024;  // bytes
 
 inline std::optional<uint64_t> checked_product(uint64_t a, uint64_t b) {
   if (a != 0 && b > std::numeric_limits<uint64_t>::max() / a) return std::nullopt;

@@ -123,6 +123,7 @@ Checkpoint Checkpoint::open_folder(const std::string& path) {
                " in ", index.files[file], ", as the index says, found ",
                found == where.end() ? "it nowhere" : join("it in ", index.files[found->second]));
   }
+  metadata.merge(read_folder_config(path));
   return Checkpoint(path, std::move(files), std::move(container), std::move(tensors), std::move(metadata));
 }
 

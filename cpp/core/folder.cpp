@@ -28,12 +28,16 @@ bool is_plain_name(std::string_view name) {
   return !name.empty() && name.front() != '.' && name.find_first_of(std::string_view("/\\\0", 3)) == name.npos;
 }
 
-FolderIndex read_index(const std::string& path) try {
+std::string read_text(const std::string& path) {
   const File file(path);
   RWKV_CHECK(ModelFormatError, file.size() <= kMaxIndex, "expected at most ", kMaxIndex, " bytes, found ", file.size());
   std::string text(size_t(file.size()), '\0');
   file.read(0, text.data(), text.size());
+  return text;
+}
 
+FolderIndex read_index(const std::string& path) try {
+  const std::string text = read_text(path);
   FolderIndex index;
   std::map<std::string, size_t> numbers;
   bool found = false;
@@ -85,6 +89,24 @@ bool is_folder(const std::string& path) {
 bool is_file(const std::string& path) {
   std::error_code ignored;
   return path.find('\0') == path.npos && fs::is_regular_file(path, ignored);
+}
+
+std::map<std::string, std::string> read_folder_config(const std::string& folder) {
+  std::map<std::string, std::string> found;
+  const std::string path = folder + "/config.json";
+  if (!is_file(path)) return found;
+  try {
+    const std::string text = read_text(path);
+    JsonReader json(text);
+    json.object([&](std::string&& key) {
+      std::string value = json.plain();
+      if (!value.empty() && key.size() <= kMaxName) found.emplace(kFolderConfig + key, std::move(value));
+    });
+    json.finish();
+  } catch (const ModelFormatError& error) {
+    throw ModelFormatError(join(path, ": ", error.what()));
+  }
+  return found;
 }
 
 FolderIndex find_model(const std::string& folder) {

@@ -12,6 +12,10 @@ struct FolderIndex {
   std::map<std::string, size_t> tensors;  // which file has a tensor, where the folder has an index that says so
 };
 
+// The numbers, booleans and nulls of the folder's config.json as text, each key behind this word.
+inline constexpr const char* kFolderConfig = "config.json: ";
+std::map<std::string, std::string> read_folder_config(const std::string& folder);  // empty where there is none
+
 bool is_folder(const std::string& path);
 bool is_file(const std::string& path);  // a regular one
 

@@ -106,6 +106,14 @@ void JsonReader::array(const std::function<void()>& item) {
   expect(']', "',' or ']'");
 }
 
+std::string JsonReader::plain() {
+  blank();
+  const size_t start = at_;
+  const char c = peek();
+  skip();
+  return c == '"' || c == '{' || c == '[' ? "" : std::string(text_.substr(start, at_ - start));
+}
+
 uint32_t JsonReader::hex4() {
   uint32_t value = 0;
   for (int i = 0; i < 4; ++i, ++at_) {

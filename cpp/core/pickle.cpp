@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <set>
 
 #include "core/bounds.h"
 #include "core/error.h"
@@ -31,6 +32,8 @@ struct DictEntry {
   uint32_t next;
 };
 constexpr uint32_t kNoEntry = UINT32_MAX;
+
+constexpr size_t kMaxStorageKey = 64;  // bytes; it is a number
 
 // The `rwkv` package writes it into files that it has packed for one strategy.
 constexpr std::string_view kConverted = "_strategy";
@@ -402,6 +405,8 @@ std::vector<PickledTensor> Machine::tensors(Ref dict) const {
     }
   }
   std::vector<PickledTensor> found;
+  // A name or key may be recalled from few bytes: each is looked at before it is copied.
+  std::set<std::string_view> names;
   for (uint64_t i = nodes_[dict].value; i != kNoEntry; i = entries_[size_t(i)].next) {
     const DictEntry& entry = entries_[size_t(i)];
     RWKV_CHECK(ModelFormatError, !is(entry.value, Kind::text),
@@ -410,14 +415,21 @@ std::vector<PickledTensor> Machine::tensors(Ref dict) const {
     if (!is(entry.value, Kind::tensor)) continue;
     RWKV_CHECK(ModelFormatError, found.size() < kMaxTensors, "expected at most ", kMaxTensors, " tensors, found more");
     const std::string_view name = text_of(entry.key);
+    RWKV_CHECK(ModelFormatError, name.size() <= kMaxName, shown(name), ": expected a name of at most ", kMaxName,
+               " bytes, found ", name.size());
+    RWKV_CHECK(ModelFormatError, names.insert(name).second, "expected different tensor names, found ", shown(name),
+               " twice");
     const auto arguments = Ref(nodes_[entry.value].value);
     const Ref storage = item(arguments, 0);
     RWKV_CHECK(ModelFormatError, is(storage, Kind::storage), shown(name), ": expected a tensor made of a storage");
     const auto id = Ref(nodes_[storage].value);
     PickledTensor tensor;
+    const std::string_view key = text_of(item(id, 2));
+    RWKV_CHECK(ModelFormatError, key.size() <= kMaxStorageKey, shown(name), ": expected a storage's key of at most ",
+               kMaxStorageKey, " bytes, found ", key.size());
     tensor.name = name;
     tensor.dtype = nodes_[item(id, 1)].dtype;
-    tensor.storage = text_of(item(id, 2));
+    tensor.storage = key;
     tensor.storage_elements = natural(item(id, 4), name, "a storage's size");
     tensor.storage_offset = natural(item(arguments, 1), name, "a storage offset");
     tensor.shape = integers(item(arguments, 2), name, "a shape");

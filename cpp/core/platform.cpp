@@ -53,11 +53,12 @@ const char* kind_of(mode_t mode) {
 // A new file beside `path` that vanishes again unless it is renamed.
 class TemporaryFile final : public PieceWriter {
  public:
-  TemporaryFile(const std::string& path, const std::string& folder) : path_(path) {
+  TemporaryFile(const std::string& path, const std::string& folder, Access access) : path_(path) {
+    const mode_t mode = access == Access::owner ? 0600 : 0666;
     static std::atomic<uint64_t> counter{0};
     for (int attempt = 0; attempt < 100; ++attempt) {
       name_ = join(folder, "/.rwkv-", process_id(), "-", counter.fetch_add(1), ".tmp");
-      fd_ = retry([&] { return ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600); });
+      fd_ = retry([&] { return ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode); });
       if (fd_ >= 0 || errno != EEXIST) break;
     }
     RWKV_CHECK(Error, fd_ >= 0, "cannot write ", path, ": cannot create a file in ", folder, ": ", reason(errno));
@@ -153,16 +154,16 @@ void File::read(uint64_t offset, void* dst, size_t bytes) const {
   }
 }
 
-void write_atomically(const std::string& path, std::span<const std::byte> bytes) {
-  stream_atomically(path, [&](PieceWriter& file) { file.append(bytes); });
+void write_atomically(const std::string& path, Access access, std::span<const std::byte> bytes) {
+  stream_atomically(path, access, [&](PieceWriter& file) { file.append(bytes); });
 }
 
-void stream_atomically(const std::string& path, const std::function<void(PieceWriter&)>& write) {
+void stream_atomically(const std::string& path, Access access, const std::function<void(PieceWriter&)>& write) {
   check_path(path);
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : slash == 0 ? "/." : path.substr(0, slash);
   {
-    TemporaryFile file(path, folder);
+    TemporaryFile file(path, folder, access);
     write(file);
     file.rename();
   }

@@ -27,7 +27,8 @@ class File {
 
 // Writes a new file beside `path`, syncs it, renames it over `path` and syncs the folder: a crash leaves the old
 // file or the new one, never a mixture.
-void write_atomically(const std::string& path, std::span<const std::byte> bytes);
+enum class Access { owner, usual };  // who may read it: the owner alone, or whoever may read new files
+void write_atomically(const std::string& path, Access access, std::span<const std::byte> bytes);
 // For files that memory need not hold: `write` is given where the pieces go.
 class PieceWriter {
  public:
@@ -37,7 +38,7 @@ class PieceWriter {
  protected:
   ~PieceWriter() = default;
 };
-void stream_atomically(const std::string& path, const std::function<void(PieceWriter&)>& write);
+void stream_atomically(const std::string& path, Access access, const std::function<void(PieceWriter&)>& write);
 
 // Anonymous memory, zeroed, 2 MiB aligned, huge pages asked for. Throws Error saying how much was wanted.
 std::shared_ptr<std::byte> map_pages(size_t bytes);

@@ -105,13 +105,6 @@ std::vector<TensorInfo> read_pth_index(const File& file) {
   std::vector<PickledTensor> pickled = read_pickled_state_dict(read_entry(file, pickle, kMaxPickle));
   RWKV_CHECK(ModelFormatError, !pickled.empty(), "expected a dict of tensors in data.pkl, found no tensor in it");
 
-  std::vector<std::string_view> names;
-  for (const PickledTensor& tensor : pickled) names.push_back(tensor.name);
-  std::sort(names.begin(), names.end());
-  const auto twice = std::adjacent_find(names.begin(), names.end());
-  RWKV_CHECK(ModelFormatError, twice == names.end(), "expected different tensor names, found ", shown(*twice),
-             " twice");
-
   uint64_t budget = checked_product(file.size(), kMaxSharing).value_or(UINT64_MAX);
   std::vector<TensorInfo> tensors;
   for (PickledTensor& tensor : pickled) tensors.push_back(locate(std::move(tensor), root, entries, budget));

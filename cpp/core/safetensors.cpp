@@ -57,6 +57,8 @@ std::vector<int64_t> read_shape(JsonReader& json, std::string_view tensor) {
 }
 
 Entry read_entry(JsonReader& json, std::string name) {
+  RWKV_CHECK(ModelFormatError, name.size() <= kMaxName, shown(name), ": expected a name of at most ", kMaxName,
+             " bytes, found ", name.size());
   Entry entry;
   std::string dtype;
   std::vector<uint64_t> range;

@@ -91,7 +91,9 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
                                         std::move(view.info.sampler)});
 }
 
-void Engine::save(const State& state, const std::string& path) { write_atomically(path, to_bytes(state)); }
+void Engine::save(const State& state, const std::string& path) {
+  write_atomically(path, Access::owner, to_bytes(state));
+}
 
 std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights) {
   const File file(path);

@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/text.h"
+#include "model/declared.h"
 
 namespace rwkv {
 
@@ -87,7 +89,7 @@ Config read_config(const Checkpoint& file) {
              "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6, 7 and 7a");
   const TensorInfo* tuned = ending(file, ".att.time_state");
   RWKV_CHECK(ModelFormatError, !tuned, file.path(), ": expected a model without tuned initial states, found ",
-             tuned->name);
+             shown(tuned->name));
 
   const std::string att = "blocks.0.att.", key_name = att + "key.weight";
   Config c;
@@ -112,6 +114,7 @@ Config read_config(const Checkpoint& file) {
   RWKV_CHECK(ModelFormatError, c.head_size <= kMaxHeadSize, file.path(), ": ", heads,
              ": expected a head size of at most ", kMaxHeadSize, ", found ", c.head_size);
   while (file.find(join("blocks.", c.n_layer, seven ? ".att.r_k" : ".att.key.weight"))) c.n_layer++;
+  check_declared(file, c);
   return c;
 }
 

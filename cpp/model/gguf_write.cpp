@@ -167,7 +167,7 @@ void write_gguf(const Checkpoint& opened, const std::string& path, std::string_v
   const std::string header = header_of(model, values_of(model, config, large, tokens), large);
   int64_t total = 0, done = 0;
   for (const GgufTensor& tensor : model.tensors) total += int64_t(bytes_of(tensor, large));
-  stream_atomically(path, [&](PieceWriter& out) {
+  stream_atomically(path, Access::usual, [&](PieceWriter& out) {
     const PutBytes put = [&](std::span<const std::byte> bytes) {
       out.append(bytes);
       done += int64_t(bytes.size());

@@ -134,7 +134,8 @@ const Rename* find_beginning(std::span<const Rename> table, std::string_view nam
 // (5 D, C) there, (C, 5 D) here.
 void add_low_rank_in(Views& views, const TensorInfo& t, std::string name) {
   const auto count = int64_t(kOfficialOrder6.size());
-  views.expect(t.shape.size() == 2 && t.shape[0] % count == 0, t, "a matrix of five parts, one below the other");
+  views.expect(t.shape.size() == 2 && t.count() > 0 && t.shape[0] % count == 0, t,
+               "a matrix of five parts, one below the other");
   const int64_t rank = t.shape[0] / count, channels = t.shape[1];
   const size_t width = size_of(t.dtype);
   TensorInfo& joined = views.transposed(t, std::move(name));
@@ -150,7 +151,8 @@ void add_low_rank_in(Views& views, const TensorInfo& t, std::string name) {
 // (C, 5 D) there, (5, D, C) here.
 void add_low_rank_out(Views& views, const TensorInfo& t, std::string name) {
   const auto count = int64_t(kOfficialOrder6.size());
-  views.expect(t.shape.size() == 2 && t.shape[1] % count == 0, t, "a matrix of five parts side by side");
+  views.expect(t.shape.size() == 2 && t.count() > 0 && t.shape[1] % count == 0, t,
+               "a matrix of five parts side by side");
   const int64_t rank = t.shape[1] / count, channels = t.shape[0];
   const size_t width = size_of(t.dtype);
   TensorInfo& joined = views.same(t, std::move(name));

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "model/fingerprint.h"
 #include "model/gguf_names.h"
 #include "model/hub_names.h"
 #include "model/views.h"
@@ -30,17 +31,22 @@ auto begins(std::string_view start) {
 constexpr std::string_view kCompiled = "_orig_mod.";
 constexpr std::array<std::string_view, 3> kWrappers = {"module.", "_forward_module.", "model."};
 
-std::string bare(std::string name) {
-  for (size_t at; (at = name.find(kCompiled)) != name.npos;) name.erase(at, kCompiled.size());
-  for (bool found = true; found;) {
-    found = false;
-    for (const std::string_view wrapper : kWrappers) {
-      if (!name.starts_with(wrapper)) continue;
-      name.erase(0, wrapper.size());
-      found = true;
-    }
+std::string bare(std::string_view name) {
+  std::string out;
+  while (!name.empty()) {
+    const bool compiled = name.starts_with(kCompiled);
+    if (!compiled) out += name.front();
+    name.remove_prefix(compiled ? kCompiled.size() : 1);
   }
-  return name;
+  size_t wrapped = 0;
+  const auto at_wrapper = [&](std::string_view wrapper) {
+    const bool found = std::string_view(out).substr(wrapped).starts_with(wrapper);
+    if (found) wrapped += wrapper.size();
+    return found;
+  };
+  while (std::ranges::any_of(kWrappers, at_wrapper)) {
+  }
+  return out.substr(wrapped);
 }
 
 Checkpoint without_wrappers(const Checkpoint& file) {
@@ -97,7 +103,7 @@ Checkpoint with_official_st(const Checkpoint& file) {
   // By the side as long as the embedding or the channels; a square matrix goes as the others of the file do.
   const TensorInfo *emb = official.find("emb.weight"), *key = official.find("blocks.0.att.key.weight");
   if (!emb || !key || emb->shape.size() != 2 || key->shape.size() != 2) return official;
-  size_t turned = 0, straight = 0;
+  size_t turned = 0, straight = 0, square = 0;
   for (const TensorInfo& t : official.tensors()) {
     const LowRank* known = low_rank(t.name);
     if (!known || t.shape.size() < 2) continue;
@@ -107,7 +113,12 @@ Checkpoint with_official_st(const Checkpoint& file) {
     if (!known->in) std::swap(near, far);
     turned += near != length && far == length;
     straight += near == length && far != length;
+    square += near == length && far == length;
   }
+  // Files that we wrote are official, as the fingerprint in them says.
+  RWKV_CHECK(ModelFormatError, turned + straight > 0 || square == 0 || file.metadata().contains(kFingerprintKey),
+             file.path(), ": expected a low-rank matrix that is not square, to tell official files from web-rwkv's, ",
+             "which have them turned around; found only square ones: open the .pth file it was made of");
   if (turned == 0 || straight > 0) return official;
   Views views(official);
   for (const TensorInfo& t : official.tensors()) {

@@ -10,6 +10,7 @@
 #include "core/bounds.h"
 #include "core/error.h"
 #include "core/safetensors.h"
+#include "core/text.h"
 #include "model/encode.h"
 #include "model/fingerprint.h"
 #include "model/model.h"
@@ -48,7 +49,7 @@ void write_safetensors(const Checkpoint& opened, const std::string& path, std::s
   std::vector<TensorInfo> written = file.tensors();
   int64_t total = 0, done = 0;
   for (TensorInfo& t : written) {
-    RWKV_CHECK(ModelFormatError, is_float(t.dtype) && t.dtype != DType::f64, file.path(), ": ", t.name,
+    RWKV_CHECK(ModelFormatError, is_float(t.dtype) && t.dtype != DType::f64, file.path(), ": ", shown(t.name),
                ": expected numbers as f32, f16 or bf16, found ", name_of(t.dtype));
     // A half that is read as float32 because it is scaled on the way may not fit into its own type any more.
     t.dtype = wanted.value_or(t.dtype);
@@ -61,7 +62,7 @@ void write_safetensors(const Checkpoint& opened, const std::string& path, std::s
   const size_t fingerprint_at = header.find(place);
 
   Fingerprint fingerprint;
-  stream_atomically(path, [&](PieceWriter& out) {
+  stream_atomically(path, Access::usual, [&](PieceWriter& out) {
     out.append(std::as_bytes(std::span(header)));
     for (size_t i = 0; i < written.size(); ++i) {
       const TensorInfo& t = written[i];

@@ -43,8 +43,14 @@ class ByteLevelBpe:
             raise ModelFormatError(f"{name}: expected at most {_MAX_BYTES} bytes, found {size}")
         data = pathlib.Path(name).read_bytes()
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
             model: dict[str, Any] = json.loads(data)
+            words = tokenizers.Tokenizer.from_buffer(data).get_vocab()
+            # Marks such as <|endoftext|> are no words: nobody can write one into a prompt.
+            marks = model.get("added_tokens") or []
+            plain = [token for token in marks if not token.get("special")]
+            self._tokenizer = tokenizers.Tokenizer.from_str(
+                json.dumps(model | {"added_tokens": plain, "post_processor": None})
+            )
         except Exception as error:  # `tokenizers` raises plain Exception
             raise ModelFormatError(
                 f"{name}: expected a vocabulary of the tokenizers package: {error}"
@@ -54,10 +60,10 @@ class ByteLevelBpe:
             raise ModelFormatError(
                 f"{name}: expected a byte-level vocabulary (decoder ByteLevel), found {decoder}"
             )
-        added = {t["id"]: t for t in model.get("added_tokens") or []}
+        added = {token["id"]: token for token in marks}
         letters = _alphabet()
         self.words: dict[int, bytes] = {}
-        for word, token in self._tokenizer.get_vocab().items():
+        for word, token in words.items():
             if token in added:
                 # A mark such as <|endoftext|> is no text; added runs of spaces are what they say.
                 text = b"" if added[token].get("special") else word.encode()

@@ -50,7 +50,8 @@ def _quoted(text: str, always: bool = False) -> str:
         )
     if '"' in text:
         return f'"""{text}"""'
-    return f'"{text}"' if always or not text.isascii() or " " in text else text
+    plain = text.isascii() and not any(c.isspace() for c in text)
+    return text if plain and not always else f'"{text}"'
 
 
 def _go_template(template: ChatTemplate) -> str:

@@ -45,8 +45,8 @@ def convert(
         "f16" (the default), "bf16", "q8_0" or "q4_0"; vectors and low-rank factors are kept as
         float32. Numbers are rounded to nearest even.
     tokenizer : path or Tokenizer, optional
-        The vocabulary for a GGUF file; as in `Engine` if not given. A model with an unknown one
-        gets none.
+        The vocabulary for a GGUF file, in the World format; as in `Engine` if not given. A model
+        with an unknown one, or one of byte-level BPE, gets none.
     modelfile : bool
         Write a Modelfile for Ollama beside "name.gguf", as "name.Modelfile".
     template : str, path or ChatTemplate, optional
@@ -100,17 +100,27 @@ def convert(
         name = origin.resolve().name if origin.is_dir() else origin.stem
         text = modelfile_text(pathlib.Path(os.fsdecode(to)).name, template_of(template, name))
     config = Config._of(_core.inspect(path)[1])
-    try:
-        words = tokenizer_for(source if source == DEMO else path, tokenizer, config.n_vocab)()
-    except Error:
-        if tokenizer is not None:
-            raise
-        tokens = []
-    else:
-        tokens = [words.decode_bytes([id]) for id in range(words.vocab_size)]
+    tokens = _tokens(source if source == DEMO else path, tokenizer, config.n_vocab)
     _core.write_gguf(path, to, type or "f16", tokens, progress)
     if text:
         _core.write_file(beside, text.encode())
+
+
+def _tokens(source: Path, tokenizer: Path | Tokenizer | None, n_vocab: int) -> list[bytes]:
+    """Return the bytes of every id, or nothing for a vocabulary that is not known."""
+    opened = tokenizer_for(source, tokenizer, n_vocab)
+    try:
+        words = opened()
+    except Error:  # none was given, and the model has none
+        return []
+    if words._bpe is not None:  # of which a GGUF file of RWKV could hold the words, not the merges
+        if tokenizer is not None:
+            raise Error(
+                "tokenizer: expected a World vocabulary, found a byte-level BPE one, which GGUF "
+                "files of RWKV cannot hold"
+            )
+        return []
+    return [words.decode_bytes([id]) for id in range(words.vocab_size)]
 
 
 def _suffix_of(target: bytes, type: str | None) -> str:
@@ -131,5 +141,7 @@ def _check_free(target: bytes, source: bytes, what: str, overwrite: bool) -> Non
         raise Error(f"{what}: expected the path of a file, found the folder {name!r}")
     if place.exists() and origin.exists() and place.samefile(origin):
         raise Error(f"{what}: expected another file than the source, found {name!r}")
+    if place.exists() and origin.is_dir() and origin.resolve() in place.resolve().parents:
+        raise Error(f"{what}: expected a file outside the source, found {name!r} in its folder")
     if os.path.lexists(target) and not overwrite:
         raise Error(f"{what}: expected a new file, found {name!r} (overwrite replaces it)")

@@ -37,6 +37,7 @@ _SMALL = re.compile(
     r"config\.json|(tokenizer|special_tokens_map|added_tokens|vocab|20B_)[\w.-]*\.json"
     r"|[\w.-]*vocab[\w.-]*\.txt|merges\.txt|[^/]*\.safetensors\.index\.json"
 )
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _LARGEST = 50 * 10**9  # of larger files the hub gives no parts
 
 
@@ -110,7 +111,8 @@ class _Name:
             revision = urllib.parse.unquote(found[2]) if found[2] else None
             file = found[3][1:]
             parts = [*file.split("/"), *(revision or "").split("/")]
-            if not {".", ".."} & set(parts) and file.isprintable() and "\\" not in text:
+            whole = not {".", ".."} & set(parts) and (revision is None or all(revision.split("/")))
+            if whole and (file + (revision or "")).isprintable() and "\\" not in text:
                 return cls(text, found[1], revision, file)
         raise Error(f"model: expected 'hf:owner/repo/file' or 'hf:owner/repo', found {text!r:.200}")
 
@@ -190,7 +192,8 @@ def _weights(folder: pathlib.Path, names: Sequence[str]) -> list[str]:
     """Return the files that hold the weights of a folder: those in its index, or the only one."""
     index = next(iter(sorted(folder.glob(f"*{_INDEX}"))), None)
     if index is None:
-        return list(names) if len(names) == 1 else [n for n in names if n == f"model{_WEIGHTS}"]
+        whole = [name for name in names if not _SHARD.search(name)]
+        return whole if len(whole) == 1 else [name for name in whole if name == f"model{_WEIGHTS}"]
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
         if not all(re.fullmatch(r"[^/\\]+\.safetensors", shard) for shard in shards):

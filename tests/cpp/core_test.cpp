@@ -90,7 +90,7 @@ TEST(only_regular_files_open) {
 
 TEST(reads_stay_inside_the_file) {
   const Folder folder;
-  write_atomically(folder / "a", bytes_of("0123456789"));
+  write_atomically(folder / "a", Access::owner, bytes_of("0123456789"));
   const File file(folder / "a");
   char buffer[8] = {};
   file.read(3, buffer, 4);
@@ -105,16 +105,16 @@ TEST(reads_stay_inside_the_file) {
 TEST(files_are_replaced_whole_or_not_at_all) {
   const Folder folder;
   const std::string path = folder / "state";
-  write_atomically(path, bytes_of("first"));
-  write_atomically(path, bytes_of("second"));
+  write_atomically(path, Access::owner, bytes_of("first"));
+  write_atomically(path, Access::owner, bytes_of("second"));
   CHECK(content(path) == "second" && folder.files() == 1);
   CHECK((fs::status(path).permissions() & fs::perms::all) == (fs::perms::owner_read | fs::perms::owner_write));
-  write_atomically(folder / "empty", {});
+  write_atomically(folder / "empty", Access::owner, {});
   CHECK(fs::file_size(folder / "empty") == 0);
 
-  CHECK_THROWS(write_atomically(folder / "none/state", bytes_of("x")), Error, "No such file");
+  CHECK_THROWS(write_atomically(folder / "none/state", Access::owner, bytes_of("x")), Error, "No such file");
   fs::create_directory(folder / "taken");
-  CHECK_THROWS(write_atomically(folder / "taken", bytes_of("x")), Error, "cannot rename");
+  CHECK_THROWS(write_atomically(folder / "taken", Access::owner, bytes_of("x")), Error, "cannot rename");
 
   // A full disk, as far as a test may go: no file of this process may grow over 4096 bytes.
   rlimit before;
@@ -122,14 +122,15 @@ TEST(files_are_replaced_whole_or_not_at_all) {
   const rlimit small{4096, before.rlim_max};
   std::signal(SIGXFSZ, SIG_IGN);
   ::setrlimit(RLIMIT_FSIZE, &small);
-  CHECK_THROWS(write_atomically(path, bytes_of(std::string(10000, 'x'))), Error, "4096 of 10000 bytes were written");
+  CHECK_THROWS(write_atomically(path, Access::owner, bytes_of(std::string(10000, 'x'))), Error,
+               "4096 of 10000 bytes were written");
   ::setrlimit(RLIMIT_FSIZE, &before);
   CHECK(content(path) == "second" && folder.files() == 3);
 }
 
 TEST(what_was_written_can_be_written_over) {
   const Folder folder;
-  stream_atomically(folder / "a", [](PieceWriter& out) {
+  stream_atomically(folder / "a", Access::usual, [](PieceWriter& out) {
     out.append(bytes_of("header, "));
     out.append(bytes_of("data"));
     out.overwrite(2, bytes_of("AD"));

@@ -5,6 +5,7 @@ import json
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 from checkpoint_files import (
     Global,
@@ -277,3 +278,36 @@ def test_files_of_something_else(tmp_path, content):
         path = tmp_path / f"a.{suffix}"
         path.write_bytes(content)
         refusal(path)
+
+
+# ---- names without end ----
+
+
+def recalled(name, value, times):
+    """One long text, and then a few bytes for each time that it is used again."""
+    first = pickled(value)[2:-1]
+    key = b"X" + struct.pack("<I", len(name)) + name + b"r" + struct.pack("<I", 3000)
+    again = b"j" + struct.pack("<I", 3000) + b"j" + struct.pack("<I", 3001)
+    return b"\x80\x02}(" + key + first + b"r" + struct.pack("<I", 3001) + again * times + b"u."
+
+
+def test_a_long_name_used_again_takes_no_memory(tmp_path):
+    value = tensor(
+        Persistent(("storage", Global("torch", "FloatStorage"), "0", "cpu", 4)), 0, (4,), (1,)
+    )
+    for name, words in ((b"n" * 1_000_000, "at most 1024 bytes"), (b"name", "found name twice")):
+        path = archive(tmp_path / "a.pth", recalled(name, value, 5000))
+        refusal(path, words)
+    key = "k" * 1_000_000
+    value = tensor(
+        Persistent(("storage", Global("torch", "FloatStorage"), key, "cpu", 4)), 0, (4,), (1,)
+    )
+    refusal(archive(tmp_path / "a.pth", recalled(b"name", value, 3)), "key of at most 64 bytes")
+
+
+def test_a_long_name_takes_no_time(tmp_path):
+    name = "_orig_mod." * 100_000 + "emb.weight"
+    refusal(save(tmp_path / "a.pth", {name: np.ones((2, 2), np.float32)}), "at most 1024 bytes")
+    refusal(
+        save(tmp_path / "a.safetensors", {name: np.ones((2, 2), np.float32)}), "at most 1024 bytes"
+    )

@@ -200,6 +200,21 @@ def test_a_tensor_that_nobody_knows_is_refused(tmp_path):
     refusal(write_gguf(tmp_path / "a.gguf", values, missing), "blocks.0.att.x_r")
 
 
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("block_count", 3, ["expected 1", "found 3"]),
+        ("embedding_length", 17, ["expected 16", "found 17"]),
+        ("feed_forward_length", 1, ["expected 32", "found 1"]),
+        ("attention.layer_norm_epsilon", 1e-2, ["expected 1e-05", "found 0.01"]),
+    ],
+)
+def test_a_header_that_says_something_else(tmp_path, key, value, words):
+    values, tensors = tiny_parts()
+    values = dict(values) | {"rwkv7." + key: value}
+    refusal(write_gguf(tmp_path / "a.gguf", values, tensors), key, *words)
+
+
 @pytest.mark.parametrize("length", [4, 7, 8, 15, 23, 24, 40, 200, 1000, -1])
 def test_a_file_cut_short_is_refused(tmp_path, length):
     path = tmp_path / "a.gguf"

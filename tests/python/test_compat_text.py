@@ -19,7 +19,10 @@ def demo():
 
 def words_file(folder, words, n_first=1):
     path = folder / "words.txt"
-    lines = [f"{i} {w!r} {len(w if isinstance(w, bytes) else w.encode())}" for i, w in enumerate(words, n_first)]
+    lines = [
+        f"{i} {w!r} {len(w if isinstance(w, bytes) else w.encode())}"
+        for i, w in enumerate(words, n_first)
+    ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -59,7 +62,15 @@ def package_rule(logits, temperature, top_p, top_k):
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"),
-    [(1.0, 0.85, 0), (0.7, 0.6, 0), (2.0, 0.95, 5), (1.0, 0.3, 3), (1.5, 1.0, 0), (0, 0.85, 0), (1.0, 0.0, 0)],
+    [
+        (1.0, 0.85, 0),
+        (0.7, 0.6, 0),
+        (2.0, 0.95, 5),
+        (1.0, 0.3, 3),
+        (1.5, 1.0, 0),
+        (0, 0.85, 0),
+        (1.0, 0.0, 0),
+    ],
 )
 def test_the_distribution_is_the_packages(demo, temperature, top_p, top_k):
     logits = np.random.default_rng(5).normal(0, 1.5, 24).astype(np.float32)
@@ -76,7 +87,13 @@ def test_the_distribution_is_the_packages(demo, temperature, top_p, top_k):
 
 
 def test_sampling_takes_lists_and_arrays(demo):
-    for logits in ([0, 9, 1], (0, 9, 1), np.array([0, 9, 1]), np.array([0, 9, 1], np.float64), np.float32([0, 9, 1]).view(compat.Tensor)):
+    for logits in (
+        [0, 9, 1],
+        (0, 9, 1),
+        np.array([0, 9, 1]),
+        np.array([0, 9, 1], np.float64),
+        np.float32([0, 9, 1]).view(compat.Tensor),
+    ):
         assert demo.sample_logits(logits, top_p=0.5) == 1
     with pytest.raises(rwkv.Error, match=r"expected shape \(V,\), found \(1, 2\)"):
         demo.sample_logits([[1, 2]])
@@ -86,7 +103,9 @@ def test_sampling_at_the_edges(demo):
     logits = np.array([1, 5, 2, -np.inf], np.float32)
     before = logits.copy()
     assert {demo.sample_logits(logits, temperature=0) for _ in range(20)} == {1}
-    assert {demo.sample_logits(logits, temperature=0.001, top_p=1) for _ in range(20)} == {1}, "no underflow"
+    assert {demo.sample_logits(logits, temperature=0.001, top_p=1) for _ in range(20)} == {1}, (
+        "no underflow"
+    )
     assert (logits == before).all()
     flat = np.zeros(60_000, np.float32)
     flat[0] = 0.1  # alone at the top
@@ -112,7 +131,9 @@ def test_generate_is_the_packages_loop(demo, monkeypatch):
     """Against the loop's definition over the engine's logits, with a sampler that records what it is given."""
     engine = demo.model.engine
     prompt, steps, ban = "def add(a, b):\n    return ", 40, [5, 77]
-    args = PIPELINE_ARGS(alpha_presence=0.7, alpha_frequency=0.9, alpha_decay=0.9, token_ban=ban, chunk_len=3)
+    args = PIPELINE_ARGS(
+        alpha_presence=0.7, alpha_frequency=0.9, alpha_decay=0.9, token_ban=ban, chunk_len=3
+    )
     blank = {i for i in range(1024) if demo.decode([i]) and demo.decode([i]) in " \t0123456789"}
 
     state, tokens, seen, weights, expected = engine.new_state(), demo.encode(prompt), [], {}, []
@@ -170,16 +191,24 @@ GREEDY = dict(temperature=0, alpha_presence=0, alpha_frequency=0)
     ("tokens", "pieces"),
     [
         ([1, 2, 3, 1], ["a", "é", "a"]),  # whole characters only
-        ([1, 2, 4, 1], ["a", "\ufffdb", "a"]),  # broken for certain: the package is silent from here on
+        (
+            [1, 2, 4, 1],
+            ["a", "\ufffdb", "a"],
+        ),  # broken for certain: the package is silent from here on
         ([1, 2], ["a", "\ufffd"]),  # cut at the end: the package drops it
-        ([1, 0, 4, 1], ["a", "b", "a"]),  # an id without a token: the package is silent from here on
+        (
+            [1, 0, 4, 1],
+            ["a", "b", "a"],
+        ),  # an id without a token: the package is silent from here on
     ],
 )
 def test_text_comes_in_whole_characters_and_none_is_lost(tmp_path, tokens, pieces):
     words = words_file(tmp_path, ["a", b"\xc3", b"\xa9", "b"])
     model_ = Scripted(tokens)
     found = []
-    text = PIPELINE(model_, words).generate("b", len(tokens), PIPELINE_ARGS(**GREEDY), callback=found.append)
+    text = PIPELINE(model_, words).generate(
+        "b", len(tokens), PIPELINE_ARGS(**GREEDY), callback=found.append
+    )
     assert found == pieces and text == "".join(pieces)
     assert model_.calls == [[4], *[[t] for t in tokens[:-1]]]
 
@@ -215,9 +244,15 @@ def test_a_vocabulary_of_the_tokenizers_library(tmp_path):
 
 def test_the_world_tokenizer_has_the_packages_names(tmp_path, capsys):
     tokenizer = TRIE_TOKENIZER(words_file(tmp_path, ["a", b"\xc3", b"\xa9", "ab"]))
-    assert tokenizer.encode("aab\u00e9") == tokenizer.encodeBytes("aab\u00e9".encode()) == [1, 4, 2, 3]
-    assert tokenizer.decode([1, 4, 2, 3]) == "aab\u00e9" and tokenizer.decodeBytes([2, 1]) == b"\xc3a"
-    assert tokenizer.decode([4, 2, 1, 0]) == "ab\ufffda", "the package gives one U+FFFD for all of it"
+    assert (
+        tokenizer.encode("aab\u00e9") == tokenizer.encodeBytes("aab\u00e9".encode()) == [1, 4, 2, 3]
+    )
+    assert (
+        tokenizer.decode([1, 4, 2, 3]) == "aab\u00e9" and tokenizer.decodeBytes([2, 1]) == b"\xc3a"
+    )
+    assert tokenizer.decode([4, 2, 1, 0]) == "ab\ufffda", (
+        "the package gives one U+FFFD for all of it"
+    )
     assert tokenizer.idx2token == {1: b"a", 2: b"\xc3", 3: b"\xa9", 4: b"ab"}
     assert tokenizer.token2idx == {word: i for i, word in tokenizer.idx2token.items()}
     tokenizer.printTokens([4, 2])
@@ -227,3 +262,13 @@ def test_the_world_tokenizer_has_the_packages_names(tmp_path, capsys):
 def test_refine_context(demo):
     assert demo.refine_context("  a \n\n\u3000b\u3000\r\n \n c") == "\na\nb\nc"
     assert demo.refine_context(" \n ") == "\n"
+
+
+def test_sampling_parameters_that_are_none():
+    pipeline = PIPELINE(RWKV("demo", "cpu fp32"), "rwkv_vocab_v20230424")
+    logits = np.arange(5, dtype=np.float32)
+    for options in ({"temperature": -1}, {"temperature": float("nan")}, {"top_p": float("nan")}):
+        with pytest.raises(rwkv.Error, match="temperature of 0 or more"):
+            pipeline.sample_logits(logits, **options)
+    with np.errstate(all="raise"):
+        assert pipeline.sample_logits(logits, temperature=1e-300) == 4

@@ -121,7 +121,9 @@ def test_the_same_bits_once_converted(tmp_path, file, suffix):
     rwkv.convert(write(tmp_path, weights_of(options)), tmp_path / f"out.{suffix}", "f32")
     assert run(tmp_path / f"out.{suffix}") == expected(options)
     if suffix == "safetensors":
-        shapes = {t["name"]: t["shape"] for t in inspect(tmp_path / "out.safetensors", True)["tensors"]}
+        shapes = {
+            t["name"]: t["shape"] for t in inspect(tmp_path / "out.safetensors", True)["tensors"]
+        }
         assert shapes == {name: list(t.shape) for name, t in weights_of(options).items()}
 
 
@@ -201,8 +203,15 @@ def test_a_low_rank_as_wide_as_the_embedding(tmp_path):
     weights = weights_of(options)
     assert run(save(tmp_path / "a.safetensors", to_st(weights))) == expected(options)
     assert run(save(tmp_path / "b.safetensors", weights)) == expected(options)
+
+
+def test_only_square_matrices(tmp_path):
+    """Nothing tells which way round they lie, unless the file is one of ours."""
     square = SEVEN | {"ranks": (64, 64, 64, 64)}
-    assert run(save(tmp_path / "c.safetensors", weights_of(square))) == expected(square)
+    for convert in (dict, to_st):
+        refusal(save(tmp_path / "a.safetensors", convert(weights_of(square))), "not square", ".pth")
+    rwkv.convert(model(**square).path("f32"), tmp_path / "b.safetensors")
+    assert run(tmp_path / "b.safetensors") == expected(square)
 
 
 # ---- what is refused by name ----
@@ -220,6 +229,33 @@ def test_embedding_rwkv(tmp_path):
         for name, t in weights_of(SEVEN).items()
     }
     refusal(save(tmp_path / "a.pth", weights), "EmbeddingRWKV", "language model")
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("num_hidden_layers", 3, ["expected 2", "layers", "found 3"]),
+        ("hidden_size", 128, ["expected 64", "found 128"]),
+        ("vocab_size", 41, ["expected 40", "found 41"]),
+        ("norm_eps", 1e-6, ["expected 1e-05", "found 1e-06"]),
+        ("head_dim", 128, ["expected 64", "flash-linear-attention", "found 128"]),
+        ("norm_first", False, ["expected true", "found false"]),
+    ],
+)
+def test_a_folder_that_says_something_else(tmp_path, key, value, words):
+    path = write_folder(tmp_path / "a", to_fla7(weights_of(SEVEN)))
+    right = dict(num_hidden_layers=2, hidden_size=64, vocab_size=40, norm_eps=1e-5, head_dim=64)
+    right |= dict(norm_first=True, intermediate_size=None, architectures=["RWKV7ForCausalLM"])
+    (path / "config.json").write_text(json.dumps(right))
+    assert run(path) == expected(SEVEN)
+    (path / "config.json").write_text(json.dumps(right | {key: value}))
+    refusal(path, key, *words)
+
+
+def test_a_broken_config(tmp_path):
+    path = write_folder(tmp_path / "a", to_fla7(weights_of(SEVEN)))
+    (path / "config.json").write_text("{")
+    refusal(path, "config.json", "byte 1")
 
 
 def test_another_model_in_a_folder(tmp_path):

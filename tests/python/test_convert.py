@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from gguf_files import (
     WORDS,
     Raw,
     rwkv6_tensors,
     rwkv7_tensors,
     rwkv7_values,
+    vocabulary,
     with_vocabulary,
     write_gguf,
 )
@@ -91,13 +93,23 @@ def test_rwkv6_as_the_gguf_package_reads_it(tmp_path, kind):
     for tensor in read.tensors:
         values = np.ascontiguousarray(expected[tensor.name], np.float32)
         assert tuple(tensor.shape) == values.shape[::-1], tensor.name
-        small = values.ndim != 2 or tensor.name.removesuffix(".weight").endswith(("1", "2", "first"))
+        small = values.ndim != 2 or tensor.name.removesuffix(".weight").endswith(
+            ("1", "2", "first")
+        )
         wanted = gguf.GGMLQuantizationType["F32" if small else KINDS[kind]]
         assert tensor.tensor_type == wanted, tensor.name
         assert tensor.data.tobytes() == gguf.quantize(values, wanted).tobytes(), tensor.name
     fields = {key: field.contents() for key, field in read.fields.items()}
     assert fields["general.architecture"] == "rwkv6"
-    sizes = ("block_count", "embedding_length", "feed_forward_length", "wkv.head_size", "time_mix_extra_dim", "time_decay_extra_dim", "rescale_every_n_layers")
+    sizes = (
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "wkv.head_size",
+        "time_mix_extra_dim",
+        "time_decay_extra_dim",
+        "rescale_every_n_layers",
+    )
     assert [fields[f"rwkv6.{name}"] for name in sizes] == [3, 64, 160, 16, 5, 7, 0]
 
 
@@ -122,11 +134,15 @@ def test_what_llama_cpp_takes_for_granted(tmp_path):
     """One rank for all layers, and as many channels in the recurrence as in the embedding."""
     weights = model(**MODEL).weights
     weights = weights | {
-        f"blocks.1.att.w{n}": np.zeros(shape, np.float32) for n, shape in ((1, (64, 8)), (2, (8, 64)))
+        f"blocks.1.att.w{n}": np.zeros(shape, np.float32)
+        for n, shape in ((1, (64, 8)), (2, (8, 64)))
     }
     uneven = save(tmp_path / "a.pth", weights)
     wide = model(**OLDER["6"]).path("f32")
-    for source, message in ((uneven, r"blocks\.1\.att\.w1: expected the rank 5"), (wide, "35, .*45")):
+    for source, message in (
+        (uneven, r"blocks\.1\.att\.w1: expected the rank 5"),
+        (wide, "35, .*45"),
+    ):
         rwkv.Engine(source, "cpu fp32", threads=1)
         with pytest.raises(rwkv.ModelFormatError, match=message):
             rwkv.convert(source, tmp_path / "a.gguf")
@@ -145,6 +161,25 @@ def test_the_vocabulary_goes_along(tmp_path):
     for id, token in enumerate(WORDS[1:], 1):
         assert tokenizer.decode_bytes([id]) == token and tokenizer.encode(token) == [id]
     assert tokenizer.vocab_size == len(WORDS)
+
+
+def test_a_vocabulary_that_gguf_cannot_hold(tmp_path):
+    """Byte-level BPE has merges, which a greedy vocabulary lacks: refused if asked for, else left out."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    bpe.save(str(tmp_path / "bpe.json"))
+    source = model(**TINY).path()
+    with pytest.raises(rwkv.Error, match="World vocabulary, found a byte-level BPE"):
+        rwkv.convert(source, tmp_path / "a.gguf", tokenizer=tmp_path / "bpe.json")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_a_vocabulary_that_does_not_open_is_not_left_out(tmp_path):
+    weights = model(**TINY).weights
+    words = vocabulary([b"<s>", b"a", b"a"])
+    source = write_gguf(tmp_path / "a.gguf", rwkv7_values(weights) | words, rwkv7_tensors(weights))
+    with pytest.raises(rwkv.ModelFormatError, match="byte string of its own"):
+        rwkv.convert(source, tmp_path / "b.gguf")
 
 
 def test_the_world_vocabulary_as_llama_cpp_writes_it(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from checkpoint_files import from_bf16
+from container_files import write_folder
 from gguf_files import rwkv7_tensors, rwkv7_values, write_gguf
 from helpers import OLDER, SMALL, TINY, bits, model, python, random_model, round_to, save
 
@@ -184,6 +185,27 @@ def test_targets_are_new_unless_asked(tmp_path):
     assert source.read_bytes() == before and other.read_bytes() == b"mine"
     rwkv.convert(source, other, overwrite=True)
     assert run(other) == run(source)
+
+
+def test_a_folder_is_never_written_into(tmp_path):
+    source = write_folder(tmp_path / "a", model(**TINY).weights, shards=2)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    for name in ("model-00001-of-00002.safetensors", "config.json"):
+        with pytest.raises(rwkv.Error, match="outside the source|ends in"):
+            rwkv.convert(source, source / name, overwrite=True)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    rwkv.convert(source, source / "new.safetensors")
+    assert run(source / "new.safetensors") == run(source)
+
+
+def test_who_may_read_a_converted_model(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        for name in ("a.safetensors", "a.gguf"):
+            rwkv.convert("demo", tmp_path / name)
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(mask)
 
 
 def test_what_a_safetensors_file_does_not_take(tmp_path):

@@ -19,7 +19,9 @@ TALK = [
 
 def commands(text):
     """(name, value) of each command: values in quotes may have several lines and nothing is escaped."""
-    found = re.findall(r'^([A-Z]+) (?:(\w+) )?("""(?s:.*?)"""|"(?s:[^"]*)"|\S+)$', text, re.MULTILINE)
+    found = re.findall(
+        r'^([A-Z]+) (?:(\w+) )?("""(?s:.*?)"""|"(?s:[^"]*)"|\S+)$', text, re.MULTILINE
+    )
     assert sum(len(" ".join(filter(None, command))) + 1 for command in found) == len(text)
     return [
         (f"{name} {second}".strip(), value[3:-3] if value[:3] == '"""' else value.strip('"'))
@@ -71,7 +73,11 @@ def render(template, messages, **options):
             elif text.startswith("range "):
                 assert text.endswith(":= .Messages")
                 _, end = block(at + 1, None, False)
-                out += "".join(block(at + 1, message, True)[0] for message in messages) if shown else ""
+                out += (
+                    "".join(block(at + 1, message, True)[0] for message in messages)
+                    if shown
+                    else ""
+                )
                 at = end
             elif shown:
                 out += str(value(text, dot))
@@ -106,14 +112,19 @@ def test_world_models(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "opener"),
-    [({}, "<think>\n"), ({"IsThinkSet": True}, "<think></think>\n"), ({"IsThinkSet": True, "Think": True}, "<think>\n")],
+    [
+        ({}, "<think>\n"),
+        ({"IsThinkSet": True}, "<think></think>\n"),
+        ({"IsThinkSet": True, "Think": True}, "<think>\n"),
+    ],
 )
 def test_models_that_think(options, opener):
     """The tags are whole, since Ollama looks for them, and what follows them is as the models write it."""
     text = modelfile("a.gguf", rwkv.ChatTemplate.named("bot"))
     assert [value for name, value in commands(text) if name == "PARAMETER stop"] == ["✿"]
     assert render(template_in(text), TALK, **options) == (
-        "System✿Be {{brief}}.✿\nUser✿One?✿\nBot✿<think>\nHm.\n</think>\n1✿\nUser✿Two?✿\nBot✿" + opener
+        "System✿Be {{brief}}.✿\nUser✿One?✿\nBot✿<think>\nHm.\n</think>\n1✿\nUser✿Two?✿\nBot✿"
+        + opener
     )
     assert "<think>\n{{ .Thinking }}\n</think>" in text  # where Ollama takes the tags from
 
@@ -133,7 +144,7 @@ def test_every_template_has_its_roles_and_stops(name):
 
 def test_texts_of_ones_own(tmp_path):
     own = tmp_path / "own.toml"
-    text = r'''[own]
+    text = r"""[own]
 separator = "\n"
 stop = ["\"stop\"", " x "]
 think = "deep"
@@ -142,7 +153,7 @@ user = { prefix = "U\t", suffix = "" }
 assistant = { prefix = "A", suffix = "" }
 modes = { deep = { opener = "", words = " (deeply)", sampling = "s" } }
 sampling = { s = { temperature = 0.5 } }
-'''
+"""
     own.write_text(text)
     made = modelfile("a.gguf", rwkv.ChatTemplate.load(own))
     assert 'PARAMETER stop """"stop""""\nPARAMETER stop " x "\n' in made
@@ -165,3 +176,8 @@ def test_files_beside_each_other(tmp_path):
         assert not (tmp_path / f"{name}.gguf").exists()
     rwkv.convert(source, tmp_path / "b.gguf", modelfile=True, overwrite=True)
     assert (tmp_path / "b.Modelfile").read_text().startswith("FROM ./b.gguf\n")
+
+
+def test_a_name_with_blanks_is_quoted(tmp_path):
+    rwkv.convert("demo", tmp_path / "a\tb.gguf", modelfile=True)
+    assert (tmp_path / "a\tb.Modelfile").read_text().startswith('FROM "./a\tb.gguf"')

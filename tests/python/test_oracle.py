@@ -21,7 +21,7 @@ pytestmark = [
 ORACLE = """
 import os, sys
 import numpy as np
-os.environ.update(RWKV_V7_ON=sys.argv[5], RWKV_JIT_ON=sys.argv[4], RWKV_CUDA_ON="0")
+os.environ.update(RWKV_V7_ON=sys.argv[5], RWKV_DE_VERSION=sys.argv[7], RWKV_JIT_ON=sys.argv[4], RWKV_CUDA_ON="0")
 from rwkv.model import RWKV
 model = RWKV(sys.argv[1].removesuffix(".pth"), "cpu fp32")
 tokens = np.load(sys.argv[2]).tolist()
@@ -42,6 +42,7 @@ CASES = {
     "5.2": dict(version="5.2", **_FOUR),
     "6": dict(version="6", ranks=(32, 64), **_FOUR),
     "7": dict(ranks=(32, 32, 16, 64), layer0_v=True, **_FOUR),
+    "7a": dict(version="7a", ranks=(32, 32, 16, 64), D=32, layer0_v=True, **_FOUR),
     "7, 12 layers of 768": dict(L=12, C=768, N=64, V=4000, ranks=(64, 64, 32, 128), layer0_v=True),
 }
 
@@ -53,9 +54,9 @@ def test_same_logits_as_the_rwkv_package(case, jit, tmp_path):
     tokens = m.tokens(256)
     np.save(tmp_path / "tokens.npy", tokens)
     # Before RWKV-7 the package norms the embedding in the file's precision.
-    dtype = "bf16" if version == "7" else "f32"
+    dtype = "bf16" if version[0] == "7" else "f32"
     arguments = [m.path(dtype), tmp_path / "tokens.npy", tmp_path / "expected.npz", jit]
-    arguments += [str(int(version == "7")), 5 if version == "4" else 3]
+    arguments += [int(version[0] == "7"), 5 if version == "4" else 3, int(version == "7a")]
     subprocess.run(
         [sys.executable, "-c", ORACLE, *map(str, arguments)],
         check=True,
@@ -75,7 +76,7 @@ def test_same_logits_as_the_rwkv_package(case, jit, tmp_path):
     if version == "4":
         return assert_same(state.to_numpy()["att.aa"], expected["wkv"])
     wkv = state.to_numpy()["att.wkv"]  # [value, key]; the package has [key, value] before RWKV-7
-    assert_same(wkv if version == "7" else wkv.swapaxes(-1, -2), expected["wkv"])
+    assert_same(wkv if version[0] == "7" else wkv.swapaxes(-1, -2), expected["wkv"])
 
 
 def assert_same(found, expected):

@@ -122,6 +122,11 @@ class PIPELINE:
         values = np.array(as_tensor(logits))  # a copy
         if values.ndim != 1 or not values.size:
             raise Error(f"logits: expected shape (V,), found {values.shape}")
+        if not (temperature >= 0 and top_p == top_p):
+            raise Error(
+                f"sample_logits: expected a temperature of 0 or more and a top_p that is a number, "
+                f"found {temperature} and {top_p}"
+            )
         if temperature == 0:
             temperature, top_p = 1.0, 0.0
         top = values.max()
@@ -137,7 +142,8 @@ class PIPELINE:
         if order is not None:
             probs[order[: -int(top_k)]] = 0
         if temperature != 1.0:
-            probs = (probs / ordered[0]) ** (1.0 / temperature)
+            with np.errstate(divide="ignore", over="ignore"):  # 1 / temperature may be infinite
+                probs = (probs / ordered[0]) ** (1.0 / temperature)
         return int(np.random.choice(len(probs), p=probs / probs.sum()))
 
     def generate(
