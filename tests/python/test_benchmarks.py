@@ -83,6 +83,12 @@ def test_results_that_do_not_change_with_time_are_right(quick):
     assert {(row["container"], row["precision"]) for row in quick[0]("load")["results"]} == {
         (container, precision) for container in (".pth", ".safetensors") for precision in ("fp32", "bf16")
     }
+    rows = quick[0]("compare")["results"]
+    fractions = [row["ffn_zero_fraction"] for row in rows]
+    assert fractions == sorted(fractions) and fractions[0] == pytest.approx(0.5, abs=0.02) and fractions[-1] == pytest.approx(0.86, abs=0.02)
+    assert {"fp32", "bf16"} <= {row["precision"] for row in rows} and {row["runner"] for row in rows} == {"rwkv_engine"}
+    for row in rows:
+        assert (row["largest_logit_difference"] == 0) == (row["precision"] == "fp32")
     operations = [row["operation"] for row in quick[0]("states")["results"]]
     assert {"fork", "step after fork", "to_bytes", "state_from_bytes", "save", "load_state"} <= set(operations)
 
