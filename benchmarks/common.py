@@ -181,6 +181,19 @@ def layer_parameters(config: rwkv.Config, shape: str) -> int:
     return layers * (4 * c * c + 2 * c * f) + 2 * c * (layers * sum(ranks) - ranks[2])  # layer 0 has no v
 
 
+def known_precisions(wanted) -> list[str]:
+    """Those that this version of the engine has; a line about each that it has not."""
+    found = []
+    for precision in wanted:
+        try:
+            rwkv.Engine("demo", f"cpu {precision}", threads=1)
+        except rwkv.StrategyError:
+            note(f"{precision} is left out, as this version of the engine does not know it")
+        else:
+            found.append(precision)
+    return found
+
+
 # ---- the machine's limits ----
 
 
@@ -322,13 +335,19 @@ def _caches() -> list[str]:
     return found
 
 
-def record(name: str, options: argparse.Namespace, engine: rwkv.Engine, results: list[dict[str, object]]) -> None:
+def record(
+    name: str,
+    options: argparse.Namespace,
+    engine: rwkv.Engine,
+    results: list[dict[str, object]],
+    weights: str = "random weights",
+) -> None:
     """Prints a result and, unless it was a quick run, writes it to benchmarks/results/NAME.json."""
     words = [pathlib.Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]
     document = {
         "benchmark": pathlib.Path(words[0]).stem,
         "command": " ".join(["python", *words]),
-        "engine": f"rwkv-engine {rwkv.__version__}, random weights",
+        "engine": f"rwkv-engine {rwkv.__version__}, {weights}",
         "machine": machine(engine),
         "settings": {key: value for key, value in vars(options).items() if key != "quick"},
         "results": results,

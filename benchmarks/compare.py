@@ -27,7 +27,6 @@ import numpy as np
 
 import common
 import rwkv_engine as rwkv
-from runners import Engine
 
 ENGINE = "rwkv_engine"
 INTERPRETERS = {"llama.cpp": "LLAMA_PYTHON", "rwkv": "RWKV_PYTHON"}
@@ -112,21 +111,11 @@ def installed(peers: list[str]) -> list[str]:
     return found
 
 
-def known_widths() -> list[int]:
-    engine, found = Engine(1), []
-    for width, (precision, _) in WIDTHS.items():
-        if engine.knows(precision):
-            found.append(width)
-        else:
-            common.note(f"{precision} is left out, as this version of the engine does not know it")
-    return found
-
-
 @contextlib.contextmanager
-def entries(a, path: pathlib.Path, width: int, peers: list[str]) -> Iterator[list[Entry]]:
+def entries(a, path: pathlib.Path, width: int) -> Iterator[list[Entry]]:
     """Those of a width with their processes and files. The files of llama.cpp are written for it and then removed."""
     precision, others = WIDTHS[width]
-    chosen = [(ENGINE, precision), *((runner, kind) for runner, kind in others if runner in peers)]
+    chosen = [(ENGINE, precision), *((runner, kind) for runner, kind in others if runner in a.peers)]
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=common.BUILD)))
         found = []
@@ -218,8 +207,9 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=3)
     quick = {"rounds": 1, "tokens": 3, "prompt": 40, "loads": 1, "peers": []}
     a = common.parse(parser, "3 minutes at 0.1B and half an hour at 1.5B", quick)
-    peers, widths, limits = installed(a.peers), known_widths(), common.Limits(a.quick)
-    a.peers = peers
+    a.peers, limits = installed(a.peers), common.Limits(a.quick)
+    known = common.known_precisions(precision for precision, _ in WIDTHS.values())
+    widths = [width for width, (precision, _) in WIDTHS.items() if precision in known]
     results = []
     for percent in a.zeros:
         path, zeros = common.model_with_zeros(a.shape, percent)
@@ -227,7 +217,7 @@ def main() -> None:
         operations = common.operations_per_token(rwkv.Engine(path).config, a.shape)
         expected = None
         for width in widths:
-            with entries(a, path, width, peers) as found:
+            with entries(a, path, width) as found:
                 bandwidths, peaks, expected = measure(a, found, width, limits, expected)
                 results += [row(a, e, found[0], width, zeros, operations, bandwidths, peaks) for e in found]
     common.record(f"compare-{a.shape}-{a.threads}t", a, rwkv.Engine("demo", threads=a.threads), results)

@@ -121,13 +121,6 @@ class Engine(Runner):
         config = self._engine.config
         return self._engine._core.weight_bytes - config.n_vocab * config.n_embd * 2  # the table is bf16, as in the file
 
-    def knows(self, precision: str) -> bool:
-        try:
-            self._rwkv.Engine("demo", f"cpu {precision}", threads=1)
-        except self._rwkv.StrategyError:
-            return False
-        return True
-
 
 class LlamaCpp(Runner):
     """llama.cpp by its C interface, so that nothing but `llama_decode` is timed."""
