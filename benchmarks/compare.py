@@ -30,12 +30,13 @@ import rwkv_engine as rwkv
 
 ENGINE = "rwkv_engine"
 INTERPRETERS = {"llama.cpp": "LLAMA_PYTHON", "rwkv": "RWKV_PYTHON"}
-# Bits of a weight -> the precision of the engine, and who is compared with it.
-WIDTHS = {
-    32: ("fp32", [("llama.cpp", "f32"), ("rwkv", "fp32")]),
-    16: ("bf16", [("llama.cpp", "f16"), ("llama.cpp", "bf16"), ("rwkv", "bf16")]),
-    8: ("int8", [("llama.cpp", "q8_0")]),
-    4: ("int4", [("llama.cpp", "q4_0")]),
+# Precision of the engine -> bits of a weight, and who is compared with it.
+OPPONENTS = {
+    "fp32": (32, [("llama.cpp", "f32"), ("rwkv", "fp32")]),
+    "bf16": (16, [("llama.cpp", "f16"), ("llama.cpp", "bf16"), ("rwkv", "bf16")]),
+    "fp16": (16, [("llama.cpp", "f16")]),
+    "int8": (8, [("llama.cpp", "q8_0")]),
+    "int4": (4, [("llama.cpp", "q4_0")]),
 }
 TOLERANCES = {32: 0.01, 16: 0.3, 8: 0.5, 4: 1.0}  # of the largest logit; random weights magnify what is rounded
 CHECKED = list(range(1, 17))
@@ -112,14 +113,13 @@ def installed(peers: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def entries(a, path: pathlib.Path, width: int) -> Iterator[list[Entry]]:
-    """Those of a width with their processes and files. The files of llama.cpp are written for it and then removed."""
-    precision, others = WIDTHS[width]
-    chosen = [(ENGINE, precision), *((runner, kind) for runner, kind in others if runner in a.peers)]
+def entries(a, path: pathlib.Path, precision: str) -> Iterator[list[Entry]]:
+    """The engine and its opponents, with their processes and files. The files of llama.cpp are written for it and then removed."""
+    others = [(runner, kind) for runner, kind in OPPONENTS[precision][1] if runner in a.peers]
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=common.BUILD)))
         found = []
-        for runner, kind in chosen:
+        for runner, kind in [(ENGINE, precision), *others]:
             file = path
             if runner == "llama.cpp":
                 file = folder / f"{kind}.gguf"
@@ -179,6 +179,7 @@ def row(a, entry: Entry, engine: Entry, width: int, zeros: float, operations: fl
         "ffn_zero_fraction": common.rounded(zeros),
         "bits": width,
         "precision": entry.precision,
+        "engine_precision": engine.precision,
         "largest_logit_difference": common.rounded(entry.difference),
         "load_seconds": common.rounded(common.median(entry.seconds["load"])),
         "highest_resident_megabytes": common.rounded(memory["highest"] / 1e6),
@@ -208,16 +209,16 @@ def main() -> None:
     quick = {"rounds": 1, "tokens": 3, "prompt": 40, "loads": 1, "peers": []}
     a = common.parse(parser, "3 minutes at 0.1B and half an hour at 1.5B", quick)
     a.peers, limits = installed(a.peers), common.Limits(a.quick)
-    known = common.known_precisions(precision for precision, _ in WIDTHS.values())
-    widths = [width for width, (precision, _) in WIDTHS.items() if precision in known]
+    precisions = common.known_precisions(OPPONENTS)
     results = []
     for percent in a.zeros:
         path, zeros = common.model_with_zeros(a.shape, percent)
         common.note(f"{zeros:.1%} of the ffn's activations are zero")
         operations = common.operations_per_token(rwkv.Engine(path).config, a.shape)
         expected = None
-        for width in widths:
-            with entries(a, path, width) as found:
+        for precision in precisions:
+            width = OPPONENTS[precision][0]
+            with entries(a, path, precision) as found:
                 bandwidths, peaks, expected = measure(a, found, width, limits, expected)
                 results += [row(a, e, found[0], width, zeros, operations, bandwidths, peaks) for e in found]
     common.record(f"compare-{a.shape}-{a.threads}t", a, rwkv.Engine("demo", threads=a.threads), results)
