@@ -201,13 +201,15 @@ def row(a, entry: Entry, engine: Entry, width: int, zeros: float, operations: fl
 def main() -> None:
     parser = common.parser(__doc__, shape="0.1B")
     parser.add_argument("--zeros", type=int, nargs="+", default=[50, 86], metavar="PERCENT", help="of ffn activations")
-    parser.add_argument("--peers", nargs="*", default=list(INTERPRETERS), choices=INTERPRETERS)
+    parser.add_argument("--peers", nargs="*", choices=INTERPRETERS, help="default: all, none in a quick run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24, help="decoded in each round")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prefill")
     parser.add_argument("--loads", type=int, default=3)
-    quick = {"rounds": 1, "tokens": 3, "prompt": 40, "loads": 1, "peers": []}
+    quick = {"rounds": 1, "tokens": 3, "prompt": 40, "loads": 1}
     a = common.parse(parser, "3 minutes at 0.1B and half an hour at 1.5B", quick)
+    if a.peers is None:
+        a.peers = [] if a.quick else list(INTERPRETERS)
     a.peers, limits = installed(a.peers), common.Limits(a.quick)
     precisions = common.known_precisions(OPPONENTS)
     results = []

@@ -93,6 +93,17 @@ def test_results_that_do_not_change_with_time_are_right(quick):
     assert {"fork", "step after fork", "to_bytes", "state_from_bytes", "save", "load_state"} <= set(operations)
 
 
+@pytest.mark.peers
+def test_peers_compute_the_same_model():
+    """The program itself compares logits; who is not installed is left out."""
+    rows = json.loads(python("benchmarks/compare.py", "--quick", "--threads", 1, "--peers", "llama.cpp", "rwkv"))["results"]
+    assert len({row["runner"] for row in rows}) > 1
+    for row in rows:
+        peer = row["runner"] != "rwkv_engine"
+        assert (row["decode_times_faster"] is not None) == (row["prefill_lowest_highest"] is not None) == peer
+        assert row["largest_logit_difference"] < (1e-4 if row["bits"] == 32 else 0.1 if row["bits"] == 16 else 1)
+
+
 def test_plots_are_drawn_and_always_the_same(quick):
     pytest.importorskip("matplotlib")
     result, folder = quick
