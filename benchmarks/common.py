@@ -77,21 +77,90 @@ def note(text: str) -> None:
 
 def model_file(shape: str, dtype: str, suffix: str = ".pth", **changes) -> pathlib.Path:
     """A checkpoint of random weights that bf16 holds exactly, written once and kept in build/benchmarks."""
-    import checkpoint_files
+    path = BUILD / ("-".join(["random", shape, dtype, *(f"{k}{v}" for k, v in sorted(changes.items()))]) + suffix)
+    if not path.exists():
+        _write(path, _random_weights(shape, **changes), dtype)
+    return path
+
+
+def model_with_zeros(shape: str, percent: int) -> tuple[pathlib.Path, float]:
+    """A .pth in bf16 of which about so many of the ffn's activations are zero, and the fraction that was measured."""
+    path = BUILD / f"random-{shape}-bf16-zeros{percent}.pth"
+    measured = path.with_suffix(".json")
+    if not (path.exists() and measured.exists()):
+        weights = _random_weights(shape)
+        fraction = _set_zeros(weights, percent / 100)
+        _write(path, weights, "bf16")
+        measured.write_text(json.dumps(fraction))
+    return path, json.loads(measured.read_text())
+
+
+def _random_weights(shape: str, **changes) -> dict[str, np.ndarray]:
     from random_model import random_model
 
-    path = BUILD / ("-".join(["random", shape, dtype, *(f"{k}{v}" for k, v in sorted(changes.items()))]) + suffix)
-    if path.exists():
-        return path
+    s = SHAPES[shape]
+    return random_model(**{"L": s.L, "C": s.C, "N": 64, "V": s.V, "ranks": s.ranks, "dtype": "bf16", **changes})
+
+
+def _write(path: pathlib.Path, weights: dict[str, np.ndarray], dtype: str) -> None:
+    import checkpoint_files
+
     note(f"writing {path.relative_to(ROOT)}")
     BUILD.mkdir(parents=True, exist_ok=True)
-    s = SHAPES[shape]
-    weights = random_model(**{"L": s.L, "C": s.C, "N": 64, "V": s.V, "ranks": s.ranks, "dtype": "bf16", **changes})
-    unfinished = path.with_name(f"unfinished-{os.getpid()}{suffix}")
-    write = checkpoint_files.write_pth if suffix == ".pth" else checkpoint_files.write_safetensors
+    unfinished = path.with_name(f"unfinished-{os.getpid()}{path.suffix}")
+    write = checkpoint_files.write_pth if path.suffix == ".pth" else checkpoint_files.write_safetensors
     write(unfinished, weights, dtype=dtype)
     unfinished.rename(path)
-    return path
+
+
+def _set_zeros(weights: dict[str, np.ndarray], wanted: float) -> float:
+    """Moves the ffn's activations down until so many are zero; returns the fraction that is.
+
+    Random rows of ffn.key give 50 %, trained models have more. A constant in ln2.bias and the opposite mean in every
+    row of ffn.key shift all sums alike, here by as many of their deviations as a normal distribution needs.
+    """
+    from random_model import round_to
+
+    constant, normal = np.float32(0.5), statistics.NormalDist()
+    C = weights["emb.weight"].shape[1]
+    found = _zero_fraction(weights)
+    if abs(found - wanted) < 0.01:
+        return found
+    for name, tensor in weights.items():
+        if name.endswith("ln2.bias"):
+            tensor[:] = constant
+    keys = {name: tensor for name, tensor in weights.items() if name.endswith("ffn.key.weight")}
+    deviation = float(np.std(next(iter(keys.values()))))
+    shift = normal.inv_cdf(wanted)
+    for _ in range(4):
+        # An estimate, as mixing with the token before makes the deviation of the sums smaller: so it is corrected.
+        mean = np.float32(shift * deviation / (constant * C**0.5))
+        weights |= {name: round_to(tensor - mean, "bf16") for name, tensor in keys.items()}
+        found = _zero_fraction(weights)
+        if abs(found - wanted) < 0.01:
+            break
+        shift *= normal.inv_cdf(wanted) / max(normal.inv_cdf(found), 0.1)
+    return found
+
+
+def _zero_fraction(weights: dict[str, np.ndarray], tokens: int = 9) -> float:
+    """By the definition, on a few random tokens after the first."""
+    own = sys.modules.pop(__name__)
+    import rwkv7  # which has a module "common" of its own
+
+    sys.modules[__name__] = own
+    F = len(weights["blocks.0.ffn.key.weight"])
+    zeros: list[float] = []
+
+    def observe(operand: np.ndarray) -> np.ndarray:
+        if operand.shape == (F,):  # what ffn.value is multiplied with, and nothing else is that long
+            zeros.append(float((operand == 0).mean()))
+        return operand.astype(np.float32, copy=False)
+
+    ids = np.random.default_rng(1).integers(1, len(weights["emb.weight"]), tokens)
+    state = rwkv7.State(weights)
+    rwkv7.forward(weights, ids, state, round=observe, hidden=True)
+    return statistics.mean(zeros[len(state.wkv) :])
 
 
 def streamed_bytes(config: rwkv.Config, shape: str, precision: str) -> int:
@@ -101,10 +170,28 @@ def streamed_bytes(config: rwkv.Config, shape: str, precision: str) -> int:
     return matrices * {"fp32": 4, "bf16": 2}[precision] + layers * 21 * c * 4
 
 
+def operations_per_token(config: rwkv.Config, shape: str) -> float:
+    """Multiply-adds count two; the head runs once per call and is left out, the recurrence is counted."""
+    return 2 * layer_parameters(config, shape) + config.n_layer * config.n_embd * config.head_size * 10
+
+
 def layer_parameters(config: rwkv.Config, shape: str) -> int:
     """Numbers in the matrices of all layers."""
     c, f, layers, ranks = config.n_embd, config.n_ffn, config.n_layer, SHAPES[shape].ranks
     return layers * (4 * c * c + 2 * c * f) + 2 * c * (layers * sum(ranks) - ranks[2])  # layer 0 has no v
+
+
+def known_precisions(wanted) -> list[str]:
+    """Those that this version of the engine has; a line about each that it has not."""
+    found = []
+    for precision in wanted:
+        try:
+            rwkv.Engine("demo", f"cpu {precision}", threads=1)
+        except rwkv.StrategyError:
+            note(f"{precision} is left out, as this version of the engine does not know it")
+        else:
+            found.append(precision)
+    return found
 
 
 # ---- the machine's limits ----
@@ -118,8 +205,8 @@ class Limits:
         self._rounds = 100_000 if quick else 10_000_000
         self._library = ctypes.CDLL(str(_limits_library()))
         self._library.rwkv_read_bandwidth.argtypes = [ctypes.c_int, ctypes.c_size_t]
-        self._library.rwkv_fma_peak.argtypes = [ctypes.c_int, ctypes.c_long]
-        for name in ("rwkv_read_bandwidth", "rwkv_fma_peak"):
+        self._library.rwkv_peak.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        for name in ("rwkv_read_bandwidth", "rwkv_peak"):
             getattr(self._library, name).restype = ctypes.c_double
 
     def read_bandwidth(self, threads: int) -> float:
@@ -128,7 +215,11 @@ class Limits:
 
     def fma_peak(self, threads: int) -> float:
         """GFLOP/s of float32 fused multiply-adds, widest vectors of the machine."""
-        return self._library.rwkv_fma_peak(threads, self._rounds)
+        return self.peak(32, threads)
+
+    def peak(self, bits: int, threads: int) -> float:
+        """Gop/s, a multiply-add counts two: of float32 (32), bf16 (16) or int8 (8) without matrix tiles."""
+        return self._library.rwkv_peak(bits, threads, self._rounds)
 
 
 def _limits_library() -> pathlib.Path:
@@ -244,13 +335,19 @@ def _caches() -> list[str]:
     return found
 
 
-def record(name: str, options: argparse.Namespace, engine: rwkv.Engine, results: list[dict[str, object]]) -> None:
+def record(
+    name: str,
+    options: argparse.Namespace,
+    engine: rwkv.Engine,
+    results: list[dict[str, object]],
+    weights: str = "random weights",
+) -> None:
     """Prints a result and, unless it was a quick run, writes it to benchmarks/results/NAME.json."""
     words = [pathlib.Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]
     document = {
         "benchmark": pathlib.Path(words[0]).stem,
         "command": " ".join(["python", *words]),
-        "engine": f"rwkv-engine {rwkv.__version__}, random weights",
+        "engine": f"rwkv-engine {rwkv.__version__}, {weights}",
         "machine": machine(engine),
         "settings": {key: value for key, value in vars(options).items() if key != "quick"},
         "results": results,

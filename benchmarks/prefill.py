@@ -19,11 +19,6 @@ import rwkv_engine as rwkv
 PACKAGE = "rwkv package"
 
 
-def operations_per_token(config: rwkv.Config, shape: str) -> float:
-    """Multiply-adds count two; the head runs once per call and is left out, the recurrence is counted."""
-    return 2 * common.layer_parameters(config, shape) + config.n_layer * config.n_embd * config.head_size * 10
-
-
 def peer(path: str, threads: int):
     os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="0")
     import torch
@@ -48,7 +43,7 @@ def main() -> None:
     engines = {p: rwkv.Engine(path, f"cpu {p}", threads=a.threads) for p in ("fp32", "bf16")}
     config = engines["fp32"].config
     tokens = np.random.default_rng(0).integers(1, config.n_vocab, a.tokens).tolist()
-    operations = operations_per_token(config, a.shape) * a.tokens
+    operations = common.operations_per_token(config, a.shape) * a.tokens
 
     def prefill(engine: rwkv.Engine, *parts: list[int]) -> np.ndarray:
         state = engine.new_state()

@@ -30,7 +30,8 @@ double best_time(int threads, int runs, F fn) {
 bool has(const char* isa) {
 #if RWKV_X86
   const rwkv::cpu::x86::Features f = rwkv::cpu::x86::features();
-  if (std::strncmp(isa, "avx512bf16", 10) == 0) return false;  // the same multiply-adds as avx512
+  if (std::strcmp(isa, "avx512bf16") == 0) return f.avx512bf16;
+  if (std::strcmp(isa, "avx512vnni") == 0) return f.avx512 && __builtin_cpu_supports("avx512vnni");
   if (std::strncmp(isa, "avx512", 6) == 0) return f.avx512;
   if (std::strncmp(isa, "avx2", 4) == 0) return f.avx2;
 #endif
@@ -60,12 +61,19 @@ extern "C" double rwkv_read_bandwidth(int threads, size_t wanted) {
   return best;
 }
 
-// GFLOP/s of float32 multiply-adds, the widest vectors of the machine.
-extern "C" double rwkv_fma_peak(int threads, long rounds) {
+// Gop/s of the best way, a multiply-add counts two: in float32; of bf16, by dot products or widened; or of int8.
+extern "C" double rwkv_peak(int bits, int threads, long rounds) {
   double best = 0;
-  for (const limits::Peak& peak : limits::kPeaks)
-    if (has(peak.name))
-      best = std::max(best, peak.operations * double(rounds) * threads /
-                                best_time(threads, 2, [&](int) { peak.run(rounds); }) / 1e9);
+  const auto measure = [&](const auto& peaks) {
+    for (const limits::Peak& peak : peaks)
+      if (has(peak.name))
+        best = std::max(best, peak.operations * double(rounds) * threads /
+                                  best_time(threads, 2, [&](int) { peak.run(rounds); }) / 1e9);
+  };
+  if (bits == 8)
+    measure(limits::kInt8Dots);
+  else
+    measure(limits::kPeaks);
+  if (bits == 16) measure(limits::kBf16Dots);
   return best;
 }

@@ -13,7 +13,8 @@ struct Reader {
   uint64_t (*read)(const std::byte*, size_t);  // multiples of 256 bytes
 };
 
-// `rounds` times twelve chains of fused multiply-adds (generic: of multiplications and additions in turn).
+// `rounds` times twelve chains of fused multiply-adds (generic: of multiplications and additions in turn), or of dot
+// products.
 struct Peak {
   const char* name;  // as the kernels' tables
   void (*run)(long rounds);
@@ -67,6 +68,21 @@ RWKV_PEAK(peak_sse2, "sse2", __m128, _mm_set1_ps(0.5f), RWKV_MUL_ADD)
 RWKV_PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps(0.5f), RWKV_FMA_YMM)
 RWKV_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps(0.5f), RWKV_FMA)
 
+// Dot products that accumulate in lanes of 32 bits: pairs of bf16, and fours of int8 in one instruction or in three.
+#define RWKV_BF16(i) asm volatile("vdpbf16ps %1,%1,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_VNNI(i) asm volatile("vpdpbusd %1,%1,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_INT8(type, i) \
+  { \
+    type products; \
+    asm volatile("vpmaddubsw %2,%2,%1\n vpmaddwd %2,%1,%1\n vpaddd %1,%0,%0" : "+v"(a##i), "=&v"(products) : "v"(x)); \
+  }
+#define RWKV_INT8_YMM(i) RWKV_INT8(__m256i, i)
+#define RWKV_INT8_ZMM(i) RWKV_INT8(__m512i, i)
+RWKV_PEAK(dot_bf16, "avx512f", __m512i, _mm512_set1_epi32(0), RWKV_BF16)
+RWKV_PEAK(dot_int8_avx2, "avx2", __m256i, _mm256_set1_epi32(1), RWKV_INT8_YMM)
+RWKV_PEAK(dot_int8_avx512, "avx512f,avx512bw", __m512i, _mm512_set1_epi32(1), RWKV_INT8_ZMM)
+RWKV_PEAK(dot_int8_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi32(1), RWKV_VNNI)
+
 inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx2", read_avx2},
                                   {"avx2, L1 hint", read_avx2_l1},
@@ -78,6 +94,9 @@ inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8},
                               {"avx2", peak_avx2, 12 * 16},
                               {"avx512", peak_avx512, 12 * 32},
                               {"avx512bf16", peak_avx512, 12 * 32}};
+inline const Peak kBf16Dots[] = {{"avx512bf16", dot_bf16, 12 * 64}};
+inline const Peak kInt8Dots[] = {
+    {"avx2", dot_int8_avx2, 12 * 64}, {"avx512", dot_int8_avx512, 12 * 128}, {"avx512vnni", dot_int8_vnni, 12 * 128}};
 
 #else
 
@@ -96,6 +115,8 @@ inline void peak_plain(long rounds) {
 }
 inline const Reader kReaders[] = {{"words", read_words}};
 inline const Peak kPeaks[] = {{"generic", peak_plain, 48 * 2}};
+inline const Peak kBf16Dots[] = {{"generic", peak_plain, 48 * 2}};
+inline const Peak kInt8Dots[] = {{"generic", peak_plain, 48 * 2}};
 
 #endif
 

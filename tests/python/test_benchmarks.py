@@ -53,7 +53,7 @@ def quick(tmp_path_factory):
 
 
 def test_the_readme_lists_every_benchmark():
-    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common"}
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common", "runners"}
     assert {*NAMES, "plot"} == programs and len(NAMES) == len(COMMANDS) - 1
 
 
@@ -83,8 +83,25 @@ def test_results_that_do_not_change_with_time_are_right(quick):
     assert {(row["container"], row["precision"]) for row in quick[0]("load")["results"]} == {
         (container, precision) for container in (".pth", ".safetensors") for precision in ("fp32", "bf16")
     }
+    rows = quick[0]("compare")["results"]
+    fractions = [row["ffn_zero_fraction"] for row in rows]
+    assert fractions == sorted(fractions) and fractions[0] == pytest.approx(0.5, abs=0.02) and fractions[-1] == pytest.approx(0.86, abs=0.02)
+    assert {"fp32", "bf16"} <= {row["precision"] for row in rows} and {row["runner"] for row in rows} == {"rwkv_engine"}
+    for row in rows:
+        assert (row["largest_logit_difference"] == 0) == (row["precision"] == "fp32")
     operations = [row["operation"] for row in quick[0]("states")["results"]]
     assert {"fork", "step after fork", "to_bytes", "state_from_bytes", "save", "load_state"} <= set(operations)
+
+
+@pytest.mark.peers
+def test_peers_compute_the_same_model():
+    """The program itself compares logits; who is not installed is left out."""
+    rows = json.loads(python("benchmarks/compare.py", "--quick", "--threads", 1, "--peers", "llama.cpp", "rwkv"))["results"]
+    assert len({row["runner"] for row in rows}) > 1
+    for row in rows:
+        peer = row["runner"] != "rwkv_engine"
+        assert (row["decode_times_faster"] is not None) == (row["prefill_lowest_highest"] is not None) == peer
+        assert row["largest_logit_difference"] < (1e-4 if row["bits"] == 32 else 0.1 if row["bits"] == 16 else 1)
 
 
 def test_plots_are_drawn_and_always_the_same(quick):
