@@ -45,6 +45,7 @@ std::vector<const Kernels*> tables() {
   const x86::Features has = x86::features();
   if (has.avx2) all.push_back(&kAvx2);
   if (has.avx512) all.push_back(&kAvx512);
+  if (has.avx512vnni) all.push_back(&kAvx512Vnni);
   if (has.avx512bf16) all.push_back(&kAvx512Bf16);
 #endif
   return all;

@@ -77,6 +77,7 @@ inline const Reader kReaders[] = {{"sse2", read_sse2},
 inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8},
                               {"avx2", peak_avx2, 12 * 16},
                               {"avx512", peak_avx512, 12 * 32},
+                              {"avx512vnni", peak_avx512, 12 * 32},
                               {"avx512bf16", peak_avx512, 12 * 32}};
 
 #else
