@@ -17,7 +17,9 @@ struct Reader {
 struct Peak {
   const char* name;  // as the kernels' tables
   void (*run)(long rounds);
-  double operations;  // per round
+  double operations;               // per round
+  void (*run_bytes)(long rounds);  // the same for dot products of int8, in the instructions that the set has for them
+  double byte_operations;
 };
 
 #if RWKV_X86
@@ -67,6 +69,13 @@ RWKV_PEAK(peak_sse2, "sse2", __m128, _mm_set1_ps(0.5f), RWKV_MUL_ADD)
 RWKV_PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps(0.5f), RWKV_FMA_YMM)
 RWKV_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps(0.5f), RWKV_FMA)
 
+#define RWKV_DOT(i) asm volatile("vpdpbusd %1,%1,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_DOT_SHORTS(i) asm volatile("vpmaddwd %1,%1,%0\n vpaddd %1,%0,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_DOT_SHORTS_YMM(i) asm volatile("vpmaddwd %1,%1,%0\n vpaddd %1,%0,%0" : "+x"(a##i) : "x"(x));
+RWKV_PEAK(peak_shorts_avx2, "avx2", __m256i, _mm256_set1_epi32(1), RWKV_DOT_SHORTS_YMM)
+RWKV_PEAK(peak_shorts_avx512, "avx512bw", __m512i, _mm512_set1_epi32(1), RWKV_DOT_SHORTS)
+RWKV_PEAK(peak_bytes_avx512, "avx512vnni", __m512i, _mm512_set1_epi32(1), RWKV_DOT)
+
 inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx2", read_avx2},
                                   {"avx2, L1 hint", read_avx2_l1},
@@ -74,11 +83,11 @@ inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx512", read_avx512},
                                   {"avx512, L1 hint", read_avx512_l1},
                                   {"avx512, L2 hint", read_avx512_l2}};
-inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8},
-                              {"avx2", peak_avx2, 12 * 16},
-                              {"avx512", peak_avx512, 12 * 32},
-                              {"avx512vnni", peak_avx512, 12 * 32},
-                              {"avx512bf16", peak_avx512, 12 * 32}};
+inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8, peak_sse2, 12 * 8},
+                              {"avx2", peak_avx2, 12 * 16, peak_shorts_avx2, 12 * 32},
+                              {"avx512", peak_avx512, 12 * 32, peak_shorts_avx512, 12 * 64},
+                              {"avx512vnni", peak_avx512, 12 * 32, peak_bytes_avx512, 12 * 128},
+                              {"avx512bf16", peak_avx512, 12 * 32, peak_bytes_avx512, 12 * 128}};
 
 #else
 
@@ -96,7 +105,7 @@ inline void peak_plain(long rounds) {
   }
 }
 inline const Reader kReaders[] = {{"words", read_words}};
-inline const Peak kPeaks[] = {{"generic", peak_plain, 48 * 2}};
+inline const Peak kPeaks[] = {{"generic", peak_plain, 48 * 2, peak_plain, 48 * 2}};
 
 #endif
 
