@@ -166,8 +166,10 @@ def _zero_fraction(weights: dict[str, np.ndarray], tokens: int = 9) -> float:
 def streamed_bytes(config: rwkv.Config, shape: str, precision: str) -> int:
     """Bytes of weights that one decoded token reads: every matrix and vector but the embedding table."""
     c, layers = config.n_embd, config.n_layer
-    matrices = layer_parameters(config, shape) + config.n_vocab * c
-    return matrices * {"fp32": 4, "bf16": 2}[precision] + layers * 21 * c * 4
+    matrices, low_rank = layer_parameters(config, shape) + config.n_vocab * c, low_rank_parameters(config, shape)
+    width = {"fp32": 4, "bf16": 2, "int8": 66 / 64}[precision]  # int8: a scale of two bytes for each 64
+    narrow = 2 if precision == "int8" else width
+    return int((matrices - low_rank) * width + low_rank * narrow) + layers * 21 * c * 4
 
 
 def operations_per_token(config: rwkv.Config, shape: str) -> float:
@@ -177,8 +179,14 @@ def operations_per_token(config: rwkv.Config, shape: str) -> float:
 
 def layer_parameters(config: rwkv.Config, shape: str) -> int:
     """Numbers in the matrices of all layers."""
-    c, f, layers, ranks = config.n_embd, config.n_ffn, config.n_layer, SHAPES[shape].ranks
-    return layers * (4 * c * c + 2 * c * f) + 2 * c * (layers * sum(ranks) - ranks[2])  # layer 0 has no v
+    c, f, layers = config.n_embd, config.n_ffn, config.n_layer
+    return layers * (4 * c * c + 2 * c * f) + low_rank_parameters(config, shape)
+
+
+def low_rank_parameters(config: rwkv.Config, shape: str) -> int:
+    """Of them in the low-rank pairs, which int8 leaves in bf16."""
+    layers, ranks = config.n_layer, SHAPES[shape].ranks
+    return 2 * config.n_embd * (layers * sum(ranks) - ranks[2])  # layer 0 has no v
 
 
 def known_precisions(wanted) -> list[str]:

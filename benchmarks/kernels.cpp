@@ -10,10 +10,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
 #include "core/platform.h"
+#include "cpu/pack.h"
 #include "simd/limits.h"
 
 using namespace rwkv;
@@ -45,6 +48,7 @@ std::vector<const Kernels*> tables() {
   const x86::Features has = x86::features();
   if (has.avx2) all.push_back(&kAvx2);
   if (has.avx512) all.push_back(&kAvx512);
+  if (has.avx512vnni) all.push_back(&kAvx512Vnni);
   if (has.avx512bf16) all.push_back(&kAvx512Bf16);
 #endif
   return all;
@@ -70,11 +74,13 @@ double read_bandwidth(int threads, const std::byte* data, bool print) {
   return best;
 }
 
-double peak(const Kernels& kernels, int threads) {
+double peak(const Kernels& kernels, Format format, int threads) {
   for (const limits::Peak& p : limits::kPeaks) {
     if (std::strcmp(p.name, kernels.name) != 0) continue;
+    const bool bytes = format == Format::i8;
     const long rounds = 4'000'000;
-    return double(rounds) * threads * p.operations / best_time(threads, 5, [&](int) { p.run(rounds); }) / 1e9;
+    const double seconds = best_time(threads, 5, [&](int) { (bytes ? p.run_bytes : p.run)(rounds); });
+    return double(rounds) * threads * (bytes ? p.byte_operations : p.operations) / seconds / 1e9;
   }
   return NAN;
 }
@@ -101,10 +107,10 @@ struct Bench {
     for (int i = 0; i < tiles; i++) {
       const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
       kernels.pack_rows(format, plain.data() + size_t(begin) * kSide, kSide, m, 0, kSide, kSide,
-                        x.data() + size_t(begin) * kSide * size_t(size_of(format)), m, 0);
+                        x.data() + size_t(begin) * row_bytes(format, kSide), m, 0);
     }
   }
-  size_t matrix_bytes() const { return size_t(kSide) * kSide * size_t(size_of(format)); }
+  size_t matrix_bytes() const { return size_t(kSide / kPanel) * panel_bytes(format, kSide); }
   int matrices() const { return int(kBytes / matrix_bytes()); }
 
   double seconds(int threads, int runs, int begin, int count) {
@@ -130,22 +136,24 @@ struct Bench {
       }
     });
   }
+  double weight(const std::byte* panel, int row, int k) const {
+    if (format == Format::f32) return double(reinterpret_cast<const float*>(panel)[k * kPanel + row]);
+    const auto* halves = reinterpret_cast<const uint16_t*>(panel);
+    if (format == Format::bf16) return double(bf16_to_f32(halves[(k / 2 * kPanel + row) * 2 + k % 2]));
+    panel += panel_bytes(format, k / kGroup * kGroup);
+    const int q = int(panel[kPanel * 2 + (k % kGroup / 4 * kPanel + row) * 4 + k % 4]) - 128;
+    return q * double(bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[row]));
+  }
   // Some outputs of the last matrix against float64.
   double error(int matrix) const {
     const std::byte* w = weights + size_t(matrix % matrices()) * matrix_bytes();
-    const auto bf16 = [](uint32_t b) { return double(std::bit_cast<float>(b << 16)); };
     double worst = 0;
     for (int row = 5; row < kSide; row += 97)
       for (int t : {0, tokens / 2, tokens - 1}) {
         double sum = 0, size = 0;
         for (int k = 0; k < kSide; k++) {
-          const std::byte* at = w + size_t(row / kPanel) * kPanel * kSide * size_t(size_of(format));
-          const size_t r = size_t(row % kPanel);
-          const double a = plain[size_t(t) * kSide + size_t(k)];
-          const double b =
-              format == Format::f32
-                  ? double(reinterpret_cast<const float*>(at)[size_t(k) * kPanel + r])
-                  : bf16(reinterpret_cast<const uint16_t*>(at)[(size_t(k / 2) * kPanel + r) * 2 + size_t(k % 2)]);
+          const std::byte* at = w + size_t(row / kPanel) * panel_bytes(format, kSide);
+          const double a = plain[size_t(t) * kSide + size_t(k)], b = weight(at, row % kPanel, k);
           sum += a * b;
           size += std::fabs(a * b);
         }
@@ -155,8 +163,8 @@ struct Bench {
   }
 };
 
-void check(double error) {
-  if (error < 1e-5) return;
+void check(double error, Format format = Format::f32) {
+  if (error < (format == Format::i8 ? 5e-3 : 1e-5)) return;  // int8: the activations are rounded too
   std::printf("WRONG ANSWER: error %g\n", error);
   std::exit(1);
 }
@@ -205,27 +213,26 @@ double wkv_nanoseconds(const Kernels& kernels, int tokens, int threads) {
          1e9 / 480 / heads;
 }
 
-void measure(int threads, const char* only, const std::byte* f32, const std::byte* bf16) {
+void measure(int threads, const char* only, std::span<const std::byte* const> weights) {
   std::printf("%d thread%s\n", threads, threads == 1 ? "" : "s");
-  double bandwidth = read_bandwidth(threads, f32, true);
+  double bandwidth = read_bandwidth(threads, weights[0], true);
   for (const Kernels* k : tables()) {
     if (only && std::strcmp(only, k->name) != 0) continue;
-    const double most = peak(*k, threads);
-    std::printf("  %s: at most %.0f Gop/s of float32\n", k->name, most);
-    for (Format f : {Format::f32, Format::bf16}) {
-      const char* name = f == Format::f32 ? "f32" : "bf16";
-      const std::byte* weights = f == Format::f32 ? f32 : bf16;
-      Bench one(*k, weights, f, 1);
+    for (Format f : {Format::f32, Format::bf16, Format::i8}) {
+      const char* name = f == Format::f32 ? "f32" : f == Format::bf16 ? "bf16" : "int8";
+      const double most = peak(*k, f, threads);
+      std::printf("  %s: at most %.0f Gop/s of %s\n", k->name, most, f == Format::i8 ? name : "float32");
+      Bench one(*k, weights[size_t(f)], f, 1);
       const double s = one.seconds(threads, 9, 0, one.matrices());
-      check(one.error(one.matrices() - 1));
-      bandwidth = std::max(bandwidth, read_bandwidth(threads, f32, false));
+      check(one.error(one.matrices() - 1), f);
+      bandwidth = std::max(bandwidth, read_bandwidth(threads, weights[0], false));
       const double rate = double(one.matrix_bytes()) * one.matrices() / s / 1e9;
       std::printf("    %-4s    1 token  %6.1f GB/s  %3.0f %% of reading\n", name, rate, 100 * rate / bandwidth);
       for (int tokens : {4, 16, 64, 512}) {
-        Bench many(*k, weights, f, tokens);
+        Bench many(*k, weights[size_t(f)], f, tokens);
         const int count = std::max(2, 1024 / tokens);
         const double time = many.seconds(threads, 5, 0, count);
-        check(many.error(count - 1));
+        check(many.error(count - 1), f);
         const double ops = 2.0 * kSide * kSide * tokens * count / time / 1e9;
         std::printf("    %-4s  %3d tokens %6.0f Gop/s %3.0f %% of the peak\n", name, tokens, ops, 100 * ops / most);
       }
@@ -240,19 +247,25 @@ void measure(int threads, const char* only, const std::byte* f32, const std::byt
 
 int main(int argc, char** argv) {
   const int only_threads = argc > 1 ? std::atoi(argv[1]) : 0;
-  const auto f32 = map_pages(kBytes), bf16 = map_pages(kBytes);
   // A few MB of random weights, again and again: the memory differs, the numbers need not.
-  std::vector<float> block(size_t(1) << 20);
-  std::vector<uint16_t> half(block.size() * 2);
+  constexpr int kRows = 1 << 10;
+  std::vector<float> row(kSide);
+  std::vector<std::byte> block;
+  std::vector<std::shared_ptr<std::byte>> pages;
+  std::vector<const std::byte*> weights;
   uint32_t seed = 1;
-  const auto random = [&seed] { return float(int(seed = seed * 1664525 + 1013904223) >> 8) * 0x1p-27f; };
-  for (float& v : block) v = random();
-  for (uint16_t& v : half) v = f32_to_bf16(random());
-  for (size_t i = 0; i < kBytes; i += block.size() * 4) {
-    std::memcpy(f32.get() + i, block.data(), block.size() * 4);
-    std::memcpy(bf16.get() + i, half.data(), block.size() * 4);
+  for (Format f : {Format::f32, Format::bf16, Format::i8}) {
+    block.assign(size_t(kRows / kPanel) * panel_bytes(f, kSide), std::byte{0});
+    for (int r = 0; r < kRows; r++) {
+      for (float& v : row) v = float(int(seed = seed * 1664525 + 1013904223) >> 8) * 0x1p-27f;
+      for (int k = 0; k < kSide; k += kGroup)
+        pack_weights(f, &row[size_t(k)], r % kPanel, kGroup,
+                     block.data() + size_t(r / kPanel) * panel_bytes(f, kSide) + panel_bytes(f, k));
+    }
+    weights.push_back(pages.emplace_back(map_pages(kBytes)).get());
+    for (size_t i = 0; i < kBytes; i += block.size())
+      std::memcpy(pages.back().get() + i, block.data(), std::min(block.size(), kBytes - i));
   }
   for (int threads : {1, 2})
-    if (only_threads == 0 || only_threads == threads)
-      measure(threads, argc > 2 ? argv[2] : nullptr, f32.get(), bf16.get());
+    if (only_threads == 0 || only_threads == threads) measure(threads, argc > 2 ? argv[2] : nullptr, weights);
 }

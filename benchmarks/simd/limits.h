@@ -19,6 +19,9 @@ struct Peak {
   const char* name;  // as the kernels' tables
   void (*run)(long rounds);
   double operations;  // per round
+  void (*run_bytes)(long rounds) =
+      nullptr;  // the same for dot products of int8, in the instructions that the set has for them
+  double byte_operations = 0;
 };
 
 #if RWKV_X86
@@ -82,6 +85,10 @@ RWKV_PEAK(dot_bf16, "avx512f", __m512i, _mm512_set1_epi32(0), RWKV_BF16)
 RWKV_PEAK(dot_int8_avx2, "avx2", __m256i, _mm256_set1_epi32(1), RWKV_INT8_YMM)
 RWKV_PEAK(dot_int8_avx512, "avx512f,avx512bw", __m512i, _mm512_set1_epi32(1), RWKV_INT8_ZMM)
 RWKV_PEAK(dot_int8_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi32(1), RWKV_VNNI)
+#define RWKV_DOT_SHORTS(i) asm volatile("vpmaddwd %1,%1,%0\n vpaddd %1,%0,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_DOT_SHORTS_YMM(i) asm volatile("vpmaddwd %1,%1,%0\n vpaddd %1,%0,%0" : "+x"(a##i) : "x"(x));
+RWKV_PEAK(peak_shorts_avx2, "avx2", __m256i, _mm256_set1_epi32(1), RWKV_DOT_SHORTS_YMM)
+RWKV_PEAK(peak_shorts_avx512, "avx512bw", __m512i, _mm512_set1_epi32(1), RWKV_DOT_SHORTS)
 
 inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx2", read_avx2},
@@ -90,10 +97,11 @@ inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx512", read_avx512},
                                   {"avx512, L1 hint", read_avx512_l1},
                                   {"avx512, L2 hint", read_avx512_l2}};
-inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8},
-                              {"avx2", peak_avx2, 12 * 16},
-                              {"avx512", peak_avx512, 12 * 32},
-                              {"avx512bf16", peak_avx512, 12 * 32}};
+inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8, peak_sse2, 12 * 8},
+                              {"avx2", peak_avx2, 12 * 16, peak_shorts_avx2, 12 * 32},
+                              {"avx512", peak_avx512, 12 * 32, peak_shorts_avx512, 12 * 64},
+                              {"avx512vnni", peak_avx512, 12 * 32, dot_int8_vnni, 12 * 128},
+                              {"avx512bf16", peak_avx512, 12 * 32, dot_int8_vnni, 12 * 128}};
 inline const Peak kBf16Dots[] = {{"avx512bf16", dot_bf16, 12 * 64}};
 inline const Peak kInt8Dots[] = {
     {"avx2", dot_int8_avx2, 12 * 64}, {"avx512", dot_int8_avx512, 12 * 128}, {"avx512vnni", dot_int8_vnni, 12 * 128}};
@@ -114,7 +122,7 @@ inline void peak_plain(long rounds) {
   }
 }
 inline const Reader kReaders[] = {{"words", read_words}};
-inline const Peak kPeaks[] = {{"generic", peak_plain, 48 * 2}};
+inline const Peak kPeaks[] = {{"generic", peak_plain, 48 * 2, peak_plain, 48 * 2}};
 inline const Peak kBf16Dots[] = {{"generic", peak_plain, 48 * 2}};
 inline const Peak kInt8Dots[] = {{"generic", peak_plain, 48 * 2}};
 

@@ -14,7 +14,7 @@
 namespace rwkv {
 
 // How a matrix is stored and multiplied.
-enum class Format : uint8_t { f32, bf16 };
+enum class Format : uint8_t { f32, bf16, i8 };
 
 // A matrix (rows = outputs, cols = inputs) packed for the device. Never owns.
 struct Linear {

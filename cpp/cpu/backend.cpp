@@ -2,16 +2,18 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "core/error.h"
 #include "core/platform.h"
+#include "cpu/pack.h"
 
 namespace rwkv::cpu {
 
 namespace {
 
 constexpr int kWkvTokens = 48;    // tokens of one head per kernel call: their results stay in L1
-constexpr int kMixColumns = 256;  // columns of one lerp per packing call, for the same reason
+constexpr int kMixColumns = 256;  // columns of one lerp per packing call, for the same reason; whole groups
 
 // Worker's share of n equal pieces.
 struct Share {
@@ -48,14 +50,14 @@ void CpuBackend::prepare(int64_t width) {
   if (width <= width_) return;
   width_ = width;
   // The greatest need is mix: the normalised rows of a tile, the one before it and one to spare, and a block of lerps.
-  // A recurrence needs kWkvTokens rows of two heads, or of one panel.
+  // A recurrence needs kWkvTokens rows of an item.
   const int64_t mix = (kernels_.tile + 2) * row_stride(width) + int64_t(kernels_.tile) * kMixColumns;
   const int64_t wkv = int64_t(kWkvTokens) * std::max<int64_t>(2 * width, kPanel);
   for (Memory& m : scratch_) m = allocate(size_t(std::max(mix, wkv)) * sizeof(float));
 }
 
 size_t CpuBackend::operand_bytes(Format format, int rows, int cols) const {
-  return size_t(rows) * size_t(padded_k(cols)) * size_t(size_of(format));
+  return size_t(rows) * row_bytes(format, padded_k(format, cols));
 }
 
 // Whole panels, and never a multiple of 4 KiB: the rows of a tile would all want the same few lines of the L1 cache.
@@ -65,31 +67,25 @@ int64_t CpuBackend::row_stride(int64_t cols) const {
 }
 
 size_t CpuBackend::linear_bytes(Format format, int rows, int cols) const {
-  return size_t(panels_of(rows)) * kPanel * size_t(padded_k(cols)) * size_t(size_of(format));
+  return size_t(panels_of(rows)) * panel_bytes(format, padded_k(format, cols));
 }
 
 void CpuBackend::pack(const Linear& w, int row, int count, const void* src, DType dtype) {
-  const int k = w.cols, kp = padded_k(k), panels = panels_of(count);
+  const int k = w.cols, panels = panels_of(count);
+  const size_t stride = panel_bytes(w.format, padded_k(w.format, k)), row_size = size_t(k) * rwkv::size_of(dtype);
   const auto* bytes = static_cast<const std::byte*>(src);
   pool_.run([&](int worker) {
-    constexpr int kBlock = 64;
-    float block[kPanel][kBlock];
+    float block[kGroup];
     const Share share(panels, worker, pool_.size());
     for (int p = share.begin; p < share.end; p++) {
-      std::byte* panel = w.data + size_t(row / kPanel + p) * kPanel * size_t(kp) * size_t(size_of(w.format));
-      for (int k0 = 0; k0 < k; k0 += kBlock) {
-        const int kn = std::min(kBlock, k - k0);
-        for (int r = 0; r < kPanel; r++) {
-          const int at = p * kPanel + r;
-          if (at >= count) continue;  // rows past the matrix stay zero, as the arena is
-          kernels_.widen(bytes + (size_t(at) * size_t(k) + size_t(k0)) * rwkv::size_of(dtype), dtype, kn, block[r]);
-          if (w.format == Format::f32) {
-            float* d = reinterpret_cast<float*>(panel) + size_t(k0) * kPanel + r;
-            for (int i = 0; i < kn; i++) d[size_t(i) * kPanel] = block[r][i];
-          } else {
-            uint16_t* d = reinterpret_cast<uint16_t*>(panel) + size_t(k0) * kPanel + r * 2;
-            for (int i = 0; i < kn; i++) d[size_t(i / 2) * kPanel * 2 + i % 2] = f32_to_bf16(block[r][i]);
-          }
+      std::byte* panel = w.data + size_t(row / kPanel + p) * stride;
+      for (int k0 = 0; k0 < k; k0 += kGroup) {
+        const int kn = std::min(kGroup, k - k0);
+        // Rows past the matrix stay zero, as the arena is.
+        for (int r = 0; r < std::min(kPanel, count - p * kPanel); r++) {
+          kernels_.widen(bytes + size_t(p * kPanel + r) * row_size + size_t(k0) * rwkv::size_of(dtype), dtype, kn,
+                         block);
+          pack_weights(w.format, block, r, kn, panel + panel_bytes(w.format, k0));
         }
       }
     }
@@ -130,7 +126,7 @@ void CpuBackend::layer_norm(const float* x, const Norm& norm, int n, float* y) c
 }
 
 void CpuBackend::pack_rows(const float* x, size_t ld, int begin, int count, int k0, int kn, const Operand& out) const {
-  const int k = padded_k(out.cols), tiles = tile_count(out.rows, kernels_.tile);
+  const int k = padded_k(out.format, out.cols), tiles = tile_count(out.rows, kernels_.tile);
   const int k_end = k0 + kn == out.cols ? k : k0 + kn;
   const auto start = [&](int i) { return tile_start(out.rows, tiles, i); };
   int tile = int(int64_t(begin) * tiles / out.rows);
@@ -138,7 +134,7 @@ void CpuBackend::pack_rows(const float* x, size_t ld, int begin, int count, int 
   for (int row = begin; row < begin + count; tile++) {
     const int at = row - start(tile), width = start(tile + 1) - start(tile);
     const int rows = std::min(width - at, begin + count - row);
-    std::byte* data = out.data + size_t(start(tile)) * size_t(k) * size_t(size_of(out.format));
+    std::byte* data = out.data + size_t(start(tile)) * row_bytes(out.format, k);
     kernels_.pack_rows(out.format, x + size_t(row - begin) * ld, ld, rows, k0, kn, k_end, data, width, at);
     row += rows;
   }
@@ -255,23 +251,25 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
 // ---- products ----
 
 void CpuBackend::linear(std::span<const LinearJob> jobs) {
-  // Jobs one behind the other, cut into pieces of equal bytes at panel borders.
+  // Jobs one behind the other, cut into pieces of equal bytes at borders of panels, or of pairs of them.
+  const auto bytes_of = [](const Linear& w) { return int64_t(panel_bytes(w.format, padded_k(w.format, w.cols))); };
   int64_t total = 0;
-  for (const LinearJob& job : jobs) total += int64_t(panels_of(job.w.rows)) * padded_k(job.w.cols);
+  for (const LinearJob& job : jobs) total += panels_of(job.w.rows) * bytes_of(job.w);
   pool_.run([&](int worker) {
     const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
     int64_t at = 0;
     for (const LinearJob& job : jobs) {
-      const int panels = panels_of(job.w.rows), k = padded_k(job.w.cols);
+      const int panels = panels_of(job.w.rows), unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;
+      const int64_t bytes = bytes_of(job.w) * unit;
       const auto panel_at = [&](int64_t position) {
-        return int(std::clamp<int64_t>((position - at + k - 1) / k, 0, panels));
+        return int(std::clamp<int64_t>((position - at + bytes - 1) / bytes * unit, 0, panels));
       };
       const int p0 = begin <= at ? 0 : panel_at(begin), p1 = end <= at ? 0 : panel_at(end);
-      at += int64_t(panels) * k;
+      at += panels * bytes_of(job.w);
       if (p0 >= p1) continue;
       const Product product{job.w.data,
                             job.w.format,
-                            k,
+                            padded_k(job.w.format, job.w.cols),
                             job.x.data,
                             job.x.rows,
                             job.y.as<float>(),
@@ -279,7 +277,7 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
                             job.act,
                             job.out.data,
                             job.out.format,
-                            padded_k(job.out.cols),
+                            padded_k(job.out.format, job.out.cols),
                             job.out.cols,
                             job.sum.as<float>(),
                             size_t(job.sum.stride),
@@ -306,9 +304,10 @@ struct CpuBackend::Stretch {
 
 template <class Kernel>
 void CpuBackend::recur(int channels, int size, const Batch& batch, Operand y, const Kernel& kernel) {
-  // An item is one group of channels of one sequence; two groups where their size is odd, so that pairs of bf16 stay
-  // whole. Items one behind the other are cut into pieces of equally many tokens at item borders.
-  const int groups = (channels + size - 1) / size, pair = size % 2 ? 2 : 1, items = (groups + pair - 1) / pair;
+  // An item is as many groups of channels of one sequence as keep what an operand packs together whole: pairs of bf16,
+  // groups of int8. Items one behind the other are cut into pieces of equally many tokens at item borders.
+  const int whole = y.format == Format::i8 ? kGroup : 2, groups = (channels + size - 1) / size;
+  const int joined = whole / std::gcd(whole, size), items = (groups + joined - 1) / joined;
   const int64_t total = int64_t(batch.token.size()) * items;
   pool_.run([&](int worker) {
     auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
@@ -324,8 +323,8 @@ void CpuBackend::recur(int channels, int size, const Batch& batch, Operand y, co
       // All items of a few rows before the next rows: a row is a page, and a processor keeps track of few.
       for (int row = first; row < last; row += kWkvTokens)
         for (int i = i0; i < i1; i++) {
-          const int count = std::min(kWkvTokens, last - row), from = i * pair * size;
-          const int width = std::min(pair * size, channels - from);
+          const int count = std::min(kWkvTokens, last - row), from = i * joined * size;
+          const int width = std::min(joined * size, channels - from);
           const std::byte* src = row == first ? batch.src[s] : batch.dst[s];
           for (int c = 0; c < width; c += size)
             kernel(Stretch{row, count, (from + c) / size, from + c, src, batch.dst[s], scratch + c, size_t(width)},

@@ -27,6 +27,7 @@ const Kernels& choose_kernels() {
   const Candidate candidates[] = {
 #if RWKV_X86
       {&kAvx512Bf16, has.avx512bf16, !has.intel},
+      {&kAvx512Vnni, has.avx512vnni, true},
       {&kAvx512, has.avx512, true},
       {&kAvx2, has.avx2, true},
 #endif

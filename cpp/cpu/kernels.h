@@ -5,6 +5,7 @@
 // in ascending order, whatever the vector width, the tile shape, the blocking, the number of threads and of tokens:
 //   f32:  acc = fma(x[k], w[k], acc)
 //   bf16: per pair of k, acc = fma(x[2i+1], w[2i+1], acc), then acc = fma(x[2i], w[2i], acc)  (what vdpbf16ps does)
+//   i8:   per group of 64 k, acc = fma(float(sum of x[k] w[k]), scale of w * scale of x, acc): the sum is of integers
 // Sums along a row (norms, head dot products) use a fixed 16-lane tree on every set. All kernels run with denormals
 // flushed (FlushDenormals below), because vdpbf16ps always does.
 #pragma once
@@ -17,29 +18,45 @@ namespace rwkv::cpu {
 
 constexpr int kPanel = 32;  // rows of W per panel: 2 zmm or 4 ymm of lanes
 constexpr int kStep = 4;    // k is padded to a multiple of this with zeros
+constexpr int kGroup = 64;  // columns of int8 that share a scale; there k is padded to a multiple of this
 
 // The functions of this header are static so that the objects of the sets export nothing but their tables: a linker
 // keeps one copy of an inline function, and it may be the one that this machine cannot run.
 
-static constexpr int padded_k(int k) { return (k + kStep - 1) / kStep * kStep; }
+static constexpr int padded_k(Format f, int k) {
+  const int step = f == Format::i8 ? kGroup : kStep;
+  return (k + step - 1) / step * step;
+}
 static constexpr int panels_of(int rows) { return (rows + kPanel - 1) / kPanel; }
-static constexpr int size_of(Format f) { return f == Format::f32 ? 4 : 2; }
 
 // Packed weights, panels one behind the other so that a thread reads its rows as one sequential stream:
 //   f32   [panels][K][32]          float
 //   bf16  [panels][K/2][32][2]     two consecutive k of one row share a 32-bit lane
-// with K = padded_k(cols); rows past the matrix are zeros.
-//
+//   i8    [panels][K/64]           of each group: the rows' scales as bf16 [32], then [16][32][4] four consecutive k of
+//                                  one row in a lane, each in [-127, 127] and 128 more, as vpdpbusd wants them
+// with K = padded_k(cols); rows past the matrix are zeros. A scale is as stored the largest of its group / 127; bf16
+// has float32's range, and rounding to it costs nothing, since numbers are divided by what is stored.
+static constexpr size_t panel_bytes(Format f, int k) {  // of k columns, a multiple of what k is padded to
+  if (f == Format::i8) return size_t(k / kGroup) * kPanel * (2 + kGroup);
+  return size_t(k) * kPanel * (f == Format::f32 ? 4 : 2);
+}
+
 // Packed activations (Operand) of T tokens, cut into balanced tiles of at most Kernels::tile tokens; tile i holds
-// tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at element tile_start(i) * K:
+// tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):
 //   f32   [K][M]          bf16  [K/2][M][2]
+//   i8    [K/64]          of each group: [16][M][4] numbers in [-127, 127], [M] scales as float,
+//                         [M] corrections as int32: -128 times the sum of the numbers
+static constexpr size_t row_bytes(Format f, int k) {
+  if (f == Format::i8) return size_t(k / kGroup) * (kGroup + 8);
+  return size_t(k) * (f == Format::f32 ? 4 : 2);
+}
 static inline int tile_count(int tokens, int tile) { return (tokens + tile - 1) / tile; }
 static inline int tile_start(int tokens, int tiles, int i) { return int(int64_t(tokens) * i / tiles); }
 
 struct Product {
   const std::byte* w;  // first panel of the matrix
   Format format;
-  int k;               // padded_k(cols)
+  int k;               // its padded_k
   const std::byte* x;  // packed activations
   int tokens;
   float* y;    // (tokens, 32 * panels): partial sums and result
@@ -111,12 +128,13 @@ struct Kernels {
   const char* name;
   int tile;  // most tokens in a tile
 
-  // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights.
+  // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights. With an `out` of int8, panels
+  // are finished two by two: p0 is even, and so is p1 unless the rows end.
   void (*product)(const Product&, int p0, int p1);
   // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M =
-  // `width` tokens (at most `tile` of the table), rows landing at positions [at, at + m). k0 is even. `tile` is the
-  // tile's first byte. If k0 + kn is the operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the
-  // padding).
+  // `width` tokens (at most `tile` of the table), rows landing at positions [at, at + m). k0 is even, for int8 a
+  // multiple of kGroup, and so is kn unless the operand ends. `tile` is the tile's first byte. If k0 + kn is the
+  // operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
   void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
                     int at);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
@@ -139,10 +157,10 @@ struct Kernels {
   size_t (*collect)(const float* x, size_t n, const float* maxima, float low, int32_t* ids, float* values);
 };
 
-extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Bf16;  // the last three exist on x86 only
+extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;  // on x86 only, but the first
 
-// The best table this machine can run; RWKV_ISA=generic|avx2|avx512|avx512bf16 chooses a lesser one (DeviceError when
-// the name is unknown or the machine cannot run it).
+// The best table this machine can run; RWKV_ISA=generic|avx2|avx512|avx512vnni|avx512bf16 chooses a lesser one
+// (DeviceError when the name is unknown or the machine cannot run it).
 const Kernels& choose_kernels();
 
 // Sets flush-to-zero and denormals-are-zero for the calling thread and restores what was there.

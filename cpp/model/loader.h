@@ -9,6 +9,7 @@
 #include "core/arena.h"
 #include "core/checkpoint.h"
 #include "model/fingerprint.h"
+#include "model/strategy.h"
 
 namespace rwkv {
 

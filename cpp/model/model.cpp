@@ -33,7 +33,7 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
                " layers in all, found ", first + std::max(count, 1));
     auto& backend = backends[spec.device];
     if (!backend) backend = open_backend(spec.device, options);
-    stages.push_back({backend, first, count, spec.format, {}});
+    stages.push_back({backend, first, count, spec.formats, {}});
     first += count;
   }
   RWKV_CHECK(StrategyError, first == layers, "strategy '", strategy, "': expected ", layers, " layers in all, found ",
@@ -123,12 +123,12 @@ void Model::build(Loader& loader) {
     std::visit(
         [&](auto& layers) {
           for (int i = stage.first; i < stage.first + stage.count; i++)
-            layers.push_back(LayerOf<decltype(layers)>::load(loader, c, i, stage.format));
+            layers.push_back(LayerOf<decltype(layers)>::load(loader, c, i, stage.formats));
         },
         layers_);
     if (&stage == &stages_.back()) {
       out_norm_ = loader.norm("ln_out", c.n_embd, 1e-5f);
-      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.format);
+      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.large);
     }
   }
 }
@@ -174,7 +174,7 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
       [&](const auto& layers) {
         typename LayerOf<decltype(layers)>::Scratch scratch(arena, *backend(), config_, layers, tokens);
         for (const Stage& stage : stages_) {
-          scratch.set_format(stage.format);
+          scratch.set_formats(stage.formats);
           if constexpr (requires { scratch.embedded; })
             if (scratch.embedded) backend()->embed(embedding_, embedding_norm_, batch, {}, scratch.embedded);
           for (int i = stage.first; i < stage.first + stage.count; i++)

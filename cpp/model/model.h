@@ -24,7 +24,7 @@ class Model {
   struct Stage {
     std::shared_ptr<Backend> backend;
     int first, count;
-    Format format;
+    Formats formats;
     Arena weights;
   };
   // The layers of exactly one version.

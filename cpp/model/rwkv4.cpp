@@ -14,18 +14,18 @@ std::vector<StatePart> Layer::state_parts(const Config& c) {
           {"ffn.shift", {c.n_embd}}};
 }
 
-Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
+Layer Layer::load(Loader& loader, const Config& c, int index, Formats formats) {
   const std::string block = join("blocks.", index, "."), att = block + "att.";
   Layer layer;
   TimeMix& t = layer.time_mix;
   t.norm = loader.norm(block + "ln1", c.n_embd, 1e-5f);
   t.mu_k = load_mu(loader, c, att, 'k'), t.mu_v = load_mu(loader, c, att, 'v'), t.mu_r = load_mu(loader, c, att, 'r');
-  const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, format); };
+  const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, formats.large); };
   t.receptance = wide("receptance.weight"), t.key = wide("key.weight"), t.value = wide("value.weight");
-  t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, format);
+  t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, formats.large);
   t.decay = loader.vector(att + "time_decay", {c.n_att}, [](float x) { return float(-std::exp(double(x))); });
   t.bonus = loader.vector(att + "time_first", {c.n_att});
-  layer.channel_mix = load_channel_mix(loader, c, index, format);
+  layer.channel_mix = load_channel_mix(loader, c, index, formats.large);
   return layer;
 }
 
@@ -38,9 +38,9 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const Config& c, const st
   y = carve.operand(c.n_att);
 }
 
-void Scratch::set_format(Format format) {
-  for (Operand* o : {&mixed_k, &mixed_v, &mixed_r, &y}) o->format = format;
-  channel_mix.set_format(format);
+void Scratch::set_formats(Formats formats) {
+  for (Operand* o : {&mixed_k, &mixed_v, &mixed_r, &y}) o->format = formats.large;
+  channel_mix.set_format(formats.large);
 }
 
 void time_mix(Backend& b, const TimeMix& p, const StateLayout& layout, int index, const Batch& batch, Scratch& s,

@@ -20,7 +20,7 @@ std::vector<StatePart> Layer::state_parts(const Config& c) {
   return {{"att.shift", {c.n_embd}}, {"att.wkv", {c.n_head, c.head_size, c.head_size}}, {"ffn.shift", {c.n_embd}}};
 }
 
-Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
+Layer Layer::load(Loader& loader, const Config& c, int index, Formats formats) {
   const std::string block = join("blocks.", index, "."), att = block + "att.";
   const bool gated = c.version != "5.0";
   Layer layer;
@@ -29,10 +29,10 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   t.mu_k = load_mu(loader, c, att, 'k'), t.mu_v = load_mu(loader, c, att, 'v'), t.mu_r = load_mu(loader, c, att, 'r');
   if (gated) t.mu_g = load_mu(loader, c, att, 'g');
 
-  const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, format); };
+  const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, formats.large); };
   t.receptance = wide("receptance.weight"), t.key = wide("key.weight"), t.value = wide("value.weight");
   if (gated) t.gate = wide("gate.weight");
-  t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, format);
+  t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, formats.large);
 
   t.decay = load_channels(loader, c, att + "time_decay");
   // Older files hold the logarithm of the bonus, under another name.
@@ -41,7 +41,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   else
     t.bonus = load_channels(loader, c, att + "time_faaaa");
   t.out = loader.norm(att + "ln_x", c.n_att, 64e-5f);
-  layer.channel_mix = load_channel_mix(loader, c, index, format);
+  layer.channel_mix = load_channel_mix(loader, c, index, formats.large);
   return layer;
 }
 
@@ -54,9 +54,9 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const Config& c, const st
   y = carve.operand(c.n_att);
 }
 
-void Scratch::set_format(Format format) {
-  for (Operand* o : {&mixed_k, &mixed_v, &mixed_r, &mixed_g, &y}) o->format = format;
-  channel_mix.set_format(format);
+void Scratch::set_formats(Formats formats) {
+  for (Operand* o : {&mixed_k, &mixed_v, &mixed_r, &mixed_g, &y}) o->format = formats.large;
+  channel_mix.set_format(formats.large);
 }
 
 void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch,

@@ -34,7 +34,7 @@ struct Layer {
   ChannelMix channel_mix;
 
   static std::vector<StatePart> state_parts(const Config& config);
-  static Layer load(Loader& loader, const Config& config, int index, Format format);
+  static Layer load(Loader& loader, const Config& config, int index, Formats formats);
 };
 
 // Activations of one step over T rows, carved anew for every step: only pointers move.
@@ -44,7 +44,7 @@ struct Scratch {
   ChannelMixScratch channel_mix;
 
   Scratch(Arena& arena, const Backend& backend, const Config& config, const std::vector<Layer>& layers, int rows);
-  void set_format(Format format);
+  void set_formats(Formats formats);
 };
 
 void time_mix(Backend& backend, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch,

@@ -10,7 +10,7 @@ std::vector<StatePart> Layer::state_parts(const Config& c) {
   return {{"att.shift", {c.n_embd}}, {"att.wkv", {c.n_head, c.head_size, c.head_size}}, {"ffn.shift", {c.n_embd}}};
 }
 
-Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
+Layer Layer::load(Loader& loader, const Config& c, int index, Formats formats) {
   const std::string block = join("blocks.", index, "."), att = block + "att.";
   Layer layer;
   TimeMix& t = layer.time_mix;
@@ -21,23 +21,23 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   // The five pairs lie in two tensors, (C, 5 D) and (5, D, C).
   const int rank = int(loader.dimension(att + "time_maa_w2", 1));
   const auto in = loader.factors(att + "time_maa_w1", {c.n_embd, kMixed * rank}, kMixed, rank, c.n_embd,
-                                 {.part = rank, .row = 1, .col = kMixed * rank}, format);
+                                 {.part = rank, .row = 1, .col = kMixed * rank}, formats.small);
   const auto out = loader.factors(att + "time_maa_w2", {kMixed, rank, c.n_embd}, kMixed, c.n_embd, rank,
-                                  {.part = int64_t(rank) * c.n_embd, .row = 1, .col = c.n_embd}, format);
+                                  {.part = int64_t(rank) * c.n_embd, .row = 1, .col = c.n_embd}, formats.small);
   std::ranges::copy(in, t.mix_in.begin());
   std::ranges::copy(out, t.mix_out.begin());
   const int decay_rank = int(loader.dimension(att + "time_decay_w1", 1));
-  t.decay_in = loader.matrix(att + "time_decay_w1", decay_rank, c.n_embd, format, true);
-  t.decay_out = loader.matrix(att + "time_decay_w2", c.n_att, decay_rank, format, true);
+  t.decay_in = loader.matrix(att + "time_decay_w1", decay_rank, c.n_embd, formats.small, true);
+  t.decay_out = loader.matrix(att + "time_decay_w2", c.n_att, decay_rank, formats.small, true);
 
-  const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, format); };
+  const auto wide = [&](const char* name) { return loader.matrix(att + name, c.n_att, c.n_embd, formats.large); };
   t.receptance = wide("receptance.weight"), t.key = wide("key.weight"), t.value = wide("value.weight");
   t.gate = wide("gate.weight");
-  t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, format);
+  t.output = loader.matrix(att + "output.weight", c.n_embd, c.n_att, formats.large);
   t.decay = loader.vector(att + "time_decay", {c.n_att});
   t.bonus = loader.vector(att + "time_faaaa", {c.n_head, c.head_size});
   t.out = loader.norm(att + "ln_x", c.n_att, 64e-5f);
-  layer.channel_mix = load_channel_mix(loader, c, index, format);
+  layer.channel_mix = load_channel_mix(loader, c, index, formats.large);
   return layer;
 }
 
@@ -60,11 +60,12 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const Config& c, const st
   mixed_x = carve.operand(c.n_embd), y = carve.operand(c.n_att);
 }
 
-void Scratch::set_format(Format format) {
-  for (Operand* o : {&mixed_x, &rank_w, &y}) o->format = format;
-  for (Operand& o : rank) o.format = format;
-  for (Operand& o : mixed) o.format = format;
-  channel_mix.set_format(format);
+void Scratch::set_formats(Formats formats) {
+  for (Operand& o : rank) o.format = formats.small;
+  for (Operand& o : mixed) o.format = formats.large;
+  for (Operand* o : {&mixed_x, &mixed[kDecay], &rank_w}) o->format = formats.small;
+  y.format = formats.large;
+  channel_mix.set_format(formats.large);
 }
 
 void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch,

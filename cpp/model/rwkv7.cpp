@@ -31,16 +31,16 @@ std::vector<StatePart> Layer::state_parts(const Config& c) {
   return {{"att.shift", {c.n_embd}}, {"att.wkv", {c.n_head, c.head_size, c.head_size}}, {"ffn.shift", {c.n_embd}}};
 }
 
-Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
+Layer Layer::load(Loader& loader, const Config& c, int index, Formats formats) {
   const std::string block = join("blocks.", index, "."), att = block + "att.", ffn = block + "ffn.";
   const auto vector = [&](const std::string& name) { return loader.vector(name, {c.n_embd}); };
-  const auto square = [&](const char* name) { return loader.matrix(att + name, c.n_embd, c.n_embd, format); };
+  const auto square = [&](const char* name) { return loader.matrix(att + name, c.n_embd, c.n_embd, formats.large); };
   // Low-rank pairs are stored (in, out).
   const auto rank_in = [&](const char* name) {
-    return loader.matrix(att + name, int(loader.dimension(att + name, 1)), c.n_embd, format, true);
+    return loader.matrix(att + name, int(loader.dimension(att + name, 1)), c.n_embd, formats.small, true);
   };
   const auto rank_out = [&](const char* name, const Linear& in) {
-    return loader.matrix(att + name, c.n_embd, in.rows, format, true);
+    return loader.matrix(att + name, c.n_embd, in.rows, formats.small, true);
   };
 
   Layer layer;
@@ -66,9 +66,9 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Format format) {
   ChannelMix& f = layer.channel_mix;
   f.norm = loader.norm(block + "ln2", c.n_embd, 1e-5f);
   f.mu = vector(ffn + "x_k");
-  f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
-  f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);
-  if (c.version == "7a") f.deep = load_deep_embedding(loader, c, ffn, format);
+  f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, formats.large);
+  f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, formats.large);
+  if (c.version == "7a") f.deep = load_deep_embedding(loader, c, ffn, formats.small);
   return layer;
 }
 
@@ -84,7 +84,7 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const Config& config, con
     rank_of_g = std::max(rank_of_g, t.g1.rows), rank_of_v = std::max(rank_of_v, t.v1.rows);
   }
   for (Tensor* t : {&r, &w, &k, &v, &a, &g, &v_mix, &v_first, &partial}) *t = carve.tensor(c);
-  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &y}) *o = carve.operand(c);
+  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &narrow_v, &y}) *o = carve.operand(c);
   low_w = carve.tensor(rank_of_w), rank_w = carve.operand(rank_of_w);
   low_a = carve.tensor(rank_of_a), rank_a = carve.operand(rank_of_a);
   low_g = carve.tensor(rank_of_g), rank_g = carve.operand(rank_of_g);
@@ -98,18 +98,20 @@ Scratch::Scratch(Arena& arena, const Backend& backend, const Config& config, con
   embedded = carve.operand(c), unmixed = carve.operand(c), products = carve.operand(rank);
 }
 
-void Scratch::set_format(Format format) {
-  for (Operand* o : {&mixed_r, &mixed_w, &mixed_k, &mixed_v, &mixed_a, &mixed_g, &rank_w, &rank_a, &rank_g, &rank_v, &y,
-                     &key, &embedded, &unmixed, &products})
-    o->format = format;
+void Scratch::set_formats(Formats formats) {
+  for (Operand* o : {&mixed_r, &mixed_k, &mixed_v, &y, &key}) o->format = formats.large;
+  for (Operand* o :
+       {&mixed_w, &mixed_a, &mixed_g, &narrow_v, &rank_w, &rank_a, &rank_g, &rank_v, &embedded, &unmixed, &products})
+    o->format = formats.small;
 }
 
 void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, size_t wkv, const Batch& batch,
               Scratch& s, const Tensor& x) {
   const bool first = !p.v1;
-  const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_w, s.mixed_w}, {p.mu_k, s.mixed_k},
-                          {p.mu_v, s.mixed_v}, {p.mu_a, s.mixed_a}, {p.mu_g, s.mixed_g}};
-  b.mix(x, p.norm, mixes, shift, batch);
+  const bool twice = !first && s.narrow_v.format != s.mixed_v.format;  // x_v goes to a large matrix and to a small one
+  const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_w, s.mixed_w}, {p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v},
+                          {p.mu_a, s.mixed_a}, {p.mu_g, s.mixed_g}, {p.mu_v, s.narrow_v}};
+  b.mix(x, p.norm, std::span(mixes).first(twice ? 7 : 6), shift, batch);
 
   s.rank_w.cols = p.w1.rows, s.rank_a.cols = p.a1.rows, s.rank_g.cols = p.g1.rows, s.rank_v.cols = p.v1.rows;
   const LinearJob in[] = {{s.mixed_r, p.receptance, s.r},
@@ -118,7 +120,7 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
                           {s.mixed_w, p.w1, s.low_w, Act::tanh, s.rank_w},
                           {s.mixed_a, p.a1, s.low_a, Act::none, s.rank_a},
                           {s.mixed_g, p.g1, s.low_g, Act::sigmoid, s.rank_g},
-                          {s.mixed_v, p.v1, s.low_v, Act::none, s.rank_v}};
+                          {twice ? s.narrow_v : s.mixed_v, p.v1, s.low_v, Act::none, s.rank_v}};
   b.linear(std::span(in).first(first ? 6 : 7));
 
   const LinearJob out[] = {

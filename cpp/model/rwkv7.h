@@ -56,7 +56,7 @@ struct Layer {
   ChannelMix channel_mix;
 
   static std::vector<StatePart> state_parts(const Config& config);
-  static Layer load(Loader& loader, const Config& config, int index, Format format);
+  static Layer load(Loader& loader, const Config& config, int index, Formats formats);
 };
 
 // Activations of one step over T rows, carved anew for every step: only pointers move.
@@ -65,12 +65,13 @@ struct Scratch {
   Tensor low_w, low_a, low_g, low_v;                 // (T, D) partial sums of the rank-in products
   Tensor hidden;                                     // (T, F) partial sums of the ffn key
   Operand mixed_r, mixed_w, mixed_k, mixed_v, mixed_a, mixed_g, rank_w, rank_a, rank_g, rank_v, y, key;
+  Operand narrow_v;  // x_v for V1 where its format is not that of V
   // Of RWKV-7a; otherwise empty.
   Tensor z, base, gate;                 // (T, D), (T, D D), (T, F)
   Operand embedded, unmixed, products;  // (T, C), (T, C), (T, D); `embedded` is written before a stage's first layer
 
   Scratch(Arena& arena, const Backend& backend, const Config& config, const std::vector<Layer>& layers, int rows);
-  void set_format(Format format);
+  void set_formats(Formats formats);
 };
 
 // The two halves of a layer over the batch: x (T, C) in place.

@@ -15,8 +15,9 @@ struct Carver {
   Tensor tensor(int cols) const { return arena.take(DType::f32, rows, cols, backend.row_stride(cols)); }
   // As wide as the widest format needs: stages of one model may differ.
   Operand operand(int cols) const {
-    const size_t bytes =
-        std::max(backend.operand_bytes(Format::f32, rows, cols), backend.operand_bytes(Format::bf16, rows, cols));
+    size_t bytes = 0;
+    for (Format f : {Format::f32, Format::bf16, Format::i8})
+      bytes = std::max(bytes, backend.operand_bytes(f, rows, cols));
     return {arena.take(bytes), Format::f32, rows, cols};
   }
 };

@@ -21,10 +21,13 @@ std::vector<std::string_view> words_of(std::string_view text) {
   return words;
 }
 
-Format parse_format(std::string_view word, std::string_view text) {
-  if (word == "fp32") return Format::f32;
-  if (word == "bf16") return Format::bf16;
-  throw StrategyError(join("strategy '", text, "': expected a precision (fp32, bf16), found '", word, "'"));
+constexpr std::string_view kPrecisions = "(fp32, bf16, int8)";
+
+Formats parse_formats(std::string_view word, std::string_view text, Format native) {
+  if (word == "fp32") return {Format::f32, Format::f32};
+  if (word == "bf16") return {Format::bf16, Format::bf16};
+  if (word == "int8") return {Format::i8, native};
+  throw StrategyError(join("strategy '", text, "': expected a precision ", kPrecisions, ", found '", word, "'"));
 }
 
 int parse_layers(std::string_view word, std::string_view text) {
@@ -37,7 +40,7 @@ int parse_layers(std::string_view word, std::string_view text) {
   return layers;
 }
 
-StageSpec parse_stage(std::string_view stage, std::string_view text) {
+StageSpec parse_stage(std::string_view stage, std::string_view text, Format native) {
   const auto words = words_of(stage);
   RWKV_CHECK(StrategyError, !words.empty(), "strategy '", text, "': expected a device and a precision, found nothing");
   StageSpec spec;
@@ -46,9 +49,9 @@ StageSpec parse_stage(std::string_view stage, std::string_view text) {
              "': expected a device (cpu, cuda, cuda:N), found '", words[0], "'");
   RWKV_CHECK(DeviceError, words[0] == "cpu", "strategy '", text, "': this build has no CUDA backend, so '", words[0],
              "' cannot be used; cpu can");
-  RWKV_CHECK(StrategyError, words.size() > 1, "strategy '", text, "': expected a precision (fp32, bf16) after '",
+  RWKV_CHECK(StrategyError, words.size() > 1, "strategy '", text, "': expected a precision ", kPrecisions, " after '",
              words[0], "', found nothing");
-  spec.format = parse_format(words[1], text);
+  spec.formats = parse_formats(words[1], text, native);
   if (words.size() > 2) {
     RWKV_CHECK(StrategyError, words[2].starts_with("*"), "strategy '", text,
                "': expected a number of layers such as *10, found '", words[2], "'");
@@ -63,11 +66,11 @@ StageSpec parse_stage(std::string_view stage, std::string_view text) {
 
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native) {
   const auto words = words_of(text);
-  if (words.size() == 1 && words[0] == "auto") return {{"cpu", native, 0}};
+  if (words.size() == 1 && words[0] == "auto") return {{"cpu", {native, native}, 0}};
   std::vector<StageSpec> stages;
   for (size_t at = 0;;) {
     const size_t arrow = text.find("->", at);
-    stages.push_back(parse_stage(text.substr(at, arrow == text.npos ? text.npos : arrow - at), text));
+    stages.push_back(parse_stage(text.substr(at, arrow == text.npos ? text.npos : arrow - at), text, native));
     if (arrow == text.npos) return stages;
     RWKV_CHECK(StrategyError, stages.back().layers > 0, "strategy '", text,
                "': expected a number of layers such as *10 before '->', found nothing");

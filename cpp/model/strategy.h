@@ -7,15 +7,21 @@
 
 namespace rwkv {
 
+// How the matrices of a stretch of layers are stored: the low-rank pairs, a small share of all numbers, are never
+// quantised.
+struct Formats {
+  Format large = Format::f32, small = Format::f32;
+};
+
 // One stretch of layers: where they run and how their matrices are stored.
 struct StageSpec {
   std::string device;  // "cpu"
-  Format format = Format::f32;
+  Formats formats;
   int layers = 0;  // 0: all that are left
 };
 
-// "auto", "cpu fp32", "cpu bf16", "cpu bf16 *6 -> cpu fp32". `native` is the file's own precision, which "auto" keeps.
-// Throws StrategyError saying which word is wrong and what may stand there.
+// "auto", "cpu fp32", "cpu bf16", "cpu int8 *6 -> cpu fp32". `native` is the file's own precision, which "auto" keeps
+// and so do the small matrices beside int8. Throws StrategyError saying which word is wrong and what may stand there.
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native);
 
 }  // namespace rwkv

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,10 @@ from .errors import StateError
 _STATE = b'{"__metadata__":{"digest":"'  # how the header of a saved state begins
 _MAX_HEADER = 1 << 20
 
-_MATRIX_BYTES = {"cpu fp32": 4, "cpu bf16": 2}
+_STRATEGIES = ("cpu fp32", "cpu bf16", "cpu int8")
+_LARGE = re.compile(
+    r"head\.weight|blocks\.\d+\.(att|ffn)\.(receptance|key|value|gate|output)\.weight"
+)
 
 
 def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     path = model_path(model)
     container, core, state_bytes, listed = _core.inspect(path)
     config = Config._of(core)
+    wide = any(_is_matrix(shape) and dtype != "bf16" for _, dtype, shape, _, _ in listed)
     found: dict[str, Any] = {
         "path": os.fsdecode(path),
         "container": container,
@@ -42,10 +47,10 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
         "state_bytes": state_bytes,
         "memory_bytes": {
             strategy: sum(
-                math.prod(shape) * _bytes_in_memory(name, shape, element, matrix)
+                _bytes_in_memory(name, shape, element, strategy, 4 if wide else 2)
                 for name, _, shape, _, element in listed
             )
-            for strategy, matrix in _MATRIX_BYTES.items()
+            for strategy in _STRATEGIES
         },
     }
     if tensors:
@@ -56,12 +61,23 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     return found
 
 
-def _bytes_in_memory(name: str, shape: tuple[int, ...], element: int, matrix: int) -> int:
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return sum(size > 1 for size in shape) > 1
+
+
+def _bytes_in_memory(
+    name: str, shape: tuple[int, ...], element: int, strategy: str, native: int
+) -> int:
+    count = math.prod(shape)
     if name == "emb.weight":
-        return element
+        return count * element
     if name.endswith(".s_emb.weight"):  # stays in the file
         return 0
-    return matrix if sum(size > 1 for size in shape) == 2 else 4
+    if not _is_matrix(shape):
+        return count * 4
+    if strategy == "cpu int8" and _LARGE.fullmatch(name):  # a scale for each 64 inputs
+        return count // shape[-1] * -(-shape[-1] // 64) * 66
+    return count * {"cpu fp32": 4, "cpu bf16": 2, "cpu int8": native}[strategy]
 
 
 def report(found: dict[str, Any]) -> str:

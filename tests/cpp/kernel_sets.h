@@ -23,6 +23,7 @@ inline std::vector<const Kernels*> exact_sets() {
   const x86::Features has = x86::features();
   if (has.avx2) sets.push_back(&kAvx2);
   if (has.avx512) sets.push_back(&kAvx512);
+  if (has.avx512vnni) sets.push_back(&kAvx512Vnni);
   if (has.avx512bf16) sets.push_back(&kAvx512Bf16);
 #endif
   return sets;

@@ -1,108 +1,7 @@
 // The kernels against float64, against each other, and against themselves in other shapes: what has to be equal is
 // compared bit by bit.
-#include <functional>
-
 #include "check.h"
-#include "kernel_sets.h"
-
-namespace {
-
-float rounded(Format f, float x) { return f == Format::f32 ? x : bf16_to_f32(f32_to_bf16(x)); }
-
-// ---- products ----
-
-struct Matrix {
-  int rows, cols;
-  Format format;
-  Row values;
-  std::vector<std::byte> packed;
-
-  Matrix(int r, int c, Format f, const std::function<float()>& value) : rows(r), cols(c), format(f) {
-    const size_t k = size_t(padded_k(c));
-    values.resize(size_t(r) * size_t(c));
-    packed.resize(size_t(panels_of(r)) * kPanel * k * size_t(size_of(f)) + 64);
-    for (int i = 0; i < r; i++)
-      for (int j = 0; j < c; j++) {
-        const float v = values[size_t(i) * size_t(c) + size_t(j)] = rounded(f, value());
-        const size_t panel = size_t(i / kPanel) * kPanel * k, lane = size_t(i % kPanel);
-        if (f == Format::f32)
-          reinterpret_cast<float*>(data())[panel + size_t(j) * kPanel + lane] = v;
-        else
-          reinterpret_cast<uint16_t*>(data())[panel + (size_t(j / 2) * kPanel + lane) * 2 + size_t(j % 2)] =
-              f32_to_bf16(v);
-      }
-  }
-  std::byte* data() { return packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64; }
-};
-
-std::vector<std::byte> pack(const Kernels& k, Format f, const Row& x, int tokens, int cols) {
-  const int padded = padded_k(cols), tiles = tile_count(tokens, k.tile);
-  std::vector<std::byte> out(size_t(tokens) * size_t(padded) * size_t(size_of(f)), std::byte{0xff});
-  for (int i = 0; i < tiles; i++) {
-    const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
-    k.pack_rows(f, x.data() + size_t(begin) * size_t(cols), size_t(cols), m, 0, cols, padded,
-                out.data() + size_t(begin) * size_t(padded) * size_t(size_of(f)), m, 0);
-  }
-  return out;
-}
-
-// The operand as rows again, its padding included.
-Row unpack(const Kernels& k, Format f, const std::vector<std::byte>& operand, int tokens, int cols) {
-  const int padded = padded_k(cols), tiles = tile_count(tokens, k.tile);
-  Row out(size_t(tokens) * size_t(padded));
-  for (int i = 0; i < tiles; i++) {
-    const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
-    const std::byte* tile = operand.data() + size_t(begin) * size_t(padded) * size_t(size_of(f));
-    for (int t = 0; t < m; t++)
-      for (int c = 0; c < padded; c++)
-        out[size_t(begin + t) * size_t(padded) + size_t(c)] =
-            f == Format::f32 ? reinterpret_cast<const float*>(tile)[c * m + t]
-                             : bf16_to_f32(reinterpret_cast<const uint16_t*>(tile)[(c / 2 * m + t) * 2 + c % 2]);
-  }
-  return out;
-}
-
-struct Outcome {
-  Row y, active, sum, gated, out;  // tokens x rows; `out` with its padding
-};
-Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const std::vector<int>& cuts = {},
-                 Act act = Act::none, Format out_format = Format::f32) {
-  const FlushDenormals flush;
-  const int panels = panels_of(w.rows);
-  const size_t ld = size_t(panels) * kPanel, out_k = size_t(padded_k(w.rows));
-  const std::vector<std::byte> operand = pack(k, w.format, x, tokens, w.cols);
-  const auto run = [&](std::byte* out, float* sum, const float* gate, Act act) {
-    Row y(size_t(tokens) * ld, 12345.0f);
-    const Product p{w.data(), w.format,   padded_k(w.cols), operand.data(), tokens, y.data(), ld,   act,
-                    out,      out_format, int(out_k),       w.rows,         sum,    ld,       gate, ld};
-    int from = 0;
-    for (int cut : cuts) k.product(p, from, cut), from = cut;
-    k.product(p, from, panels);
-    return y;
-  };
-  const auto rows = [&](const Row& y) {
-    Row r;
-    for (int t = 0; t < tokens; t++) r.insert(r.end(), y.begin() + t * int(ld), y.begin() + t * int(ld) + w.rows);
-    return r;
-  };
-  Outcome o;
-  o.y = rows(run(nullptr, nullptr, nullptr, Act::none));
-  o.active = rows(run(nullptr, nullptr, nullptr, act));
-  Row sum(size_t(tokens) * ld, 1.0f), gated = sum;
-  const Row gate(sum.size(), 3.0f);
-  CHECK(same(rows(run(nullptr, sum.data(), nullptr, Act::none)), o.y));
-  run(nullptr, gated.data(), gate.data(), Act::none);
-  o.sum = rows(sum), o.gated = rows(gated);
-  std::vector<std::byte> out(size_t(tokens) * out_k * size_t(size_of(out_format)), std::byte{0xff});
-  run(out.data(), nullptr, nullptr, act);
-  o.out = unpack(k, out_format, out, tokens, w.rows);
-  for (size_t i = 0; i < o.out.size(); i++) CHECK(i % out_k < size_t(w.rows) || o.out[i] == 0);
-  return o;
-}
-
-const Format kFormats[] = {Format::f32, Format::bf16};
-
-}  // namespace
+#include "products.h"
 
 TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
   Random random;
@@ -124,13 +23,15 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
         for (int tokens : {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 29}) {
           const int panels = panels_of(rows), first = random.below(most - tokens + 1);
           const Row part(x.begin() + first * cols, x.begin() + (first + tokens) * cols);
-          const std::vector<int> cuts = {random.below(panels + 1)};
+          int cut = random.below(panels + 1);
+          if (format == Format::i8) cut = cut / 2 * 2;  // its operands are made of two panels at a time
+          const std::vector<int> cuts = {cut};
           const Outcome o = multiply(*k, w, part, tokens, cuts, act, format);
           CHECK(same(o.y.data(), &whole.y[size_t(first) * size_t(rows)], o.y.size()));
           CHECK(same(o.sum.data(), &whole.sum[size_t(first) * size_t(rows)], o.sum.size()));
           CHECK(same(o.active.data(), &whole.active[size_t(first) * size_t(rows)], o.y.size()));
           CHECK(same(o.gated.data(), &whole.gated[size_t(first) * size_t(rows)], o.sum.size()));
-          CHECK(same(o.out.data(), &whole.out[size_t(first) * size_t(padded_k(rows))], o.out.size()));
+          CHECK(same(o.out.data(), &whole.out[size_t(first) * size_t(padded_k(format, rows))], o.out.size()));
         }
       }
     }
@@ -139,7 +40,7 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
 TEST(product_is_close_to_float64_and_follows_its_definition) {
   Random random;
   const int rows = 70, cols = 700, tokens = 17;
-  for (Format format : kFormats) {
+  for (Format format : {Format::f32, Format::bf16}) {
     Matrix w(rows, cols, format, [&] { return random.unit(); });
     const Row x = random.row(size_t(tokens) * cols);
     for (const Kernels* k : all_sets()) {
@@ -231,10 +132,12 @@ TEST(nan_and_infinity_go_through_the_product_and_its_activations) {
         int i = 0;
         Matrix w(40, 6, format, [&] { return i++ == 33 * 6 + 2 ? kNan : 1.0f; });
         const Outcome o = multiply(*k, w, Row(6, 1.0f), 1, {}, act, format);
-        for (size_t r = 0; r < 40; r++) CHECK(std::isnan(o.y[r]) == (r == 33) && std::isnan(o.out[r]) == (r == 33));
+        for (size_t r = 0; r < 40; r++)
+          CHECK(std::isnan(o.y[r]) == (r == 33) && std::isnan(o.out[r]) == (r == 33 || format == Format::i8));
         const Outcome big = multiply(*k, w, Row(6, kInf), 1, {}, act, format);
         const float limit = act == Act::tanh || act == Act::sigmoid ? 1 : kInf;
-        for (size_t r = 0; r < 40; r++) CHECK(r == 33 ? std::isnan(big.out[r]) : big.out[r] == limit);
+        for (size_t r = 0; r < 40; r++)
+          CHECK(r == 33 || format == Format::i8 ? std::isnan(big.out[r]) : big.out[r] == limit);
       }
 }
 
@@ -313,7 +216,7 @@ TEST(activations_are_within_two_units_everywhere) {
 
 TEST(packing_comes_back_and_rounds_to_nearest_even) {
   Random random;
-  for (Format format : kFormats)
+  for (Format format : {Format::f32, Format::bf16})
     for (int cols : {1, 2, 5, 31, 32, 47, 515})
       for (int tokens : {1, 3, 12, 13, 25}) {
         Row x = random.row(size_t(tokens * cols));
@@ -322,7 +225,7 @@ TEST(packing_comes_back_and_rounds_to_nearest_even) {
         x.back() = std::bit_cast<float>(tokens % 2 ? 0x7fffffff : 0xff800001);  // NaN that rounding could lose
         for (const Kernels* k : all_sets()) {
           const Row back = unpack(*k, format, pack(*k, format, x, tokens, cols), tokens, cols);
-          const int padded = padded_k(cols);
+          const int padded = padded_k(format, cols);
           bool equal = true;
           for (int t = 0; t < tokens; t++)
             for (int c = 0; c < padded; c++) {
@@ -336,17 +239,17 @@ TEST(packing_comes_back_and_rounds_to_nearest_even) {
 
 TEST(packing_by_rows_and_columns_equals_packing_at_once) {
   Random random;
-  const int cols = 77, padded = padded_k(cols);
+  const int cols = 205;
   const Row x = random.row(size_t(12 * cols));
   for (Format format : kFormats)
     for (const Kernels* k : all_sets()) {
-      const int m = k->tile;  // the widest tile there is
-      const size_t bytes = size_t(m * padded * size_of(format));
+      const int m = k->tile, padded = padded_k(format, cols), step = format == Format::i8 ? kGroup : 22;
+      const size_t bytes = size_t(m) * row_bytes(format, padded);
       std::vector<std::byte> once(bytes), parts(bytes, std::byte{0xff});
       k->pack_rows(format, x.data(), size_t(cols), m, 0, cols, padded, once.data(), m, 0);
       for (int row = 0; row < m; row += 5)
-        for (int k0 = 0; k0 < cols; k0 += 22) {
-          const int kn = std::min(22, cols - k0), end = k0 + kn == cols ? padded : k0 + kn;
+        for (int k0 = 0; k0 < cols; k0 += step) {
+          const int kn = std::min(step, cols - k0), end = k0 + kn == cols ? padded : k0 + kn;
           k->pack_rows(format, x.data() + row * cols + k0, size_t(cols), std::min(5, m - row), k0, kn, end,
                        parts.data(), m, row);
         }

@@ -164,11 +164,22 @@ def instruction_sets():
     needs = {
         "avx2": {"avx2", "fma", "f16c", "bmi2"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c", "bmi2"},
+        "avx512vnni": {
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512dq",
+            "avx512_vnni",
+            "fma",
+            "f16c",
+            "bmi2",
+        },
         "avx512bf16": {
             "avx512f",
             "avx512bw",
             "avx512vl",
             "avx512dq",
+            "avx512_vnni",
             "avx512_bf16",
             "fma",
             "f16c",

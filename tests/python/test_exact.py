@@ -25,7 +25,7 @@ from helpers import (
     snapshot,
 )
 
-STRATEGIES = ["cpu fp32", "cpu bf16"]
+STRATEGIES = ["cpu fp32", "cpu bf16", "cpu int8"]
 SHAPES = {
     "small": SMALL,
     "wide": WIDE,

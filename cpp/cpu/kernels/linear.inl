@@ -6,231 +6,117 @@
 #pragma once
 #include <string.h>
 
-#include "cpu/kernels/math.inl"
+#include "cpu/kernels/bytes.inl"
+#include "cpu/kernels/pack.inl"
 
 namespace rwkv::cpu {
 namespace {
 
 constexpr int kBlockTokens = 72;    // of a many-token product
-constexpr int kBlockColumns = 256;  // float32; twice as many bf16
-constexpr int kWide = 512 * 12;     // room for a tile's block of activations, widened to float32
-constexpr int kLine = 64;
-
-// What a call of multiply() fetches while it computes: `lines` cache lines per step of kStep columns. A stream's own
-// next lines go to L1, the next block to L2: hints to L1 hold the few buffers that its misses need.
-struct Fetch {
-  const std::byte* at;
-  int lines;
-};
-
-template <bool Stream>
-inline void prefetch(Fetch& fetch) {
-  for (int i = 0; i < fetch.lines; i++, fetch.at += kLine) Stream ? prefetch_l1(fetch.at) : prefetch_l2(fetch.at);
-}
-
-template <int M>
-constexpr int kCallVectors = kPanel / kLanes * M <= kTileVectors * kTileTokens ? kPanel / kLanes : kTileVectors;
-
-template <int V, int M>
-inline void load_sums(Floats (&acc)[M][V], const float* y, size_t ldy, bool first) {
-#pragma GCC unroll 64
-  for (int m = 0; m < M; m++)
-#pragma GCC unroll 64
-    for (int v = 0; v < V; v++) acc[m][v] = first ? zero() : load(y + size_t(m) * ldy + v * kLanes);
-}
-template <int V, int M>
-inline void store_sums(const Floats (&acc)[M][V], float* y, size_t ldy) {
-#pragma GCC unroll 64
-  for (int m = 0; m < M; m++)
-#pragma GCC unroll 64
-    for (int v = 0; v < V; v++) store(y + size_t(m) * ldy + v * kLanes, acc[m][v]);
-}
-template <int V, int M>
-inline void add_products(Floats (&acc)[M][V], const float* x, const Floats (&w)[V]) {
-#pragma GCC unroll 64
-  for (int m = 0; m < M; m++) {
-    const Floats a = all(x[m]);
-#pragma GCC unroll 64
-    for (int v = 0; v < V; v++) acc[m][v] = fma(a, w[v], acc[m][v]);
-  }
-}
-
-// kCallVectors<M> vectors of rows of a panel times the M tokens of a tile, `kn` columns. bf16 finds its activations
-// widened, first the odd column of every pair (kn / 2 rows of M), then the even one.
-template <Format F, int M, bool Stream>
-void multiply(const std::byte* w, const void* activations, int kn, bool first, float* y, size_t ldy, Fetch fetch) {
-  constexpr int V = kCallVectors<M>;
-  Floats acc[M][V];
-  load_sums(acc, y, ldy, first);
-  const auto* x = static_cast<const float*>(activations);
-  const float* even = x + kn / 2 * M;
-  for (int k = 0; k < kn; k += kStep) {
-    prefetch<Stream>(fetch);
-    if constexpr (F == Format::f32) {
-#pragma GCC unroll 64
-      for (int u = 0; u < kStep; u++, w += kPanel * 4, x += M) {
-        Floats b[V];
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = load(reinterpret_cast<const float*>(w) + v * kLanes);
-        add_products(acc, x, b);
-      }
-    } else {
-#pragma GCC unroll 64
-      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M, even += M) {
-        Floats b[V];  // one half after the other: both at once would not fit AVX2's registers
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
-        add_products(acc, x, b);
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = floats(shift_left<16>(load_ints(w + v * kLanes * 4)));
-        add_products(acc, even, b);
-      }
-    }
-  }
-  store_sums(acc, y, ldy);
-}
-
-#ifdef RWKV_DOT_PAIRS
-constexpr bool kWiden = false;
-template <int M, bool Stream>
-void multiply_pairs(const std::byte* w, const void* activations, int kn, bool first, float* y, size_t ldy,
-                    Fetch fetch) {
-  constexpr int V = kCallVectors<M>;
-  Floats acc[M][V];
-  load_sums(acc, y, ldy, first);
-  const auto* x = static_cast<const int*>(activations);
-  for (int k = 0; k < kn; k += kStep) {
-    prefetch<Stream>(fetch);
-#pragma GCC unroll 64
-    for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M) {
-      Ints b[V];
-#pragma GCC unroll 64
-      for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
-#pragma GCC unroll 64
-      for (int m = 0; m < M; m++) {
-        const Ints a = all(x[m]);
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) acc[m][v] = dot_pairs(acc[m][v], b[v], a);
-      }
-    }
-  }
-  store_sums(acc, y, ldy);
-}
-template <Format F, int M, bool Stream>
-constexpr auto kMultiply = F == Format::f32 ? &multiply<Format::f32, M, Stream> : &multiply_pairs<M, Stream>;
-#else
-constexpr bool kWiden = true;
-template <Format F, int M, bool Stream>
-constexpr auto kMultiply = &multiply<F, M, Stream>;
-#endif
+constexpr int kBlockColumns = 256;  // float32; twice as many of the others
+constexpr int kWide = 512 * 12;     // words of room for a tile's block of activations, widened
 
 struct Call {
-  void (*multiply)(const std::byte* w, const void* x, int kn, bool first, float* y, size_t ldy, Fetch);
-  int rows;  // of a panel that one call takes
+  void (*multiply)(const std::byte* w, int row, const void* x, int kn, bool first, float* y, size_t ldy, Fetch);
+  int rows;   // of a panel that one call takes
+  bool once;  // reads its weights once, and all rows of a panel
 };
 template <Format F, bool Stream, int M = 1>
 Call call_for(int m) {
   if constexpr (M < kTileTokens)
     if (m != M) return call_for<F, Stream, M + 1>(m);
-  return {kMultiply<F, M, Stream>, kCallVectors<M> * kLanes};
+  if constexpr (F == Format::i8) {
+    constexpr int kRows = kByteVectors<M> * kLanes;
+    return {multiply_bytes<M, Stream>, kRows, kRows == kPanel && M <= kByteTokens};
+  } else {
+    return {kMultiply<F, M, Stream>, kCallVectors<M> * kLanes, kCallVectors<M> * kLanes == kPanel};
+  }
 }
 
-// The columns [k0, k0 + kn) of a tile as multiply() wants them.
+// The columns [k0, k0 + kn) of a tile as multiply() wants them: as they are, or widened, a block at a time.
 template <Format F>
 struct Activations {
-  alignas(64) float wide[F == Format::bf16 && kWiden ? kWide : 1];
+  static constexpr bool kOther = F == Format::bf16 ? kWiden : F == Format::i8 ? kParts8 == 2 : false;
+  alignas(64) uint32_t wide[kOther ? kWide : 1];
   const std::byte* held = nullptr;
 
   Activations() {}  // leaves `wide` as it is
 
-  static constexpr int most_columns(int m) { return F == Format::bf16 && kWiden ? kWide / m / kStep * kStep : 1 << 30; }
+  static constexpr int most_columns(int m) {
+    if (!kOther) return 1 << 30;
+    return F == Format::i8 ? kWide / m / kGroupWords * kGroup : kWide / m / kStep * kStep;
+  }
   const void* block(const std::byte* tile, int m, int k0, int kn) {
-    const std::byte* x = tile + size_t(k0) * size_t(m) * size_of(F);
-    if (F == Format::f32 || !kWiden) return x;
+    const std::byte* x = tile + row_bytes(F, k0) * size_t(m);
+    if (!kOther) return x;
     if (x == held) return wide;
     held = x;
-    const int pairs = kn / 2 * m;
+    if constexpr (F == Format::i8)
+      for (int k = 0, at = 0; k < kn; k += kGroup) at = widen_group(x + row_bytes(F, k) * size_t(m), m, at);
+    else
+      widen_pairs(x, kn / 2 * m);
+    return wide;
+  }
+
+  // bf16 to float32: the odd columns of all pairs, then the even ones.
+  void widen_pairs(const std::byte* x, int pairs) {
     int i = 0;
     for (; i + kLanes <= pairs; i += kLanes) {
       const Ints pair = load_ints(x + size_t(i) * 4);
-      store(wide + i, floats(bit_and(pair, all(int(0xffff0000)))));
-      store(wide + pairs + i, floats(shift_left<16>(pair)));
+      store_ints(wide + i, bit_and(pair, all(int(0xffff0000))));
+      store_ints(wide + pairs + i, shift_left<16>(pair));
     }
     for (; i < pairs; i++) {
-      uint32_t pair, half;
+      uint32_t pair;
       memcpy(&pair, x + size_t(i) * 4, 4);
-      half = pair & 0xffff0000;
-      memcpy(wide + i, &half, 4);
-      half = pair << 16;
-      memcpy(wide + pairs + i, &half, 4);
+      wide[i] = pair & 0xffff0000;
+      wide[pairs + i] = pair << 16;
     }
-    return wide;
+  }
+
+  // int8 to 16 bits: of four columns of all tokens the even two, then the odd two. Returns where the next group goes.
+  int widen_group(const std::byte* x, int m, int at) {
+    for (int k = 0; k < kGroup; k += 4, x += m * 4, at += 2 * m)
+      for (int i = 0; i < m; i++) {
+        int8_t q[4];
+        memcpy(q, x + i * 4, 4);
+        const int16_t halves[2][2] = {{q[0], q[2]}, {q[1], q[3]}};
+        memcpy(wide + at + i, halves[0], 4);
+        memcpy(wide + at + m + i, halves[1], 4);
+      }
+    memcpy(wide + at, x, size_t(m) * 8);
+    return at + 2 * m;
   }
 };
 
-// Rows of activations to their places in a tile: k outside in sixteens, so that the places stay in L1. A word is one
-// float32 column or two bf16 columns.
-template <Format F>
-void pack_tile(const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width, int at) {
-  constexpr int kPer = F == Format::f32 ? 1 : 2;  // columns of a word
-  const auto step = size_t(width);
-  auto* out = reinterpret_cast<uint32_t*>(tile) + at;
-  alignas(64) uint32_t words[kTileTokens][16];
-  for (int k = 0; k < kn; k += 16) {
-    const int count = kn - k < 16 ? kn - k : 16, n = (count + kPer - 1) / kPer;
-    const uint32_t* rows[kTileTokens];
-    for (int i = 0; i < m; i++) {
-      const float* from = x + size_t(i) * ld + k;
-      rows[i] = words[i];
-      if (F == Format::f32) {
-        if (count == 16)
-          rows[i] = reinterpret_cast<const uint32_t*>(from);
-        else
-          memcpy(words[i], from, size_t(count) * 4);
-      } else {
-        alignas(64) uint32_t b[16];
-        for (int j = 0; j < 16; j += kLanes) store_ints(b + j, to_bf16(load_first(from + j, count - j)));
-        for (int j = 0; j < n; j++) words[i][j] = b[2 * j] | b[2 * j + 1] << 16;
-      }
-    }
-    uint32_t* to = out + size_t((k0 + k) / kPer) * step;
-    int i = 0;
-    for (; i + 4 <= m && n % 4 == 0; i += 4)
-      for (int j = 0; j < n; j += 4) transpose4(rows + i, size_t(j), to + size_t(j) * step + i, step);
-    for (; i < m; i++)
-      for (int j = 0; j < n; j++) memcpy(to + size_t(j) * step + i, rows[i] + j, 4);
-  }
-  for (int k = (k0 + kn + kPer - 1) / kPer; k < k_end / kPer; k++)
-    for (int i = 0; i < m; i++) out[size_t(k) * step + i] = 0;
-}
-
-void pack_rows(Format format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
-               int at) {
-  (format == Format::f32 ? pack_tile<Format::f32> : pack_tile<Format::bf16>)(x, ld, m, k0, kn, k_end, tile, width, at);
-}
-
-// One panel's sums of the `m` tokens of the tile that begins at `token` are complete.
+// One panel's sums of the `m` tokens of the tile that begins at `token` are complete. An operand of int8 is made of two
+// panels at a time, whose numbers share scales: the first waits in y.
 void finish(const Product& p, int panel, int token, int m) {
   if (!p.sum && !p.out && p.act == Act::none) return;
   alignas(64) float rows[kTileTokens][kPanel];
+  const bool groups = p.out && p.out_format == Format::i8;
   const int k0 = panel * kPanel;
   for (int i = 0; i < m; i++) {
     float* y = p.y + size_t(token + i) * p.ldy + k0;
     float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
+    float* to = p.out && !groups ? rows[i] : y;
     const float* gate = p.gate ? p.gate + size_t(token + i) * p.ld_gate + k0 : nullptr;
     for (int v = 0; v < kPanel; v += kLanes)
       if (sum)
         store(sum + v, gate ? fma(load(gate + v), load(y + v), load(sum + v)) : add(load(sum + v), load(y + v)));
       else if (p.out && gate)
-        store(rows[i] + v, mul(activate(p.act, load(y + v)), load(gate + v)));
+        store(to + v, mul(activate(p.act, load(y + v)), load(gate + v)));
       else
-        store((p.out ? rows[i] : y) + v, activate(p.act, load(y + v)));
+        store(to + v, activate(p.act, load(y + v)));
   }
   if (!p.out || k0 >= p.out_cols) return;
   const bool last = p.out_cols <= k0 + kPanel;
-  const int kn = last ? p.out_cols - k0 : kPanel;
-  std::byte* tile = p.out + size_t(token) * size_t(p.out_k) * size_of(p.out_format);
-  pack_rows(p.out_format, rows[0], kPanel, m, k0, kn, last ? p.out_k : k0 + kn, tile, m, 0);
+  const int end = last ? p.out_cols : k0 + kPanel;
+  std::byte* tile = p.out + size_t(token) * row_bytes(p.out_format, p.out_k);
+  if (!groups) return pack_rows(p.out_format, rows[0], kPanel, m, k0, end - k0, last ? p.out_k : end, tile, m, 0);
+  if (!last && end % kGroup != 0) return;
+  const int begin = k0 / kGroup * kGroup;
+  pack_rows(p.out_format, p.y + size_t(token) * p.ldy + begin, p.ldy, m, begin, end - begin, p.out_k, tile, m, 0);
 }
 
 // One product, panels [p0, p1).
@@ -241,21 +127,21 @@ struct Run {
   Activations<F> activations = {};
 
   static constexpr int kBlock = F == Format::f32 ? kBlockColumns : 2 * kBlockColumns;
-  static constexpr int kGroup = F == Format::bf16 && kWiden ? 8 : 4;
-  static_assert(kBlock * kTileTokens <= kWide);
-  static constexpr int kLines = kPanel * size_of(F) * kStep / kLine;  // cache lines of a panel per step
+  static constexpr int kPanels = Activations<F>::kOther ? 8 : 4;  // even
+  static_assert(kBlock <= Activations<F>::most_columns(kTileTokens));
+  static constexpr int kLines = int(panel_bytes(F, kFetchColumns<F>)) / kLine;
 
   int start(int tile) const { return tile_start(p.tokens, tiles, tile); }
   const std::byte* weights(int panel, int k) const {
-    return p.w + (size_t(panel) * size_t(p.k) + size_t(k)) * size_t(kPanel * size_of(F));
+    return p.w + size_t(panel) * panel_bytes(F, p.k) + panel_bytes(F, k);
   }
-  const std::byte* packed(int tile) const { return p.x + size_t(start(tile)) * size_t(p.k) * size_of(F); }
+  const std::byte* packed(int tile) const { return p.x + size_t(start(tile)) * row_bytes(F, p.k); }
   float* sums(int panel, int tile) const { return p.y + size_t(start(tile)) * p.ldy + panel * kPanel; }
 
   void few_tokens() {
     const int m = p.tokens;
     const Call call = call_for<F, true>(m);
-    int most = call.rows == kPanel ? p.k : kBlockColumns;
+    int most = call.once ? p.k : kBlockColumns;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
       for (int k = 0; k < p.k; k += most) {
@@ -264,7 +150,7 @@ struct Run {
         const void* x = activations.block(packed(0), m, k, kn);
         for (int row = 0; row < kPanel; row += call.rows) {  // the first call of a block brings the whole of it
           const int lines = kStreamAhead == 0 || row > 0 ? 0 : kLines;
-          call.multiply(w + row * 4, x, kn, k == 0, sums(panel, 0) + row, p.ldy, {w + kStreamAhead, lines});
+          call.multiply(w, row, x, kn, k == 0, sums(panel, 0) + row, p.ldy, {w + kStreamAhead, lines});
         }
       }
       finish(p, panel, 0, m);
@@ -276,7 +162,7 @@ struct Run {
     const int blocks = (tiles + kTiles - 1) / kTiles;
     for (int i = 0; i < blocks; i++)
       for (int k = 0; k < p.k; k += kBlock)
-        for (int panel = p0; panel < p1; panel += kGroup)
+        for (int panel = p0; panel < p1; panel += kPanels)
           group(tiles * i / blocks, tiles * (i + 1) / blocks, k, panel, i + 1 < blocks);
   }
 
@@ -290,13 +176,13 @@ struct Run {
 
   // The tiles [t0, t1) times a group of panels; each panel fetches its like in the group that comes next.
   void group(int t0, int t1, int k, int panel, bool more) {
-    const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kGroup ? p1 - panel : kGroup;
+    const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kPanels ? p1 - panel : kPanels;
     const int calls = (t1 - t0) * (kPanel / call_for<F, false>(start(t0 + 1) - start(t0)).rows);
     const int lines = (kLines + calls - 1) / calls;
-    int next_panel = panel + kGroup, next_k = k;
+    int next_panel = panel + kPanels, next_k = k;
     if (next_panel >= p1) next_panel = p0, next_k += kn;
     if (next_k == p.k) next_panel = more ? p0 : p1, next_k = 0;
-    Fetch fetch[kGroup];
+    Fetch fetch[kPanels];
     for (int i = 0; i < count; i++) fetch[i] = {weights(next_panel + i, next_k), next_panel + i < p1 ? lines : 0};
 
     for (int t = t0; t < t1; t++) {
@@ -307,8 +193,8 @@ struct Run {
         if (k > 0 && t + 1 < t1) fetch_sums(panel + i, t + 1);
         for (int row = 0; row < kPanel; row += call.rows) {
           if (fetch[i].at >= weights(next_panel + i, next_k + kn)) fetch[i].lines = 0;
-          call.multiply(weights(panel + i, k) + row * 4, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
-          fetch[i].at += fetch[i].lines * (kn / kStep) * kLine;
+          call.multiply(weights(panel + i, k), row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
+          fetch[i].at += fetch[i].lines * (kn / kFetchColumns<F>)*kLine;
         }
         if (k + kn == p.k) finish(p, panel + i, start(t), m);
       }
@@ -326,7 +212,14 @@ void run(const Product& p, int p0, int p1) {
 }
 void product(const Product& p, int p0, int p1) {
   if (p.tokens == 0) return;
-  (p.format == Format::f32 ? run<Format::f32> : run<Format::bf16>)(p, p0, p1);
+  switch (p.format) {
+    case Format::f32:
+      return run<Format::f32>(p, p0, p1);
+    case Format::bf16:
+      return run<Format::bf16>(p, p0, p1);
+    case Format::i8:
+      return run<Format::i8>(p, p0, p1);
+  }
 }
 
 }  // namespace

@@ -11,6 +11,8 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 6 of 16 registers
 constexpr int kTileTokens = 6;
+constexpr int kByteTokens = 6;
+constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
 constexpr int kStreamAhead = 2048;
 
@@ -65,6 +67,14 @@ template <int n>
 inline Ints shift_right_signed(Ints a) {
   return _mm256_srai_epi32(a, n);
 }
+inline Ints max(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
+inline Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+inline void store_bytes(void* p, Ints a) {
+  const __m128i lowest = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m128i low = _mm_shuffle_epi8(_mm256_castsi256_si128(a), lowest);
+  const __m128i high = _mm_shuffle_epi8(_mm256_extracti128_si256(a, 1), lowest);
+  _mm_storel_epi64(static_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+}
 inline Ints bits(Floats a) { return _mm256_castps_si256(a); }
 inline Floats floats(Ints a) { return _mm256_castsi256_ps(a); }
 
@@ -80,6 +90,15 @@ inline float sum16(const Floats* s) {
 
 inline void prefetch_l1(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_l2(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+
+inline Ints even_bytes(Ints a) { return bit_and(a, all(0x00ff00ff)); }
+inline Ints odd_bytes(Ints a) { return _mm256_srli_epi16(a, 8); }
+inline Ints dot_shorts(Ints acc, Ints w, Ints x) {
+  Ints products;
+  __asm__("vpmaddwd %2, %1, %0" : "=x"(products) : "x"(w), "x"(x));
+  __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));
+  return acc;
+}
 
 }  // namespace
 }  // namespace rwkv::cpu

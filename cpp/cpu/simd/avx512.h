@@ -1,5 +1,5 @@
-// Sixteen lanes: AVX-512 F, BW, DQ, VL, and BF16 where the file is compiled for it. Every simd/*.h offers the same
-// names with the same meaning; avx2.h and avx512.h agree in every bit.
+// Sixteen lanes: AVX-512 F, BW, DQ, VL, and VNNI and BF16 where the file is compiled for them. Every simd/*.h offers
+// the same names with the same meaning; avx2.h and avx512.h agree in every bit.
 #pragma once
 // g++ 12 warns about its own header, where a value is undefined on purpose.
 #pragma GCC diagnostic push
@@ -17,6 +17,8 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 12 of 32 registers
 constexpr int kTileTokens = 12;
+constexpr int kByteTokens = 6;  // of int8, whose sums need two registers each
+constexpr int kByteRegisters = 32;
 constexpr int kWkvVectors = 4;  // values of the recurrence per sweep
 // Bytes fetched ahead of a stream of weights. Intel reads 18 GB/s instead of 14 with it (one thread); AMD (Zen 4),
 // which runs the set with BF16, reads best without.
@@ -76,6 +78,10 @@ template <int n>
 inline Ints shift_right_signed(Ints a) {
   return _mm512_srai_epi32(a, n);
 }
+inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+// The lowest byte of every lane.
+inline void store_bytes(void* p, Ints a) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 inline Ints bits(Floats a) { return _mm512_castps_si512(a); }
 inline Floats floats(Ints a) { return _mm512_castsi512_ps(a); }
 
@@ -100,6 +106,24 @@ inline void prefetch_l2(const std::byte* p) { _mm_prefetch(reinterpret_cast<cons
 #define RWKV_DOT_PAIRS  // dot_pairs exists: acc + w.odd * x.odd, then + w.even * x.even, pairs of bf16 in 32 bits
 inline Floats dot_pairs(Floats acc, Ints w, Ints x) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+}
+#endif
+
+// Assembly, because g++ 12 copies or spills the accumulators of the intrinsics.
+#ifdef __AVX512VNNI__
+#define RWKV_DOT_BYTES  // dot_bytes exists: acc + the products of four unsigned and four signed bytes
+inline Ints dot_bytes(Ints acc, Ints w, Ints x) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  return acc;
+}
+#else
+inline Ints even_bytes(Ints a) { return bit_and(a, all(0x00ff00ff)); }  // of each lane, as two numbers of 16 bits
+inline Ints odd_bytes(Ints a) { return _mm512_srli_epi16(a, 8); }
+inline Ints dot_shorts(Ints acc, Ints w, Ints x) {  // acc + the products of two
+  Ints products;
+  __asm__("vpmaddwd %2, %1, %0" : "=v"(products) : "v"(w), "v"(x));
+  __asm__("vpaddd %1, %0, %0" : "+v"(acc) : "v"(products));
+  return acc;
 }
 #endif
 

@@ -12,6 +12,8 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 4;
+constexpr int kByteTokens = 4;
+constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
 constexpr int kStreamAhead = 0;
 
@@ -119,6 +121,15 @@ template <int n>
 inline Ints shift_right_signed(Ints a) {
   return each<Ints>([&](int i) { return a.lane[i] >> n; });
 }
+inline Ints max(Ints a, Ints b) {
+  return each<Ints>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline Floats to_floats(Ints a) {
+  return each<Floats>([&](int i) { return float(a.lane[i]); });
+}
+inline void store_bytes(void* p, Ints a) {
+  for (int i = 0; i < kLanes; i++) static_cast<uint8_t*>(p)[i] = uint8_t(a.lane[i]);
+}
 inline Ints bits(Floats a) { return as<Ints>(a); }
 inline Floats floats(Ints a) { return as<Floats>(a); }
 
@@ -138,6 +149,16 @@ inline Floats load_f16(const void* p) {
     }
     const uint32_t quiet = exponent == 31 && fraction ? 0x400000 : 0;
     return as<float>(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13 | quiet);
+  });
+}
+
+#define RWKV_DOT_BYTES
+inline Ints dot_bytes(Ints acc, Ints w, Ints x) {
+  return each<Ints>([&](int i) {
+    int sum = acc.lane[i];
+    for (int shift = 0; shift < 32; shift += 8)
+      sum += int(uint8_t(w.lane[i] >> shift)) * int(int8_t(x.lane[i] >> shift));
+    return sum;
   });
 }
 

@@ -13,7 +13,8 @@
 namespace rwkv::cpu::x86 {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512bf16 = false;  // as the kernels are compiled, with the system's consent
+  bool avx2 = false, avx512 = false, avx512vnni = false,
+       avx512bf16 = false;  // as the kernels are compiled, with the system's consent
   bool intel = false;
 };
 
@@ -36,7 +37,8 @@ inline Features features() {
   const auto has = [](unsigned word, unsigned wanted) { return (word & wanted) == wanted; };
   f.avx2 = has(saved, 6) && has(b7, bit_AVX2 | bit_BMI2);
   f.avx512 = f.avx2 && has(saved, 0xe6) && has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
-  if (f.avx512 && most >= 1) {
+  f.avx512vnni = f.avx512 && has(c, bit_AVX512VNNI);
+  if (f.avx512vnni && most >= 1) {
     __cpuid_count(7, 1, a, b, c, d);
     f.avx512bf16 = has(a, bit_AVX512BF16);
   }

@@ -1,0 +1,111 @@
+// The innermost loops of a product of int8: integer sums of a group in registers, then one float32 FMA for each.
+//
+// Sets without dot products of bytes multiply as numbers of 16 bits, which is exact: weights are split on the way, even
+// and odd bytes; activations come so, see Activations in linear.inl.
+#pragma once
+#include "cpu/kernels/multiply.inl"
+
+namespace rwkv::cpu {
+namespace {
+
+#ifdef RWKV_DOT_BYTES
+constexpr int kParts8 = 1;  // words that four activations take
+#else
+constexpr int kParts8 = 2;
+#endif
+constexpr int kGroupWords = kGroup / 4 * kParts8 + 2;  // of a token's group: numbers, scale, correction
+
+template <int M>
+constexpr int kByteVectors = kPanel / kLanes * M <= kByteRegisters / 2 ? kPanel / kLanes : 2;
+
+// Tokens [at, at + M) of a tile of Width.
+template <int M, int Width, bool Stream>
+void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool first, float* y, size_t ldy,
+                         Fetch fetch) {
+  constexpr int V = kByteVectors<M>;
+  constexpr bool kHeld = 2 * M * V + V + 2 < kByteRegisters;  // the float sums too; otherwise they wait in y
+  constexpr int kQuarter = kGroup / 4 / 4;                    // words of k between two fetches
+  Floats sums[kHeld ? M : 1][kHeld ? V : 1];
+  if constexpr (kHeld) load_sums(sums, y, ldy, first);
+  const int part = fetch.lines / 4, rest = fetch.lines - 3 * part;
+  for (int k = 0; k < kn; k += kGroup) {
+    const std::byte* scales = w + row * 2;
+    w += kPanel * 2 + row * 4;
+    Ints dots[M][V];
+    const int* correction = x + (kGroupWords - 1) * Width;
+#pragma GCC unroll 64
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 64
+      for (int v = 0; v < V; v++) dots[m][v] = all(correction[m]);
+    for (int q = 0; q < 4; q++) {
+      prefetch<Stream>(fetch.at, q < 3 ? part : rest);
+#pragma GCC unroll 64
+      for (int u = 0; u < kQuarter; u++, w += kPanel * 4, x += kParts8 * Width) {
+        Ints b[V];
+#ifdef RWKV_DOT_BYTES
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
+#pragma GCC unroll 64
+        for (int m = 0; m < M; m++) {
+          const Ints a = all(x[m]);
+#pragma GCC unroll 64
+          for (int v = 0; v < V; v++) dots[m][v] = dot_bytes(dots[m][v], b[v], a);
+        }
+#else
+#pragma GCC unroll 64
+        for (int half = 0; half < 2; half++) {
+#pragma GCC unroll 64
+          for (int v = 0; v < V; v++) {
+            const Ints bytes = load_ints(w + v * kLanes * 4);
+            b[v] = half ? odd_bytes(bytes) : even_bytes(bytes);
+          }
+#pragma GCC unroll 64
+          for (int m = 0; m < M; m++) {
+            const Ints a = all(x[half * Width + m]);
+#pragma GCC unroll 64
+            for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], a);
+          }
+        }
+#endif
+      }
+    }
+    const auto* scale = reinterpret_cast<const float*>(x);
+    x += 2 * Width;
+    w -= row * 4;
+    Floats s[V];
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) s[v] = floats(shift_left<16>(load_u16(scales + v * kLanes * 2)));
+#pragma GCC unroll 64
+    for (int m = 0; m < M; m++) {
+      const Floats a = all(scale[m]);
+#pragma GCC unroll 64
+      for (int v = 0; v < V; v++) {
+        const Floats dot = to_floats(dots[m][v]), factor = mul(s[v], a);
+        if constexpr (kHeld) {
+          sums[m][v] = fma(dot, factor, sums[m][v]);
+        } else {
+          float* sum = y + size_t(m) * ldy + v * kLanes;
+          store(sum, fma(dot, factor, first && k == 0 ? zero() : load(sum)));
+        }
+      }
+    }
+  }
+  if constexpr (kHeld) store_sums(sums, y, ldy);
+}
+
+// A tile of more than kByteTokens in two parts: their second reading of the weights finds them in the cache.
+template <int M, bool Stream>
+void multiply_bytes(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
+                    Fetch fetch) {
+  const auto* x = static_cast<const int*>(activations);
+  if constexpr (M <= kByteTokens) {
+    multiply_group_rows<M, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+  } else {
+    constexpr int kHalf = M / 2;
+    multiply_group_rows<kHalf, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<M - kHalf, M, Stream>(w, row, x + kHalf, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::cpu

@@ -1,0 +1,126 @@
+// The innermost loops of a product: some rows of a panel times the tokens of a tile, sums in registers.
+#pragma once
+#include "cpu/kernels/math.inl"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kLine = 64;
+
+// What a call of multiply() fetches while it computes: `lines` cache lines per kFetchColumns. A stream's own
+// next lines go to L1, the next block to L2: hints to L1 hold the few buffers that its misses need.
+struct Fetch {
+  const std::byte* at;
+  int lines;
+};
+
+template <Format F>
+constexpr int kFetchColumns = F == Format::i8 ? kGroup : kStep;
+
+template <bool Stream>
+inline void prefetch(const std::byte*& at, int lines) {
+  for (int i = 0; i < lines; i++, at += kLine) Stream ? prefetch_l1(at) : prefetch_l2(at);
+}
+
+template <int M>
+constexpr int kCallVectors = kPanel / kLanes * M <= kTileVectors * kTileTokens ? kPanel / kLanes : kTileVectors;
+
+template <int V, int M>
+inline void load_sums(Floats (&acc)[M][V], const float* y, size_t ldy, bool first) {
+#pragma GCC unroll 64
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) acc[m][v] = first ? zero() : load(y + size_t(m) * ldy + v * kLanes);
+}
+template <int V, int M>
+inline void store_sums(const Floats (&acc)[M][V], float* y, size_t ldy) {
+#pragma GCC unroll 64
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) store(y + size_t(m) * ldy + v * kLanes, acc[m][v]);
+}
+template <int V, int M>
+inline void add_products(Floats (&acc)[M][V], const float* x, const Floats (&w)[V]) {
+#pragma GCC unroll 64
+  for (int m = 0; m < M; m++) {
+    const Floats a = all(x[m]);
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) acc[m][v] = fma(a, w[v], acc[m][v]);
+  }
+}
+
+// The rows of a panel from `row` on, kCallVectors<M> vectors of them, times the M tokens of a tile, `kn` columns; w is
+// the panel's block of them, y the sums of its row `row`. bf16 finds its activations
+// widened, first the odd column of every pair (kn / 2 rows of M), then the even one.
+template <Format F, int M, bool Stream>
+void multiply(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
+              Fetch fetch) {
+  constexpr int V = kCallVectors<M>;
+  Floats acc[M][V];
+  w += row * 4;
+  load_sums(acc, y, ldy, first);
+  const auto* x = static_cast<const float*>(activations);
+  const float* even = x + kn / 2 * M;
+  for (int k = 0; k < kn; k += kStep) {
+    prefetch<Stream>(fetch.at, fetch.lines);
+    if constexpr (F == Format::f32) {
+#pragma GCC unroll 64
+      for (int u = 0; u < kStep; u++, w += kPanel * 4, x += M) {
+        Floats b[V];
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) b[v] = load(reinterpret_cast<const float*>(w) + v * kLanes);
+        add_products(acc, x, b);
+      }
+    } else {
+#pragma GCC unroll 64
+      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M, even += M) {
+        Floats b[V];  // one half after the other: both at once would not fit AVX2's registers
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
+        add_products(acc, x, b);
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) b[v] = floats(shift_left<16>(load_ints(w + v * kLanes * 4)));
+        add_products(acc, even, b);
+      }
+    }
+  }
+  store_sums(acc, y, ldy);
+}
+
+#ifdef RWKV_DOT_PAIRS
+constexpr bool kWiden = false;
+template <int M, bool Stream>
+void multiply_pairs(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
+                    Fetch fetch) {
+  constexpr int V = kCallVectors<M>;
+  Floats acc[M][V];
+  w += row * 4;
+  load_sums(acc, y, ldy, first);
+  const auto* x = static_cast<const int*>(activations);
+  for (int k = 0; k < kn; k += kStep) {
+    prefetch<Stream>(fetch.at, fetch.lines);
+#pragma GCC unroll 64
+    for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M) {
+      Ints b[V];
+#pragma GCC unroll 64
+      for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
+#pragma GCC unroll 64
+      for (int m = 0; m < M; m++) {
+        const Ints a = all(x[m]);
+#pragma GCC unroll 64
+        for (int v = 0; v < V; v++) acc[m][v] = dot_pairs(acc[m][v], b[v], a);
+      }
+    }
+  }
+  store_sums(acc, y, ldy);
+}
+template <Format F, int M, bool Stream>
+constexpr auto kMultiply = F == Format::f32 ? &multiply<Format::f32, M, Stream> : &multiply_pairs<M, Stream>;
+#else
+constexpr bool kWiden = true;
+template <Format F, int M, bool Stream>
+constexpr auto kMultiply = &multiply<F, M, Stream>;
+#endif
+
+}  // namespace
+}  // namespace rwkv::cpu
