@@ -23,12 +23,18 @@ void quantise(const float* x, int row, int count, std::byte* group) {
   uint16_t stored = finite ? f32_to_bf16(most / 127) : f32_to_bf16(std::numeric_limits<float>::quiet_NaN());
   float scale;
   to_f32(&stored, DType::bf16, 1, &scale);
-  const bool zero = !finite || scale < std::numeric_limits<float>::min();
-  if (finite && zero) stored = 0;  // products with a denormal scale would be flushed
+  if (scale < std::numeric_limits<float>::min()) stored = 0;  // products with a denormal scale would be flushed
   std::memcpy(group + row * 2, &stored, 2);
+  // Adding this rounds to the nearest integer, the even one of two.
+  constexpr float kShift = 0x1.8p23f;
+  const float divisor = finite && stored != 0 ? scale : std::numeric_limits<float>::infinity();
+  uint8_t steps[kGroup];
+  for (int i = 0; i < kGroup; i++) {
+    const float whole = (finite ? values[i] / divisor : 0) + kShift;
+    steps[i] = uint8_t(std::bit_cast<uint32_t>(whole) + 128);
+  }
   std::byte* to = group + kPanel * 2 + row * 4;
-  for (int i = 0; i < kGroup; i += 4, to += kPanel * 4)
-    for (int j = 0; j < 4; j++) to[j] = std::byte(128 + (zero ? 0 : int(std::nearbyint(values[i + j] / scale))));
+  for (int i = 0; i < kGroup; i += 4, to += kPanel * 4) std::memcpy(to, steps + i, 4);
 }
 
 }  // namespace

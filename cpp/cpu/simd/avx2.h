@@ -69,6 +69,16 @@ inline Ints shift_right_signed(Ints a) {
 }
 inline Ints max(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 inline Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+inline int largest(Ints a) {
+  __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  b = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
+}
+inline int total(Ints a) {
+  __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
+}
 inline void store_bytes(void* p, Ints a) {
   const __m128i lowest = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
   const __m128i low = _mm_shuffle_epi8(_mm256_castsi256_si128(a), lowest);

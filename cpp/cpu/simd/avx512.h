@@ -80,6 +80,8 @@ inline Ints shift_right_signed(Ints a) {
 }
 inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+inline int largest(Ints a) { return _mm512_reduce_max_epi32(a); }
+inline int total(Ints a) { return _mm512_reduce_add_epi32(a); }
 // The lowest byte of every lane.
 inline void store_bytes(void* p, Ints a) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 inline Ints bits(Floats a) { return _mm512_castps_si512(a); }

@@ -127,6 +127,16 @@ inline Ints max(Ints a, Ints b) {
 inline Floats to_floats(Ints a) {
   return each<Floats>([&](int i) { return float(a.lane[i]); });
 }
+inline int largest(Ints a) {
+  int most = a.lane[0];
+  for (int lane : a.lane) most = most < lane ? lane : most;
+  return most;
+}
+inline int total(Ints a) {
+  uint32_t sum = 0;
+  for (int lane : a.lane) sum += uint32_t(lane);
+  return int(sum);
+}
 inline void store_bytes(void* p, Ints a) {
   for (int i = 0; i < kLanes; i++) static_cast<uint8_t*>(p)[i] = uint8_t(a.lane[i]);
 }
