@@ -59,6 +59,11 @@ struct QuantisedGroup {
     memcpy(&most, &most_bits, 4);
     scale = most_bits >= kInfinity ? __builtin_nanf("") : 0;
     if (kLeast <= most_bits && most_bits < kInfinity) scale = most / 127, inverse = 127 / most;
+    if (inverse == 0) {  // all zeros, or not finite, of which the scale tells
+      memset(words, 0, sizeof words);
+      correction = 0;
+      return;
+    }
     // Adding this rounds to the nearest integer, the even one of two, and leaves it in the lowest bits.
     const Floats shift = all(0x1.8p23f), factor = all(inverse);
     Ints sum = all(0);
