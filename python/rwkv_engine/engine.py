@@ -43,8 +43,7 @@ class Engine(GenerationMixin):
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu fp32", "cpu bf16", "cpu int8", or
         several such as "cpu bf16 *10 -> cpu fp32" (the first 10 layers so, the rest so). "auto"
-        keeps the precision of the file. int8 stores weights and activations in groups of 64 with
-        a scale; low-rank matrices and the embedding table keep the precision of the file.
+        keeps the precision of the file, as embeddings and low-rank matrices do under int8.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     tokenizer : path or Tokenizer, optional
