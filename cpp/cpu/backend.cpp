@@ -389,9 +389,11 @@ void CpuBackend::wkv7(const Wkv7& p, size_t state, const Batch& batch, Operand y
 bool CpuBackend::all_finite(const Tensor& x) {
   std::atomic<bool> finite{true};
   pool_.run([&](int worker) {
-    const Share share(int(x.rows), worker, pool_.size());
-    for (int i = share.begin; i < share.end; i++)
-      if (!kernels_.all_finite(x.row(i), size_t(x.cols))) finite.store(false, std::memory_order_relaxed);
+    // Columns, not rows: there is often but one row.
+    const Share share(int(x.cols), worker, pool_.size());
+    for (int64_t i = 0; i < x.rows; i++)
+      if (!kernels_.all_finite(x.row(i) + share.begin, size_t(share.end - share.begin)))
+        finite.store(false, std::memory_order_relaxed);
   });
   return finite.load(std::memory_order_relaxed);
 }

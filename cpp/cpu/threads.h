@@ -6,8 +6,8 @@
 
 namespace rwkv::cpu {
 
-// A fixed set of threads that run one function at a time; the caller is worker 0. Between jobs they spin for some tens
-// of microseconds, because the next job usually follows at once, and then park.
+// A fixed set of threads that run one function at a time; the caller is worker 0. Between jobs they spin for a
+// while, because the next job usually follows at once, and then park.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);  // 0: one per core this process may use
@@ -29,7 +29,7 @@ class ThreadPool {
   void work(int worker);
   void end();
 
-  int spins_;
+  bool spins_;
   int64_t process_;
   Job job_ = nullptr;
   const void* argument_ = nullptr;
