@@ -36,9 +36,9 @@ static constexpr int panels_of(int rows) { return (rows + kPanel - 1) / kPanel; 
 //                                  one row in a lane, each in [-127, 127] and 128 more, as vpdpbusd wants them
 //   i4    [panels][K/64]           the same with [8][32][4] bytes: k to k + 3 in the low halves of four bytes, k + 4 to
 //                                  k + 7 in the high ones, each in [-8, 7] and 8 more
-// with K = padded_k(cols); rows past the matrix are zeros. A scale is as stored the largest of its group / 127, of int4
-// what pack.cpp finds; bf16 has float32's range, and rounding to it costs nothing, since numbers are divided by what is
-// stored.
+// with K = padded_k(cols); rows past the matrix are zeros. A scale is as stored the largest magnitude of its group /
+// 127; of int4 the number of the largest magnitude / -8, and numbers that would be 8 are 7. bf16 has float32's range,
+// and rounding to it costs nothing, since numbers are divided by what is stored.
 static constexpr size_t panel_bytes(Format f, int k) {  // of k columns, a multiple of what k is padded to
   if (f == Format::i8) return size_t(k / kGroup) * kPanel * (2 + kGroup);
   if (f == Format::i4) return size_t(k / kGroup) * kPanel * (2 + kGroup / 2);

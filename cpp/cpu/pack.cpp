@@ -13,54 +13,29 @@ namespace {
 // Adding this rounds to the nearest integer, the even one of two.
 constexpr float kShift = 0x1.8p23f;
 
-float clamped(float x, float least, float most) { return x < least ? least : x > most ? most : x; }
-
-// The scale of int4: of some that map the number of the largest magnitude, `most`, to about -8, the one with the least
-// squared error, which is ten per cent smaller so. Numbers are looked at as shares of `most`, so that nothing overflows
-// or becomes denormal, and sums are of sixteen lanes that are joined in order.
-float best_scale(const float (&x)[kGroup], float most) {
-  constexpr float kWidths[] = {1, 0.8f, 0.85f, 0.9f, 0.95f, 1.05f, 1.1f, 1.15f};
-  if (std::fabs(most) < 8 * std::numeric_limits<float>::min()) return 0;
-  const float inverse = -8 / most;
-  float best = 0, least = std::numeric_limits<float>::infinity();
-  for (const float width : kWidths) {
-    const float steps = 1 / width;
-    float lanes[16] = {};
-    for (int i = 0; i < kGroup; i += 16)
-      for (int j = 0; j < 16; j++) {
-        const float share = x[i + j] * inverse;
-        const float error = share - clamped(share * steps + kShift - kShift, -8, 7) * width;
-        lanes[j] += error * error;
-      }
-    float sum = 0;
-    for (const float lane : lanes) sum += lane;
-    if (sum < least) least = sum, best = width;
-  }
-  return most / -8 * best;
-}
-
 template <Format F>
 void quantise(const float* x, int row, int count, std::byte* group) {
   float values[kGroup] = {};
   std::copy_n(x, count, values);
-  float most = 0;  // the magnitude of one, with its sign for int4
+  float most = 0;  // the number of the largest magnitude
   bool finite = true;
   for (float v : values) {
-    if (std::fabs(v) > std::fabs(most)) most = F == Format::i8 ? std::fabs(v) : v;
+    if (std::fabs(v) > std::fabs(most)) most = v;
     finite = finite && std::isfinite(v);
   }
   // NaN in a scale goes through to the result, where it is found.
   float scale = std::numeric_limits<float>::quiet_NaN();
-  if (finite) scale = F == Format::i8 ? most / 127 : best_scale(values, most);
+  if (finite) scale = F == Format::i8 ? std::fabs(most) / 127 : most / -8;
   uint16_t stored = f32_to_bf16(scale);
   scale = bf16_to_f32(stored);
-  if (std::fabs(scale) < std::numeric_limits<float>::min()) stored = 0;  // products with a denormal scale would be flushed
+  if (std::fabs(scale) < std::numeric_limits<float>::min())
+    stored = 0;  // products with a denormal scale would be flushed
   std::memcpy(group + row * 2, &stored, 2);
   const float divisor = finite && stored != 0 ? scale : std::numeric_limits<float>::infinity();
   uint8_t steps[kGroup];
   for (int i = 0; i < kGroup; i++) {
     float number = finite ? values[i] / divisor : 0;
-    if (F == Format::i4) number = clamped(number, -8, 7);
+    if (F == Format::i4 && number > 7) number = 7;
     steps[i] = uint8_t(std::bit_cast<uint32_t>(number + kShift) + (F == Format::i8 ? 128 : 8));
   }
   std::byte* to = group + kPanel * 2 + row * 4;

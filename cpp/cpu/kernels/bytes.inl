@@ -1,4 +1,5 @@
-// The innermost loops of a product of int8 or int4: integer sums of a group in registers, then one float32 FMA for each.
+// The innermost loops of a product of int8 or int4: integer sums of a group in registers, then one float32 FMA for
+// each.
 //
 // Sets without dot products of bytes multiply as numbers of 16 bits, which is exact: weights are split on the way, even
 // and odd bytes; activations come so, see Activations in linear.inl. int4 needs no such thing: its

@@ -2,8 +2,8 @@
 //
 // Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens.
 // A tile's block of activations stays in L1 for a group of panels, whose blocks stay in L2 while all tiles of the token
-// block pass; what the next group needs is fetched meanwhile. A group of int4 or fp16 becomes one of int8 or fp32 there,
-// once for all tiles. Sums wait in y between blocks of k, which changes no bit.
+// block pass; what the next group needs is fetched meanwhile. A group of int4 or fp16 becomes one of int8 or fp32
+// there, once for all tiles. Sums wait in y between blocks of k, which changes no bit.
 #pragma once
 #include <string.h>
 

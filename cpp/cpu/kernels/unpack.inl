@@ -17,7 +17,7 @@ void unpack(const std::byte* w, int kn, std::byte* to) {
     for (int i = 0; i < kn * kPanel; i += kLanes, w += kLanes * 2, to += kLanes * 4)
       store(reinterpret_cast<float*>(to), load_f16(w));
   } else {
-    constexpr int kWord = kPanel * 4;                  // four columns of bytes
+    constexpr int kWord = kPanel * 4;                       // four columns of bytes
     const Ints other_offset = all((128 - 8) * 0x01010101);  // a number is stored as itself and 8, or 128, more
     for (int k = 0; k < kn; k += kGroup) {
       memcpy(to, w, kPanel * 2);

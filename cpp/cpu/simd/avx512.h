@@ -129,7 +129,7 @@ inline Ints dot_shorts(Ints acc, Ints w, Ints x) {  // acc + the products of two
 }
 #endif
 // acc + the products of four bytes in [0, 15] and four in [-127, 127], twice
-inline Ints dot_halves(Ints acc, Ints low, Ints high, Ints x_low, Ints x_high) {
+inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
 #ifdef RWKV_DOT_BYTES
   return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
 #else

@@ -171,7 +171,7 @@ inline Ints dot_bytes(Ints acc, Ints w, Ints x) {
     return sum;
   });
 }
-inline Ints dot_halves(Ints acc, Ints low, Ints high, Ints x_low, Ints x_high) {
+inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
   return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
 }
 
