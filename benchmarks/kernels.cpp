@@ -1,7 +1,7 @@
 // How close the kernels come to what this machine can do. Everything is a ratio to a limit measured in the same
 // process: bytes of weights per second to the best reader, multiply-adds per second to chains of nothing else.
 //
-//   kernels [threads] [name of an instruction set]
+//   kernels [threads, 0: one and two] [name of an instruction set or all] [name of a format]
 #include "cpu/kernels.h"
 
 #include <algorithm>
@@ -222,18 +222,20 @@ double wkv_nanoseconds(const Kernels& kernels, int tokens, int threads) {
 
 void measure(int threads, const char* only, std::span<const std::byte* const> weights) {
   std::printf("%d thread%s\n", threads, threads == 1 ? "" : "s");
-  double bandwidth = read_bandwidth(threads, weights[0], true);
+  const std::byte* some = *std::ranges::find_if(weights, [](const std::byte* w) { return w; });
+  double bandwidth = read_bandwidth(threads, some, true);
   for (const Kernels* k : tables()) {
     if (only && std::strcmp(only, k->name) != 0) continue;
     for (Format f : kFormats) {
       const char* name = kNames[size_t(f)];
+      if (!weights[size_t(f)]) continue;
       const double most = peak(*k, f, threads);
       std::printf("  %s: at most %.0f Gop/s of %s\n", k->name, most,
                   operand_format(f) == Format::i8 ? "int8" : "float32");
       Bench one(*k, weights[size_t(f)], f, 1);
       const double s = one.seconds(threads, 9, 0, one.matrices());
       check(one.error(one.matrices() - 1), f);
-      bandwidth = std::max(bandwidth, read_bandwidth(threads, weights[0], false));
+      bandwidth = std::max(bandwidth, read_bandwidth(threads, some, false));
       const double rate = double(one.matrix_bytes()) * one.matrices() / s / 1e9;
       std::printf("    %-4s    1 token  %6.1f GB/s  %3.0f %% of reading\n", name, rate, 100 * rate / bandwidth);
       for (int tokens : {4, 16, 64, 512}) {
@@ -263,6 +265,10 @@ int main(int argc, char** argv) {
   std::vector<const std::byte*> weights;
   uint32_t seed = 1;
   for (Format f : kFormats) {
+    if (argc > 3 && std::strcmp(argv[3], kNames[size_t(f)]) != 0) {
+      weights.push_back(nullptr);
+      continue;
+    }
     block.assign(size_t(kRows / kPanel) * panel_bytes(f, kSide), std::byte{0});
     for (int r = 0; r < kRows; r++) {
       for (float& v : row) v = float(int(seed = seed * 1664525 + 1013904223) >> 8) * 0x1p-27f;
@@ -275,5 +281,6 @@ int main(int argc, char** argv) {
       std::memcpy(pages.back().get() + i, block.data(), std::min(block.size(), kBytes - i));
   }
   for (int threads : {1, 2})
-    if (only_threads == 0 || only_threads == threads) measure(threads, argc > 2 ? argv[2] : nullptr, weights);
+    if (only_threads == 0 || only_threads == threads)
+      measure(threads, argc > 2 && std::strcmp(argv[2], "all") != 0 ? argv[2] : nullptr, weights);
 }

@@ -163,7 +163,7 @@ struct Run {
   }
 
   void many_tokens() {
-    constexpr int kTiles = kBlockTokens / kTileTokens;
+    constexpr int kTiles = (kMany == F ? 1 : 2) * kBlockTokens / kTileTokens;  // fewer blocks to unpack
     const int blocks = (tiles + kTiles - 1) / kTiles;
     for (int i = 0; i < blocks; i++)
       for (int k = 0; k < p.k; k += kBlock)
