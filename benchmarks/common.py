@@ -167,9 +167,11 @@ def streamed_bytes(config: rwkv.Config, shape: str, precision: str) -> int:
     """Bytes of weights that one decoded token reads: every matrix and vector but the embedding table."""
     c, layers = config.n_embd, config.n_layer
     matrices, low_rank = layer_parameters(config, shape) + config.n_vocab * c, low_rank_parameters(config, shape)
-    width = {"fp32": 4, "bf16": 2, "int8": 66 / 64}[precision]  # int8: a scale of two bytes for each 64
-    narrow = 2 if precision == "int8" else width
-    return int((matrices - low_rank) * width + low_rank * narrow) + layers * 21 * c * 4
+    # Of int8 and int4 a scale of two bytes for each 64; beside int4 the head is int8.
+    width = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 66 / 64, "int4": 34 / 64}[precision]
+    head = config.n_vocab * c * (66 / 64 if precision == "int4" else width)
+    large, narrow = matrices - low_rank - config.n_vocab * c, max(width, 2)
+    return int(large * width + head + low_rank * narrow) + layers * 21 * c * 4
 
 
 def operations_per_token(config: rwkv.Config, shape: str) -> float:
@@ -184,7 +186,7 @@ def layer_parameters(config: rwkv.Config, shape: str) -> int:
 
 
 def low_rank_parameters(config: rwkv.Config, shape: str) -> int:
-    """Of them in the low-rank pairs, which int8 leaves in bf16."""
+    """Of them in the low-rank pairs, which int8 and int4 leave in bf16."""
     layers, ranks = config.n_layer, SHAPES[shape].ranks
     return 2 * config.n_embd * (layers * sum(ranks) - ranks[2])  # layer 0 has no v
 

@@ -61,7 +61,7 @@ def main() -> None:
     path = common.model_file(a.shape, "bf16")
     limits = common.Limits(a.quick)
     results = []
-    for precision in ("fp32", "bf16", "int8"):
+    for precision in ("fp32", "fp16", "bf16", "int8", "int4"):
         engine = rwkv.Engine(path, f"cpu {precision}", threads=a.threads)
         results.append(run(a, engine, precision, limits))
     common.record(f"decode-{a.shape}-{a.threads}t", a, engine, results)

@@ -1,7 +1,7 @@
 // How close the kernels come to what this machine can do. Everything is a ratio to a limit measured in the same
 // process: bytes of weights per second to the best reader, multiply-adds per second to chains of nothing else.
 //
-//   kernels [threads] [name of an instruction set]
+//   kernels [threads, 0: one and two] [name of an instruction set or all] [name of a format]
 #include "cpu/kernels.h"
 
 #include <algorithm>
@@ -26,6 +26,8 @@ namespace {
 
 constexpr size_t kBytes = size_t(5) << 28;  // of weights: more than any cache holds
 constexpr int kSide = 2048;                 // of a matrix
+constexpr Format kFormats[] = {Format::f32, Format::f16, Format::bf16, Format::i8, Format::i4};
+constexpr const char* kNames[] = {"f32", "f16", "bf16", "int8", "int4"};
 
 // Best of several runs of fn(thread) on that many threads, in seconds.
 template <class F>
@@ -77,7 +79,7 @@ double read_bandwidth(int threads, const std::byte* data, bool print) {
 double peak(const Kernels& kernels, Format format, int threads) {
   for (const limits::Peak& p : limits::kPeaks) {
     if (std::strcmp(p.name, kernels.name) != 0) continue;
-    const bool bytes = format == Format::i8;
+    const bool bytes = operand_format(format) == Format::i8;
     const long rounds = 4'000'000;
     const double seconds = best_time(threads, 5, [&](int) { (bytes ? p.run_bytes : p.run)(rounds); });
     return double(rounds) * threads * (bytes ? p.byte_operations : p.operations) / seconds / 1e9;
@@ -103,11 +105,12 @@ struct Bench {
         plain(size_t(t) * kSide),
         y(plain.size()) {
     for (size_t i = 0; i < plain.size(); i++) plain[i] = float(int(uint32_t(i) * 2654435761u >> 24) - 128) / 128;
+    const Format operand = operand_format(format);
     const int tiles = tile_count(tokens, kernels.tile);
     for (int i = 0; i < tiles; i++) {
       const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
-      kernels.pack_rows(format, plain.data() + size_t(begin) * kSide, kSide, m, 0, kSide, kSide,
-                        x.data() + size_t(begin) * row_bytes(format, kSide), m, 0);
+      kernels.pack_rows(operand, plain.data() + size_t(begin) * kSide, kSide, m, 0, kSide, kSide,
+                        x.data() + size_t(begin) * row_bytes(operand, kSide), m, 0);
     }
   }
   size_t matrix_bytes() const { return size_t(kSide / kPanel) * panel_bytes(format, kSide); }
@@ -139,9 +142,12 @@ struct Bench {
   double weight(const std::byte* panel, int row, int k) const {
     if (format == Format::f32) return double(reinterpret_cast<const float*>(panel)[k * kPanel + row]);
     const auto* halves = reinterpret_cast<const uint16_t*>(panel);
+    if (format == Format::f16) return double(f16_to_f32(halves[k * kPanel + row]));
     if (format == Format::bf16) return double(bf16_to_f32(halves[(k / 2 * kPanel + row) * 2 + k % 2]));
     panel += panel_bytes(format, k / kGroup * kGroup);
-    const int q = int(panel[kPanel * 2 + (k % kGroup / 4 * kPanel + row) * 4 + k % 4]) - 128;
+    const int per = format == Format::i8 ? 4 : 8;
+    int q = int(panel[kPanel * 2 + (k % kGroup / per * kPanel + row) * 4 + k % 4]);
+    q = format == Format::i8 ? q - 128 : (q >> (k % 8 < 4 ? 0 : 4) & 15) - 8;
     return q * double(bf16_to_f32(reinterpret_cast<const uint16_t*>(panel)[row]));
   }
   // Some outputs of the last matrix against float64.
@@ -164,7 +170,8 @@ struct Bench {
 };
 
 void check(double error, Format format = Format::f32) {
-  if (error < (format == Format::i8 ? 5e-3 : 1e-5)) return;  // int8: the activations are rounded too
+  if (error < (operand_format(format) == Format::i8 ? 5e-3 : 1e-5))
+    return;  // int8, int4: the activations are rounded too
   std::printf("WRONG ANSWER: error %g\n", error);
   std::exit(1);
 }
@@ -215,17 +222,20 @@ double wkv_nanoseconds(const Kernels& kernels, int tokens, int threads) {
 
 void measure(int threads, const char* only, std::span<const std::byte* const> weights) {
   std::printf("%d thread%s\n", threads, threads == 1 ? "" : "s");
-  double bandwidth = read_bandwidth(threads, weights[0], true);
+  const std::byte* some = *std::ranges::find_if(weights, [](const std::byte* w) { return w; });
+  double bandwidth = read_bandwidth(threads, some, true);
   for (const Kernels* k : tables()) {
     if (only && std::strcmp(only, k->name) != 0) continue;
-    for (Format f : {Format::f32, Format::bf16, Format::i8}) {
-      const char* name = f == Format::f32 ? "f32" : f == Format::bf16 ? "bf16" : "int8";
+    for (Format f : kFormats) {
+      const char* name = kNames[size_t(f)];
+      if (!weights[size_t(f)]) continue;
       const double most = peak(*k, f, threads);
-      std::printf("  %s: at most %.0f Gop/s of %s\n", k->name, most, f == Format::i8 ? name : "float32");
+      std::printf("  %s: at most %.0f Gop/s of %s\n", k->name, most,
+                  operand_format(f) == Format::i8 ? "int8" : "float32");
       Bench one(*k, weights[size_t(f)], f, 1);
       const double s = one.seconds(threads, 9, 0, one.matrices());
       check(one.error(one.matrices() - 1), f);
-      bandwidth = std::max(bandwidth, read_bandwidth(threads, weights[0], false));
+      bandwidth = std::max(bandwidth, read_bandwidth(threads, some, false));
       const double rate = double(one.matrix_bytes()) * one.matrices() / s / 1e9;
       std::printf("    %-4s    1 token  %6.1f GB/s  %3.0f %% of reading\n", name, rate, 100 * rate / bandwidth);
       for (int tokens : {4, 16, 64, 512}) {
@@ -254,7 +264,11 @@ int main(int argc, char** argv) {
   std::vector<std::shared_ptr<std::byte>> pages;
   std::vector<const std::byte*> weights;
   uint32_t seed = 1;
-  for (Format f : {Format::f32, Format::bf16, Format::i8}) {
+  for (Format f : kFormats) {
+    if (argc > 3 && std::strcmp(argv[3], kNames[size_t(f)]) != 0) {
+      weights.push_back(nullptr);
+      continue;
+    }
     block.assign(size_t(kRows / kPanel) * panel_bytes(f, kSide), std::byte{0});
     for (int r = 0; r < kRows; r++) {
       for (float& v : row) v = float(int(seed = seed * 1664525 + 1013904223) >> 8) * 0x1p-27f;
@@ -267,5 +281,6 @@ int main(int argc, char** argv) {
       std::memcpy(pages.back().get() + i, block.data(), std::min(block.size(), kBytes - i));
   }
   for (int threads : {1, 2})
-    if (only_threads == 0 || only_threads == threads) measure(threads, argc > 2 ? argv[2] : nullptr, weights);
+    if (only_threads == 0 || only_threads == threads)
+      measure(threads, argc > 2 && std::strcmp(argv[2], "all") != 0 ? argv[2] : nullptr, weights);
 }

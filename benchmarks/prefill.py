@@ -40,7 +40,7 @@ def main() -> None:
         a.no_peer = True
     path = str(common.model_file(a.shape, "bf16"))
     limits = common.Limits(a.quick)
-    engines = {p: rwkv.Engine(path, f"cpu {p}", threads=a.threads) for p in ("fp32", "bf16", "int8")}
+    engines = {p: rwkv.Engine(path, f"cpu {p}", threads=a.threads) for p in ("fp32", "fp16", "bf16", "int8", "int4")}
     config = engines["fp32"].config
     tokens = np.random.default_rng(0).integers(1, config.n_vocab, a.tokens).tolist()
     operations = common.operations_per_token(config, a.shape) * a.tokens

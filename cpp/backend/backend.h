@@ -14,7 +14,13 @@
 namespace rwkv {
 
 // How a matrix is stored and multiplied.
-enum class Format : uint8_t { f32, bf16, i8 };
+enum class Format : uint8_t { f32, f16, bf16, i8, i4 };
+
+// How the activations are stored that are multiplied with weights of a format.
+constexpr Format operand_format(Format weights) {
+  if (weights == Format::f16) return Format::f32;
+  return weights == Format::i4 ? Format::i8 : weights;
+}
 
 // A matrix (rows = outputs, cols = inputs) packed for the device. Never owns.
 struct Linear {
@@ -25,7 +31,7 @@ struct Linear {
 };
 
 // The left side of products: (rows, cols) activations in the layout and precision in which the device multiplies them
-// with a Linear of this format. Producers write it, nobody else looks inside.
+// with a Linear, whose operand_format this is. Producers write it, nobody else looks inside.
 struct Operand {
   std::byte* data = nullptr;
   Format format = Format::f32;

@@ -3,9 +3,9 @@
 //
 // What makes every result reproducible: ONE OUTPUT IS ONE LANE. A lane belongs to one row of W and sums over k alone,
 // in ascending order, whatever the vector width, the tile shape, the blocking, the number of threads and of tokens:
-//   f32:  acc = fma(x[k], w[k], acc)
+//   f32, f16: acc = fma(x[k], w[k], acc)
 //   bf16: per pair of k, acc = fma(x[2i+1], w[2i+1], acc), then acc = fma(x[2i], w[2i], acc)  (what vdpbf16ps does)
-//   i8:   per group of 64 k, acc = fma(float(sum of x[k] w[k]), scale of w * scale of x, acc): the sum is of integers
+//   i8, i4: per group of 64 k, acc = fma(float(sum of x[k] w[k]), scale of w * scale of x, acc): the sum is of integers
 // Sums along a row (norms, head dot products) use a fixed 16-lane tree on every set. All kernels run with denormals
 // flushed (FlushDenormals below), because vdpbf16ps always does.
 #pragma once
@@ -18,26 +18,30 @@ namespace rwkv::cpu {
 
 constexpr int kPanel = 32;  // rows of W per panel: 2 zmm or 4 ymm of lanes
 constexpr int kStep = 4;    // k is padded to a multiple of this with zeros
-constexpr int kGroup = 64;  // columns of int8 that share a scale; there k is padded to a multiple of this
+constexpr int kGroup = 64;  // columns of int8 and int4 that share a scale; there k is padded to a multiple of this
 
 // The functions of this header are static so that the objects of the sets export nothing but their tables: a linker
 // keeps one copy of an inline function, and it may be the one that this machine cannot run.
 
 static constexpr int padded_k(Format f, int k) {
-  const int step = f == Format::i8 ? kGroup : kStep;
+  const int step = f == Format::i8 || f == Format::i4 ? kGroup : kStep;
   return (k + step - 1) / step * step;
 }
 static constexpr int panels_of(int rows) { return (rows + kPanel - 1) / kPanel; }
 
 // Packed weights, panels one behind the other so that a thread reads its rows as one sequential stream:
-//   f32   [panels][K][32]          float
+//   f32   [panels][K][32]          float; f16 the same of halves, whose denormals count
 //   bf16  [panels][K/2][32][2]     two consecutive k of one row share a 32-bit lane
 //   i8    [panels][K/64]           of each group: the rows' scales as bf16 [32], then [16][32][4] four consecutive k of
 //                                  one row in a lane, each in [-127, 127] and 128 more, as vpdpbusd wants them
-// with K = padded_k(cols); rows past the matrix are zeros. A scale is as stored the largest of its group / 127; bf16
-// has float32's range, and rounding to it costs nothing, since numbers are divided by what is stored.
+//   i4    [panels][K/64]           the same with [8][32][4] bytes: k to k + 3 in the low halves of four bytes, k + 4 to
+//                                  k + 7 in the high ones, each in [-8, 7] and 8 more
+// with K = padded_k(cols); rows past the matrix are zeros. A scale is as stored the largest magnitude of its group /
+// 127; of int4 the number of the largest magnitude / -8, and numbers that would be 8 are 7. bf16 has float32's range,
+// and rounding to it costs nothing, since numbers are divided by what is stored.
 static constexpr size_t panel_bytes(Format f, int k) {  // of k columns, a multiple of what k is padded to
   if (f == Format::i8) return size_t(k / kGroup) * kPanel * (2 + kGroup);
+  if (f == Format::i4) return size_t(k / kGroup) * kPanel * (2 + kGroup / 2);
   return size_t(k) * kPanel * (f == Format::f32 ? 4 : 2);
 }
 
@@ -45,7 +49,7 @@ static constexpr size_t panel_bytes(Format f, int k) {  // of k columns, a multi
 // tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):
 //   f32   [K][M]          bf16  [K/2][M][2]
 //   i8    [K/64]          of each group: [16][M][4] numbers in [-127, 127], [M] scales as float,
-//                         [M] corrections as int32: -128 times the sum of the numbers
+//                         [M] corrections as int32: -128 times the sum of the numbers, for the 128 of the weights
 static constexpr size_t row_bytes(Format f, int k) {
   if (f == Format::i8) return size_t(k / kGroup) * (kGroup + 8);
   return size_t(k) * (f == Format::f32 ? 4 : 2);

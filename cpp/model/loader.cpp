@@ -1,7 +1,9 @@
 #include "model/loader.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -18,6 +20,21 @@ bool same_shape(const std::vector<int64_t>& found, const std::vector<int64_t>& e
   std::ranges::copy_if(found, std::back_inserter(a), [](int64_t d) { return d != 1; });
   std::ranges::copy_if(expected, std::back_inserter(b), [](int64_t d) { return d != 1; });
   return a == b;
+}
+
+// A half would make infinity of a number that is too large for it.
+void check_range(const Checkpoint& file, const TensorInfo& t, const std::byte* data, int64_t count, Format format) {
+  constexpr float kTooLarge = 65520;  // half way from the largest half to the next, had there been one
+  if (format != Format::f16 || t.dtype == DType::f16) return;
+  float values[256];
+  for (int64_t at = 0; at < count; at += std::ssize(values)) {
+    const auto n = std::min<int64_t>(std::ssize(values), count - at);
+    to_f32(data + at * int64_t(size_of(t.dtype)), t.dtype, size_t(n), values);
+    const auto* odd =
+        std::find_if(values, values + n, [](float v) { return std::fabs(v) >= kTooLarge && std::isfinite(v); });
+    RWKV_CHECK(StrategyError, odd == values + n, file.path(), ": ", shown(t.name),
+               ": expected numbers that fp16 can hold, up to 65504, found ", *odd, "; bf16 and fp32 can hold it");
+  }
 }
 
 }  // namespace
@@ -66,6 +83,7 @@ Linear Loader::matrix(const std::string& name, int rows, int cols, Format format
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t count = std::min<int64_t>(step, rows - row);
     read(t, row * cols, count * cols);
+    check_range(file_, t, staging_.data(), count * cols, format);
     backend_->pack(w, int(row), int(count), staging_.data(), t.dtype);
   }
   finish(t);
@@ -80,6 +98,7 @@ std::vector<Linear> Loader::factors(const std::string& name, const std::vector<i
     factors.push_back({arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols});
   if (arena_->counting()) return factors;
   read(t, 0, t.count());
+  check_range(file_, t, staging_.data(), t.count(), format);
   const size_t element = size_of(t.dtype);
   std::vector<std::byte> turned(size_t(rows) * size_t(cols) * element);
   for (int p = 0; p < parts; p++) {

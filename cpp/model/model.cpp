@@ -12,13 +12,15 @@ namespace rwkv {
 
 namespace {
 
-// The precision that loses nothing of what the file holds: bf16 only if every matrix is.
+// The precision that loses nothing of what the file holds: a narrow one only if every matrix has it.
 Format native_format(const Checkpoint& file) {
-  const auto loses = [](const TensorInfo& t) {
-    const auto wide = std::ranges::count_if(t.shape, [](int64_t d) { return d > 1; });
-    return wide > 1 && t.dtype != DType::bf16;
+  const auto all = [&](DType dtype) {
+    return std::ranges::none_of(file.tensors(), [&](const TensorInfo& t) {
+      const auto wide = std::ranges::count_if(t.shape, [](int64_t d) { return d > 1; });
+      return wide > 1 && t.dtype != dtype;
+    });
   };
-  return std::ranges::any_of(file.tensors(), loses) ? Format::f32 : Format::bf16;
+  return all(DType::bf16) ? Format::bf16 : all(DType::f16) ? Format::f16 : Format::f32;
 }
 
 std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, int layers,
@@ -128,7 +130,7 @@ void Model::build(Loader& loader) {
         layers_);
     if (&stage == &stages_.back()) {
       out_norm_ = loader.norm("ln_out", c.n_embd, 1e-5f);
-      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.large);
+      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
     }
   }
 }
@@ -144,7 +146,9 @@ struct StepScratch {
       : x(arena.take(DType::f32, rows, c.n_embd, b.row_stride(c.n_embd))),
         hidden(arena.take(DType::f32, results, c.n_embd, b.row_stride(c.n_embd))),
         logits(arena.take(DType::f32, results, c.n_vocab, b.row_stride(c.n_vocab))),
-        operand{arena.take(b.operand_bytes(head.format, results, c.n_embd)), head.format, results, c.n_embd} {}
+        operand{nullptr, operand_format(head.format), results, c.n_embd} {
+    operand.data = arena.take(b.operand_bytes(operand.format, results, c.n_embd));
+  }
 };
 
 }  // namespace
@@ -174,7 +178,7 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
       [&](const auto& layers) {
         typename LayerOf<decltype(layers)>::Scratch scratch(arena, *backend(), config_, layers, tokens);
         for (const Stage& stage : stages_) {
-          scratch.set_formats(stage.formats);
+          scratch.set_formats(stage.formats.operands());
           if constexpr (requires { scratch.embedded; })
             if (scratch.embedded) backend()->embed(embedding_, embedding_norm_, batch, {}, scratch.embedded);
           for (int i = stage.first; i < stage.first + stage.count; i++)

@@ -21,12 +21,15 @@ std::vector<std::string_view> words_of(std::string_view text) {
   return words;
 }
 
-constexpr std::string_view kPrecisions = "(fp32, bf16, int8)";
+constexpr std::string_view kPrecisions = "(fp32, fp16, bf16, int8, int4)";
 
 Formats parse_formats(std::string_view word, std::string_view text, Format native) {
-  if (word == "fp32") return {Format::f32, Format::f32};
-  if (word == "bf16") return {Format::bf16, Format::bf16};
-  if (word == "int8") return {Format::i8, native};
+  const auto all = [](Format f) { return Formats{f, f, f}; };
+  if (word == "fp32") return all(Format::f32);
+  if (word == "fp16") return all(Format::f16);
+  if (word == "bf16") return all(Format::bf16);
+  if (word == "int8") return {Format::i8, native, Format::i8};
+  if (word == "int4") return {Format::i4, native, Format::i8};
   throw StrategyError(join("strategy '", text, "': expected a precision ", kPrecisions, ", found '", word, "'"));
 }
 
@@ -66,7 +69,7 @@ StageSpec parse_stage(std::string_view stage, std::string_view text, Format nati
 
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native) {
   const auto words = words_of(text);
-  if (words.size() == 1 && words[0] == "auto") return {{"cpu", {native, native}, 0}};
+  if (words.size() == 1 && words[0] == "auto") return {{"cpu", {native, native, native}, 0}};
   std::vector<StageSpec> stages;
   for (size_t at = 0;;) {
     const size_t arrow = text.find("->", at);

@@ -41,9 +41,10 @@ class Engine(GenerationMixin):
         which is downloaded once (`rwkv_engine.hub.download` says how); or the small model that
         comes with the package.
     strategy : str, default "auto"
-        Where layers run and how matrices are stored: "cpu fp32", "cpu bf16", "cpu int8", or
-        several such as "cpu bf16 *10 -> cpu fp32" (the first 10 layers so, the rest so). "auto"
-        keeps the precision of the file, as embeddings and low-rank matrices do under int8.
+        Where layers run and how matrices are stored: "cpu fp32", "cpu fp16", "cpu bf16",
+        "cpu int8", "cpu int4", or several such as "cpu bf16 *10 -> cpu fp32" (the first 10 layers
+        so, the rest so). "auto" keeps the precision of the file, as embeddings and low-rank
+        matrices do beside int8 and int4; beside int4 the head is int8.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     tokenizer : path or Tokenizer, optional

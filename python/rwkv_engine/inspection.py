@@ -18,7 +18,7 @@ from .errors import StateError
 _STATE = b'{"__metadata__":{"digest":"'  # how the header of a saved state begins
 _MAX_HEADER = 1 << 20
 
-_STRATEGIES = ("cpu fp32", "cpu bf16", "cpu int8")
+_STRATEGIES = ("cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4")
 _LARGE = re.compile(
     r"head\.weight|blocks\.\d+\.(att|ffn)\.(receptance|key|value|gate|output)\.weight"
 )
@@ -37,7 +37,8 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     path = model_path(model)
     container, core, state_bytes, listed = _core.inspect(path)
     config = Config._of(core)
-    wide = any(_is_matrix(shape) and dtype != "bf16" for _, dtype, shape, _, _ in listed)
+    kinds = {dtype for _, dtype, shape, _, _ in listed if _is_matrix(shape)}
+    native = 2 if kinds in ({"f16"}, {"bf16"}) else 4
     found: dict[str, Any] = {
         "path": os.fsdecode(path),
         "container": container,
@@ -47,7 +48,7 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
         "state_bytes": state_bytes,
         "memory_bytes": {
             strategy: sum(
-                _bytes_in_memory(name, shape, element, strategy, 4 if wide else 2)
+                _bytes_in_memory(name, shape, element, strategy, native)
                 for name, _, shape, _, element in listed
             )
             for strategy in _STRATEGIES
@@ -75,9 +76,12 @@ def _bytes_in_memory(
         return 0
     if not _is_matrix(shape):
         return count * 4
-    if strategy == "cpu int8" and _LARGE.fullmatch(name):  # a scale for each 64 inputs
-        return count // shape[-1] * -(-shape[-1] // 64) * 66
-    return count * {"cpu fp32": 4, "cpu bf16": 2, "cpu int8": native}[strategy]
+    if strategy in ("cpu int8", "cpu int4"):
+        if not _LARGE.fullmatch(name):
+            return count * native
+        group = 34 if strategy == "cpu int4" and name != "head.weight" else 66  # 64 and a scale
+        return count // shape[-1] * -(-shape[-1] // 64) * group
+    return count * (4 if strategy == "cpu fp32" else 2)
 
 
 def report(found: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-// Products of int8 against their definition in integers, quantisation against its own, accuracy against float64.
+// Products of int8 and int4 against their definition in integers, quantisation against its own, accuracy against
+// float64.
 #include "cpu/pack.h"
 #include "products.h"
 
@@ -31,46 +32,48 @@ Row mixed(Random& random, int rows, int cols) {
 
 }  // namespace
 
-TEST(products_of_int8_follow_their_definition_in_every_bit) {
+TEST(products_of_int8_and_int4_follow_their_definition_in_every_bit) {
   Random random;
   double worst = 0;
-  for (auto [rows, cols] : {std::pair{70, 700}, {33, 64}, {5, 1}, {32, 130}})
-    for (int tokens : {1, 6, 12, 17}) {
-      const Row weights = mixed(random, rows, cols), x = mixed(random, tokens, cols);
-      size_t next = 0;
-      Matrix w(rows, cols, Format::i8, [&] { return weights[next++]; });
-      for (const Kernels* k : all_sets()) {
-        const Outcome o = multiply(*k, w, x, tokens);
-        for (int t = 0; t < tokens; t++)
-          for (int r = 0; r < rows; r++) {
-            float expected = 0;
-            double exact = 0, bound = 0;
-            for (int c = 0; c < cols; c += kGroup) {
-              const int count = std::min(kGroup, cols - c);
-              const float *row = &weights[size_t(r * cols + c)], *factors = &x[size_t(t * cols + c)];
-              const Group a = quantised_weights(row, count), b = quantised(factors, count);
-              int dot = 0;
-              for (int i = 0; i < count; i++) {
-                dot += a.q[i] * b.q[i];
-                exact += double(row[i]) * double(factors[i]);
-                // Half a step of each, the other as it is, and both steps.
-                bound += std::fabs(double(row[i])) * double(b.scale) + std::fabs(double(factors[i])) * double(a.scale) +
-                         double(a.scale) * double(b.scale);
+  for (const Format format : {Format::i8, Format::i4})
+    for (auto [rows, cols] : {std::pair{70, 700}, {33, 64}, {5, 1}, {32, 130}})
+      for (int tokens : {1, 6, 12, 17}) {
+        const Row weights = mixed(random, rows, cols), x = mixed(random, tokens, cols);
+        size_t next = 0;
+        Matrix w(rows, cols, format, [&] { return weights[next++]; });
+        for (const Kernels* k : all_sets()) {
+          const Outcome o = multiply(*k, w, x, tokens);
+          for (int t = 0; t < tokens; t++)
+            for (int r = 0; r < rows; r++) {
+              float expected = 0;
+              double exact = 0, bound = 0;
+              for (int c = 0; c < cols; c += kGroup) {
+                const int count = std::min(kGroup, cols - c);
+                const float *row = &weights[size_t(r * cols + c)], *factors = &x[size_t(t * cols + c)];
+                const Group a = quantised_weights(format, row, count), b = quantised(factors, count);
+                int dot = 0;
+                for (int i = 0; i < count; i++) {
+                  dot += a.q[i] * b.q[i];
+                  exact += double(row[i]) * double(factors[i]);
+                  // Half a step of each, the other as it is, and both steps; of int4 a whole one, as 8 is not there.
+                  const double step = std::fabs(double(a.scale)) * (format == Format::i8 ? 1 : 2),
+                               other = double(b.scale);
+                  bound += std::fabs(double(row[i])) * other + (std::fabs(double(factors[i])) + other) * step;
+                }
+                expected = std::fma(float(dot), a.scale * b.scale, expected);
               }
-              expected = std::fma(float(dot), a.scale * b.scale, expected);
+              const float found = o.y[size_t(t * rows + r)];
+              if (k != &kGeneric) CHECK(same(&found, &expected, 1));
+              CHECK(std::fabs(double(found - expected)) <= 1e-6 * (std::fabs(double(expected)) + bound));
+              CHECK(std::fabs(double(found) - exact) <= bound / 2 + 1e-30);
+              worst = std::max(worst, std::fabs(double(found) - exact) / (bound + 1e-30));
             }
-            const float found = o.y[size_t(t * rows + r)];
-            if (k != &kGeneric) CHECK(same(&found, &expected, 1));
-            CHECK(std::fabs(double(found - expected)) <= 1e-6 * (std::fabs(double(expected)) + bound));
-            CHECK(std::fabs(double(found) - exact) <= bound / 2 + 1e-30);
-            worst = std::max(worst, std::fabs(double(found) - exact) / (bound + 1e-30));
-          }
+        }
       }
-    }
   CHECK(worst > 0.05);  // the bound is one that quantisation comes near
 }
 
-TEST(activations_of_int8_are_the_nearest_steps_on_every_set) {
+TEST(activations_are_the_nearest_steps_on_every_set) {
   Random random;
   for (int cols : {1, 5, 63, 64, 65, 200})
     for (int tokens : {1, 3, 12, 13, 25}) {
@@ -109,13 +112,15 @@ TEST(activations_of_int8_are_the_nearest_steps_on_every_set) {
 TEST(activations_that_are_not_finite_make_every_sum_nan) {
   for (float bad : {kNan, kInf, -kInf})
     for (int place : {0, 17, 63, 64, 99}) {
-      Matrix w(40, 100, Format::i8, [] { return 1.0f; });
-      Row x(3 * 100, 1.0f);
-      x[size_t(100 + place)] = bad;
-      for (const Kernels* k : all_sets()) {
-        const Outcome o = multiply(*k, w, x, 3, {}, Act::relu2, Format::i8);
-        for (size_t i = 0; i < o.y.size(); i++) CHECK(std::isnan(o.y[i]) == (i / 40 == 1));
-        for (size_t i = 0; i < 3 * 40; i++) CHECK(std::isnan(o.out[i / 40 * 64 + i % 40]) == (i / 40 == 1));
+      for (const Format format : {Format::i8, Format::i4}) {
+        Matrix w(40, 100, format, [] { return 1.0f; });
+        Row x(3 * 100, 1.0f);
+        x[size_t(100 + place)] = bad;
+        for (const Kernels* k : all_sets()) {
+          const Outcome o = multiply(*k, w, x, 3, {}, Act::relu2, Format::i8);
+          for (size_t i = 0; i < o.y.size(); i++) CHECK(std::isnan(o.y[i]) == (i / 40 == 1));
+          for (size_t i = 0; i < 3 * 40; i++) CHECK(std::isnan(o.out[i / 40 * 64 + i % 40]) == (i / 40 == 1));
+        }
       }
     }
 }
@@ -126,6 +131,7 @@ TEST(weights_are_packed_as_defined) {
     for (int cols : {1, 3, 64, 65, 300}) {
       Row values = mixed(random, 32, cols);
       values[3] = 1e-38f;
+      if (cols > 4) values[size_t(cols) * 4 + 1] = -(values[size_t(cols) * 4] = 50);  // one of them would be 8
       if (cols > 64) values[64] = kNan, values[size_t(cols) + 64] = -kInf;
       size_t next = 0;
       Matrix expected(32, cols, format, [&] { return values[next++]; });
@@ -141,12 +147,13 @@ TEST(weights_are_packed_as_defined) {
 
 TEST(extreme_scales_neither_overflow_nor_lose_a_number) {
   for (const Kernels* k : all_sets())
-    for (float size : {0x1p-118f, 1e-20f, 1e20f, std::numeric_limits<float>::max()}) {
-      Matrix w(33, 70, Format::i8, [&] { return size; });
-      const float other = std::clamp(1 / size, 0x1p-118f, 0x1p126f);
-      const Outcome o = multiply(*k, w, Row(70, other), 1);
-      for (float v : o.y) CHECK(near(double(v), 70 * double(size) * double(other), 0.01));
-    }
+    for (float size : {0x1p-118f, -1e-20f, 1e20f, std::numeric_limits<float>::max()})
+      for (const Format format : {Format::i8, Format::i4}) {
+        Matrix w(33, 70, format, [&] { return size; });
+        const float other = std::clamp(std::fabs(1 / size), 0x1p-118f, 0x1p126f);
+        const Outcome o = multiply(*k, w, Row(70, other), 1);
+        for (float v : o.y) CHECK(near(double(v), 70 * double(size) * double(other), 0.01));
+      }
 }
 
 CHECK_MAIN

@@ -1,5 +1,7 @@
 // The kernels against float64, against each other, and against themselves in other shapes: what has to be equal is
 // compared bit by bit.
+#include <numeric>
+
 #include "check.h"
 #include "products.h"
 
@@ -24,7 +26,7 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
           const int panels = panels_of(rows), first = random.below(most - tokens + 1);
           const Row part(x.begin() + first * cols, x.begin() + (first + tokens) * cols);
           int cut = random.below(panels + 1);
-          if (format == Format::i8) cut = cut / 2 * 2;  // its operands are made of two panels at a time
+          if (quantises(format)) cut = cut / 2 * 2;  // its operands are made of two panels at a time
           const std::vector<int> cuts = {cut};
           const Outcome o = multiply(*k, w, part, tokens, cuts, act, format);
           CHECK(same(o.y.data(), &whole.y[size_t(first) * size_t(rows)], o.y.size()));
@@ -40,7 +42,7 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
 TEST(product_is_close_to_float64_and_follows_its_definition) {
   Random random;
   const int rows = 70, cols = 700, tokens = 17;
-  for (Format format : {Format::f32, Format::bf16}) {
+  for (Format format : {Format::f32, Format::f16, Format::bf16}) {
     Matrix w(rows, cols, format, [&] { return random.unit(); });
     const Row x = random.row(size_t(tokens) * cols);
     for (const Kernels* k : all_sets()) {
@@ -51,9 +53,9 @@ TEST(product_is_close_to_float64_and_follows_its_definition) {
           float chain = 0, swapped = 0;
           for (int c = 0; c < cols; c += 2)
             for (int i : {1, 0}) {  // bf16: the odd column of a pair first
-              const int at = format == Format::f32 ? c + 1 - i : c + i,
-                        other = format == Format::f32 ? c + i : c + 1 - i;
-              const auto factor = [&](int j) { return rounded(format, x[size_t(t * cols + j)]); };
+              const int at = format != Format::bf16 ? c + 1 - i : c + i,
+                        other = format != Format::bf16 ? c + i : c + 1 - i;
+              const auto factor = [&](int j) { return rounded(operand_format(format), x[size_t(t * cols + j)]); };
               const auto weight = [&](int j) { return w.values[size_t(r * cols + j)]; };
               chain = std::fma(factor(at), weight(at), chain);
               swapped = std::fma(factor(other), weight(other), swapped);
@@ -106,6 +108,20 @@ TEST(dot_products_of_bf16_equal_two_fused_multiply_adds_at_any_magnitude) {
   }
 }
 
+TEST(denormal_halves_keep_their_value_on_every_set) {
+  for (const Kernels* k : all_sets())
+    for (int tokens : {1, 30}) {
+      int i = 0;
+      Matrix w(32, 70, Format::f16, [&] { return float(++i % 1024) * 0x1p-24f; });
+      for (float v : w.values) CHECK(v < 0x1p-14f);
+      const Outcome o = multiply(*k, w, Row(size_t(tokens) * 70, 1.0f), tokens);
+      for (size_t r = 0; r < 32; r++) {
+        const float sum = std::accumulate(&w.values[r * 70], &w.values[r * 70 + 70], 0.0f);  // exact
+        CHECK(sum > 0 && o.y[r] == sum && o.y[size_t(tokens - 1) * 32 + r] == sum);
+      }
+    }
+}
+
 TEST(denormal_factors_and_sums_count_as_zero_on_every_set) {
   for (Format format : kFormats)
     for (const Kernels* k : all_sets()) {
@@ -133,11 +149,11 @@ TEST(nan_and_infinity_go_through_the_product_and_its_activations) {
         Matrix w(40, 6, format, [&] { return i++ == 33 * 6 + 2 ? kNan : 1.0f; });
         const Outcome o = multiply(*k, w, Row(6, 1.0f), 1, {}, act, format);
         for (size_t r = 0; r < 40; r++)
-          CHECK(std::isnan(o.y[r]) == (r == 33) && std::isnan(o.out[r]) == (r == 33 || format == Format::i8));
+          CHECK(std::isnan(o.y[r]) == (r == 33) && std::isnan(o.out[r]) == (r == 33 || quantises(format)));
         const Outcome big = multiply(*k, w, Row(6, kInf), 1, {}, act, format);
         const float limit = act == Act::tanh || act == Act::sigmoid ? 1 : kInf;
         for (size_t r = 0; r < 40; r++)
-          CHECK(r == 33 || format == Format::i8 ? std::isnan(big.out[r]) : big.out[r] == limit);
+          CHECK(r == 33 || quantises(format) ? std::isnan(big.out[r]) : big.out[r] == limit);
       }
 }
 
@@ -241,7 +257,7 @@ TEST(packing_by_rows_and_columns_equals_packing_at_once) {
   Random random;
   const int cols = 205;
   const Row x = random.row(size_t(12 * cols));
-  for (Format format : kFormats)
+  for (Format format : {Format::f32, Format::bf16, Format::i8})
     for (const Kernels* k : all_sets()) {
       const int m = k->tile, padded = padded_k(format, cols), step = format == Format::i8 ? kGroup : 22;
       const size_t bytes = size_t(m) * row_bytes(format, padded);

@@ -7,23 +7,30 @@
 #include "check.h"
 #include "kernel_sets.h"
 
-inline float rounded(Format f, float x) { return f == Format::bf16 ? bf16_to_f32(f32_to_bf16(x)) : x; }
+inline float rounded(Format f, float x) {
+  return f == Format::f16 ? f16_to_f32(f32_to_f16(x)) : f == Format::bf16 ? bf16_to_f32(f32_to_bf16(x)) : x;
+}
 
-// A group of int8 as its definition says: what the largest magnitude gives as scale, and the numbers.
+// A group of int8 or int4 as its definition says: what the number of the largest magnitude gives as scale, and the
+// numbers.
 struct Group {
   float scale = 0;
   int q[kGroup] = {};
 };
-inline Group quantised_weights(const float* x, int count) {
+inline Group quantised_weights(Format f, const float* x, int count) {
   Group g;
   float most = 0;
   for (int i = 0; i < count; i++)
-    most = std::isnan(x[i]) ? x[i] : std::isnan(most) ? most : std::max(most, std::fabs(x[i]));
-  g.scale = std::isfinite(most) ? rounded(Format::bf16, most / 127) : kNan;
-  if (std::fpclassify(g.scale) == FP_SUBNORMAL) g.scale = 0;
-  for (int i = 0; i < count && g.scale > 0; i++) g.q[i] = int(std::nearbyint(x[i] / g.scale));
+    if (std::isnan(x[i]) || std::fabs(x[i]) > std::fabs(most)) most = x[i];
+  if (std::any_of(x, x + count, [](float v) { return std::isnan(v); })) most = kNan;
+  const float wide = f == Format::i8 ? std::fabs(most) / 127 : -most / 8;
+  g.scale = std::isfinite(most) ? rounded(Format::bf16, wide) : kNan;
+  if (std::isfinite(g.scale) && !std::isnormal(g.scale)) g.scale = 0;
+  if (!std::isnormal(g.scale)) return g;
+  for (int i = 0; i < count; i++) g.q[i] = std::min(int(std::nearbyint(x[i] / g.scale)), f == Format::i8 ? 127 : 7);
   return g;
 }
+inline bool quantises(Format f) { return f == Format::i8 || f == Format::i4; }
 
 struct Matrix {
   int rows, cols;
@@ -43,15 +50,22 @@ struct Matrix {
       for (int j = 0; j < c; j++)
         if (f == Format::f32)
           reinterpret_cast<float*>(panel)[j * kPanel + lane] = row[j];
+        else if (f == Format::f16)
+          reinterpret_cast<uint16_t*>(panel)[j * kPanel + lane] = f32_to_f16(row[j]);
         else if (f == Format::bf16)
           reinterpret_cast<uint16_t*>(panel)[(j / 2 * kPanel + lane) * 2 + j % 2] = f32_to_bf16(row[j]);
         else if (j % kGroup == 0)
-          put(quantised_weights(row + j, std::min(kGroup, c - j)), panel + panel_bytes(f, j), lane);
+          put(quantised_weights(f, row + j, std::min(kGroup, c - j)), panel + panel_bytes(f, j), lane);
     }
   }
-  static void put(const Group& group, std::byte* to, int lane) {
+  void put(const Group& group, std::byte* to, int lane) const {
     reinterpret_cast<uint16_t*>(to)[lane] = f32_to_bf16(group.scale);
-    for (int i = 0; i < kGroup; i++) to[kPanel * 2 + (i / 4 * kPanel + lane) * 4 + i % 4] = std::byte(group.q[i] + 128);
+    to += kPanel * 2;
+    for (int i = 0; i < kGroup; i++)
+      if (format == Format::i8)
+        to[(i / 4 * kPanel + lane) * 4 + i % 4] = std::byte(group.q[i] + 128);
+      else
+        to[(i / 8 * kPanel + lane) * 4 + i % 4] |= std::byte((group.q[i] + 8) << (i % 8 < 4 ? 0 : 4));
   }
   std::byte* data() { return packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64) % 64; }
 };
@@ -95,11 +109,12 @@ struct Outcome {
   Row y, active, sum, gated, out;  // tokens x rows; `out` with its padding
 };
 inline Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, const std::vector<int>& cuts = {},
-                        Act act = Act::none, Format out_format = Format::f32) {
+                        Act act = Act::none, Format next = Format::f32) {
   const FlushDenormals flush;
+  const Format out_format = operand_format(next);
   const int panels = panels_of(w.rows);
   const size_t ld = size_t(panels) * kPanel, out_k = size_t(padded_k(out_format, w.rows));
-  const std::vector<std::byte> operand = pack(k, w.format, x, tokens, w.cols);
+  const std::vector<std::byte> operand = pack(k, operand_format(w.format), x, tokens, w.cols);
   const auto run = [&](std::byte* out, float* sum, const float* gate, Act act) {
     Row y(size_t(tokens) * ld, 12345.0f);
     const Product p{w.data(),
@@ -144,4 +159,4 @@ inline Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, c
   return o;
 }
 
-constexpr Format kFormats[] = {Format::f32, Format::bf16, Format::i8};
+constexpr Format kFormats[] = {Format::f32, Format::f16, Format::bf16, Format::i8, Format::i4};

@@ -77,9 +77,10 @@ def test_results_that_do_not_change_with_time_are_right(quick):
     assert [row["kv_cache_megabytes"] for row in rows] == [2 * 2 * 128 * 2 * p / 1e6 for p in (10, 100, 1000)]
     L, C, V, R = 2, 128, 512, 2 * (8 + 8 + 8 + 16) - 8
     for row in quick[0]("decode")["results"]:
-        width = {"fp32": 4, "bf16": 2, "int8": 66 / 64}[row["precision"]]
-        narrow = {"fp32": 4, "bf16": 2, "int8": 2}[row["precision"]]
-        bytes_read = (L * 12 * C * C + V * C) * width + 2 * C * R * narrow + L * 21 * C * 4
+        width = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 66 / 64, "int4": 34 / 64}[row["precision"]]
+        head = 66 / 64 if row["precision"] == "int4" else width
+        narrow = 4 if row["precision"] == "fp32" else 2
+        bytes_read = L * 12 * C * C * width + V * C * head + 2 * C * R * narrow + L * 21 * C * 4
         assert row["megabytes_per_token"] == pytest.approx(bytes_read / 1e6, rel=1e-3)
     assert {(row["container"], row["precision"]) for row in quick[0]("load")["results"]} == {
         (container, precision) for container in (".pth", ".safetensors") for precision in ("fp32", "bf16")

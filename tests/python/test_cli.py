@@ -286,7 +286,7 @@ def test_inspect_agrees_with_the_engine():
     assert emb in found["tensors"]
 
 
-@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu int8"])
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4"])
 def test_the_memory_that_inspect_names_is_what_loading_takes(strategy):
     found = json.loads(run("inspect", "--json").stdout)
     taken = rwkv.Engine("demo", strategy)._core.weight_bytes

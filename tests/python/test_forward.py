@@ -161,18 +161,23 @@ def test_the_same_numbers_in_a_wider_dtype_give_the_same_bits():
 def test_auto_keeps_the_precision_of_the_file():
     m = model(**SMALL)
     tokens = m.tokens(20)
-    results = {}
+    results, sizes = {}, {}
     for strategy, dtype in (
         ("auto", "bf16"),
         ("cpu bf16", "bf16"),
         ("auto", "f32"),
         ("cpu fp32", "f32"),
+        ("auto", "f16"),
+        ("cpu fp16", "f16"),
     ):
         e = rwkv.Engine(str(m.path(dtype)), strategy, threads=2)
         results[strategy, dtype] = bits(e.forward(tokens, e.new_state()))
+        sizes[strategy, dtype] = e._core.weight_bytes
     if results["auto", "bf16"] != results["cpu bf16", "bf16"]:
         pytest.skip("auto chose a device other than the CPU")
     assert results["auto", "f32"] == results["cpu fp32", "f32"] != results["cpu bf16", "bf16"]
+    assert results["auto", "f16"] == results["cpu fp16", "f16"]
+    assert sizes["auto", "f16"] == sizes["cpu fp16", "f16"] < 0.7 * sizes["auto", "f32"]
 
 
 def test_transposed_storage_is_the_same_model(tmp_path):

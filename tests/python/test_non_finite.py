@@ -5,7 +5,7 @@ import pytest
 from helpers import SMALL, folder, model, random_model, rwkv, save
 
 
-@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu int8"])
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4"])
 def test_nan_in_any_tensor_is_found_and_changes_no_state(tmp_path, strategy):
     sizes = {**SMALL, "F": 64}
     weights = random_model(**sizes)

@@ -1,7 +1,9 @@
-// The innermost loops of a product of int8: integer sums of a group in registers, then one float32 FMA for each.
+// The innermost loops of a product of int8 or int4: integer sums of a group in registers, then one float32 FMA for
+// each.
 //
 // Sets without dot products of bytes multiply as numbers of 16 bits, which is exact: weights are split on the way, even
-// and odd bytes; activations come so, see Activations in linear.inl.
+// and odd bytes; activations come so, see Activations in linear.inl. int4 needs no such thing: its
+// sums of four products fit into 16 bits.
 #pragma once
 #include "cpu/kernels/multiply.inl"
 
@@ -13,18 +15,66 @@ constexpr int kParts8 = 1;  // words that four activations take
 #else
 constexpr int kParts8 = 2;
 #endif
-constexpr int kGroupWords = kGroup / 4 * kParts8 + 2;  // of a token's group: numbers, scale, correction
+template <Format F>
+constexpr int kPartsOf = F == Format::i8 ? kParts8 : 1;
+template <Format F>
+constexpr int kGroupWords = kGroup / 4 * kPartsOf<F> + 2;  // of a token's group: numbers, scale, correction
 
 template <int M>
 constexpr int kByteVectors = kPanel / kLanes * M <= kByteRegisters / 2 ? kPanel / kLanes : 2;
 
+// Four columns of weights, a word of them to a lane, times those of M tokens.
+template <int Width, int V, int M>
+inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
+  Ints b[V];
+#ifdef RWKV_DOT_BYTES
+#pragma GCC unroll 64
+  for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
+#pragma GCC unroll 64
+  for (int m = 0; m < M; m++) {
+    const Ints a = all(x[m]);
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) dots[m][v] = dot_bytes(dots[m][v], b[v], a);
+  }
+#else
+#pragma GCC unroll 64
+  for (int half = 0; half < 2; half++) {
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) {
+      const Ints bytes = load_ints(w + v * kLanes * 4);
+      b[v] = half ? odd_bytes(bytes) : even_bytes(bytes);
+    }
+#pragma GCC unroll 64
+    for (int m = 0; m < M; m++) {
+      const Ints a = all(x[half * Width + m]);
+#pragma GCC unroll 64
+      for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], a);
+    }
+  }
+#endif
+}
+
+inline Ints low_halves(Ints bytes) { return bit_and(bytes, all(0x0f0f0f0f)); }
+inline Ints high_halves(Ints bytes) { return bit_and(shift_right<4>(bytes), all(0x0f0f0f0f)); }
+
+// The same for eight columns of int4.
+template <int Width, int V, int M>
+inline void add_halves(Ints (&dots)[M][V], const std::byte* w, const int* x) {
+#pragma GCC unroll 64
+  for (int v = 0; v < V; v++) {
+    const Ints bytes = load_ints(w + v * kLanes * 4), low = low_halves(bytes), high = high_halves(bytes);
+#pragma GCC unroll 64
+    for (int m = 0; m < M; m++) dots[m][v] = dot_halves(dots[m][v], low, all(x[m]), high, all(x[Width + m]));
+  }
+}
+
 // Tokens [at, at + M) of a tile of Width.
-template <int M, int Width, bool Stream>
+template <Format F, int M, int Width, bool Stream>
 void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool first, float* y, size_t ldy,
                          Fetch fetch) {
   constexpr int V = kByteVectors<M>;
   constexpr bool kHeld = 2 * M * V + V + 2 < kByteRegisters;  // the float sums too; otherwise they wait in y
-  constexpr int kQuarter = kGroup / 4 / 4;                    // words of k between two fetches
+  constexpr int kColumns = F == Format::i8 ? 4 : 8;           // of a word of weights
   Floats sums[kHeld ? M : 1][kHeld ? V : 1];
   if constexpr (kHeld) load_sums(sums, y, ldy, first);
   const int part = fetch.lines / 4, rest = fetch.lines - 3 * part;
@@ -32,42 +82,19 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
     const std::byte* scales = w + row * 2;
     w += kPanel * 2 + row * 4;
     Ints dots[M][V];
-    const int* correction = x + (kGroupWords - 1) * Width;
+    const int* correction = x + (kGroupWords<F> - 1) * Width;
 #pragma GCC unroll 64
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 64
-      for (int v = 0; v < V; v++) dots[m][v] = all(correction[m]);
+      for (int v = 0; v < V; v++) dots[m][v] = all(F == Format::i8 ? correction[m] : correction[m] >> 4);
     for (int q = 0; q < 4; q++) {
       prefetch<Stream>(fetch.at, q < 3 ? part : rest);
 #pragma GCC unroll 64
-      for (int u = 0; u < kQuarter; u++, w += kPanel * 4, x += kParts8 * Width) {
-        Ints b[V];
-#ifdef RWKV_DOT_BYTES
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
-#pragma GCC unroll 64
-        for (int m = 0; m < M; m++) {
-          const Ints a = all(x[m]);
-#pragma GCC unroll 64
-          for (int v = 0; v < V; v++) dots[m][v] = dot_bytes(dots[m][v], b[v], a);
-        }
-#else
-#pragma GCC unroll 64
-        for (int half = 0; half < 2; half++) {
-#pragma GCC unroll 64
-          for (int v = 0; v < V; v++) {
-            const Ints bytes = load_ints(w + v * kLanes * 4);
-            b[v] = half ? odd_bytes(bytes) : even_bytes(bytes);
-          }
-#pragma GCC unroll 64
-          for (int m = 0; m < M; m++) {
-            const Ints a = all(x[half * Width + m]);
-#pragma GCC unroll 64
-            for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], a);
-          }
-        }
-#endif
-      }
+      for (int c = 0; c < kGroup / 4; c += kColumns, w += kPanel * 4, x += kColumns / 4 * kPartsOf<F> * Width)
+        if constexpr (F == Format::i8)
+          add_bytes<Width>(dots, w, x);
+        else
+          add_halves<Width>(dots, w, x);
     }
     const auto* scale = reinterpret_cast<const float*>(x);
     x += 2 * Width;
@@ -94,16 +121,16 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
 }
 
 // A tile of more than kByteTokens in two parts: their second reading of the weights finds them in the cache.
-template <int M, bool Stream>
+template <Format F, int M, bool Stream>
 void multiply_bytes(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
                     Fetch fetch) {
   const auto* x = static_cast<const int*>(activations);
   if constexpr (M <= kByteTokens) {
-    multiply_group_rows<M, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<F, M, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
   } else {
     constexpr int kHalf = M / 2;
-    multiply_group_rows<kHalf, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
-    multiply_group_rows<M - kHalf, M, Stream>(w, row, x + kHalf, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
+    multiply_group_rows<F, kHalf, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<F, M - kHalf, M, Stream>(w, row, x + kHalf, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
   }
 }
 

@@ -2,12 +2,14 @@
 //
 // Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens.
 // A tile's block of activations stays in L1 for a group of panels, whose blocks stay in L2 while all tiles of the token
-// block pass; what the next group needs is fetched meanwhile. Sums wait in y between blocks of k, which changes no bit.
+// block pass; what the next group needs is fetched meanwhile. A group of int4 or fp16 becomes one of int8 or fp32
+// there, once for all tiles. Sums wait in y between blocks of k, which changes no bit.
 #pragma once
 #include <string.h>
 
 #include "cpu/kernels/bytes.inl"
 #include "cpu/kernels/pack.inl"
+#include "cpu/kernels/unpack.inl"
 
 namespace rwkv::cpu {
 namespace {
@@ -25,9 +27,9 @@ template <Format F, bool Stream, int M = 1>
 Call call_for(int m) {
   if constexpr (M < kTileTokens)
     if (m != M) return call_for<F, Stream, M + 1>(m);
-  if constexpr (F == Format::i8) {
+  if constexpr (F == Format::i8 || F == Format::i4) {
     constexpr int kRows = kByteVectors<M> * kLanes;
-    return {multiply_bytes<M, Stream>, kRows, kRows == kPanel && M <= kByteTokens};
+    return {multiply_bytes<F, M, Stream>, kRows, kRows == kPanel && M <= kByteTokens};
   } else {
     return {kMultiply<F, M, Stream>, kCallVectors<M> * kLanes, kCallVectors<M> * kLanes == kPanel};
   }
@@ -44,10 +46,10 @@ struct Activations {
 
   static constexpr int most_columns(int m) {
     if (!kOther) return 1 << 30;
-    return F == Format::i8 ? kWide / m / kGroupWords * kGroup : kWide / m / kStep * kStep;
+    return F == Format::i8 ? kWide / m / kGroupWords<F> * kGroup : kWide / m / kStep * kStep;
   }
   const void* block(const std::byte* tile, int m, int k0, int kn) {
-    const std::byte* x = tile + row_bytes(F, k0) * size_t(m);
+    const std::byte* x = tile + row_bytes(operand_format(F), k0) * size_t(m);
     if (!kOther) return x;
     if (x == held) return wide;
     held = x;
@@ -124,18 +126,21 @@ template <Format F>
 struct Run {
   const Product& p;
   const int p0, p1, tiles = tile_count(p.tokens, kTileTokens);
+  static constexpr Format kMany = unpacked_format(F);
   Activations<F> activations = {};
+  Activations<kMany> activations_of_many = {};
 
-  static constexpr int kBlock = F == Format::f32 ? kBlockColumns : 2 * kBlockColumns;
+  static constexpr int kBlock = kMany == Format::f32 ? kBlockColumns : 2 * kBlockColumns;
   static constexpr int kPanels = Activations<F>::kOther ? 8 : 4;  // even
-  static_assert(kBlock <= Activations<F>::most_columns(kTileTokens));
+  static_assert(kBlock <= Activations<kMany>::most_columns(kTileTokens));
+  Unpacked<F, kPanels, kBlock> unpacked = {};
   static constexpr int kLines = int(panel_bytes(F, kFetchColumns<F>)) / kLine;
 
   int start(int tile) const { return tile_start(p.tokens, tiles, tile); }
   const std::byte* weights(int panel, int k) const {
     return p.w + size_t(panel) * panel_bytes(F, p.k) + panel_bytes(F, k);
   }
-  const std::byte* packed(int tile) const { return p.x + size_t(start(tile)) * row_bytes(F, p.k); }
+  const std::byte* packed(int tile) const { return p.x + size_t(start(tile)) * row_bytes(operand_format(F), p.k); }
   float* sums(int panel, int tile) const { return p.y + size_t(start(tile)) * p.ldy + panel * kPanel; }
 
   void few_tokens() {
@@ -158,7 +163,7 @@ struct Run {
   }
 
   void many_tokens() {
-    constexpr int kTiles = kBlockTokens / kTileTokens;
+    constexpr int kTiles = (kMany == F ? 1 : 2) * kBlockTokens / kTileTokens;  // fewer blocks to unpack
     const int blocks = (tiles + kTiles - 1) / kTiles;
     for (int i = 0; i < blocks; i++)
       for (int k = 0; k < p.k; k += kBlock)
@@ -177,7 +182,7 @@ struct Run {
   // The tiles [t0, t1) times a group of panels; each panel fetches its like in the group that comes next.
   void group(int t0, int t1, int k, int panel, bool more) {
     const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kPanels ? p1 - panel : kPanels;
-    const int calls = (t1 - t0) * (kPanel / call_for<F, false>(start(t0 + 1) - start(t0)).rows);
+    const int calls = (t1 - t0) * (kPanel / call_for<kMany, false>(start(t0 + 1) - start(t0)).rows);
     const int lines = (kLines + calls - 1) / calls;
     int next_panel = panel + kPanels, next_k = k;
     if (next_panel >= p1) next_panel = p0, next_k += kn;
@@ -185,15 +190,17 @@ struct Run {
     Fetch fetch[kPanels];
     for (int i = 0; i < count; i++) fetch[i] = {weights(next_panel + i, next_k), next_panel + i < p1 ? lines : 0};
 
+    const std::byte* w[kPanels];
+    for (int i = 0; i < count; i++) w[i] = unpacked.block(weights(panel + i, k), i, kn);
     for (int t = t0; t < t1; t++) {
       const int m = start(t + 1) - start(t);
-      const Call call = call_for<F, false>(m);
-      const void* x = activations.block(packed(t), m, k, kn);
+      const Call call = call_for<kMany, false>(m);
+      const void* x = activations_of_many.block(packed(t), m, k, kn);
       for (int i = 0; i < count; i++) {
         if (k > 0 && t + 1 < t1) fetch_sums(panel + i, t + 1);
         for (int row = 0; row < kPanel; row += call.rows) {
           if (fetch[i].at >= weights(next_panel + i, next_k + kn)) fetch[i].lines = 0;
-          call.multiply(weights(panel + i, k), row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
+          call.multiply(w[i], row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
           fetch[i].at += fetch[i].lines * (kn / kFetchColumns<F>)*kLine;
         }
         if (k + kn == p.k) finish(p, panel + i, start(t), m);
@@ -215,10 +222,14 @@ void product(const Product& p, int p0, int p1) {
   switch (p.format) {
     case Format::f32:
       return run<Format::f32>(p, p0, p1);
+    case Format::f16:
+      return run<Format::f16>(p, p0, p1);
     case Format::bf16:
       return run<Format::bf16>(p, p0, p1);
     case Format::i8:
       return run<Format::i8>(p, p0, p1);
+    case Format::i4:
+      return run<Format::i4>(p, p0, p1);
   }
 }
 

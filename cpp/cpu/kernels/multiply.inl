@@ -15,7 +15,7 @@ struct Fetch {
 };
 
 template <Format F>
-constexpr int kFetchColumns = F == Format::i8 ? kGroup : kStep;
+constexpr int kFetchColumns = F == Format::i8 || F == Format::i4 ? kGroup : kStep;
 
 template <bool Stream>
 inline void prefetch(const std::byte*& at, int lines) {
@@ -55,20 +55,23 @@ inline void add_products(Floats (&acc)[M][V], const float* x, const Floats (&w)[
 template <Format F, int M, bool Stream>
 void multiply(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
               Fetch fetch) {
-  constexpr int V = kCallVectors<M>;
+  constexpr int V = kCallVectors<M>, kWidth = F == Format::f16 ? 2 : 4;  // bytes of a row between two steps of w
   Floats acc[M][V];
-  w += row * 4;
+  w += row * kWidth;
   load_sums(acc, y, ldy, first);
   const auto* x = static_cast<const float*>(activations);
   const float* even = x + kn / 2 * M;
   for (int k = 0; k < kn; k += kStep) {
     prefetch<Stream>(fetch.at, fetch.lines);
-    if constexpr (F == Format::f32) {
+    if constexpr (F != Format::bf16) {
 #pragma GCC unroll 64
-      for (int u = 0; u < kStep; u++, w += kPanel * 4, x += M) {
+      for (int u = 0; u < kStep; u++, w += kPanel * kWidth, x += M) {
         Floats b[V];
 #pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = load(reinterpret_cast<const float*>(w) + v * kLanes);
+        for (int v = 0; v < V; v++) {
+          const std::byte* at = w + v * kLanes * kWidth;
+          b[v] = F == Format::f16 ? load_f16(at) : load(reinterpret_cast<const float*>(at));
+        }
         add_products(acc, x, b);
       }
     } else {
@@ -115,7 +118,7 @@ void multiply_pairs(const std::byte* w, int row, const void* activations, int kn
   store_sums(acc, y, ldy);
 }
 template <Format F, int M, bool Stream>
-constexpr auto kMultiply = F == Format::f32 ? &multiply<Format::f32, M, Stream> : &multiply_pairs<M, Stream>;
+constexpr auto kMultiply = F == Format::bf16 ? &multiply_pairs<M, Stream> : &multiply<F, M, Stream>;
 #else
 constexpr bool kWiden = true;
 template <Format F, int M, bool Stream>

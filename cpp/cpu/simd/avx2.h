@@ -109,6 +109,12 @@ inline Ints dot_shorts(Ints acc, Ints w, Ints x) {
   __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));
   return acc;
 }
+inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
+  const Ints pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, x_low), _mm256_maddubs_epi16(high, x_high));
+  const Ints sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(sums));
+  return acc;
+}
 
 }  // namespace
 }  // namespace rwkv::cpu

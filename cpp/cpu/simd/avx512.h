@@ -128,6 +128,17 @@ inline Ints dot_shorts(Ints acc, Ints w, Ints x) {  // acc + the products of two
   return acc;
 }
 #endif
+// acc + the products of four bytes in [0, 15] and four in [-127, 127], twice
+inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
+#ifdef RWKV_DOT_BYTES
+  return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
+#else
+  const Ints pairs = _mm512_add_epi16(_mm512_maddubs_epi16(low, x_low), _mm512_maddubs_epi16(high, x_high));
+  const Ints sums = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  __asm__("vpaddd %1, %0, %0" : "+v"(acc) : "v"(sums));
+  return acc;
+#endif
+}
 
 }  // namespace
 }  // namespace rwkv::cpu

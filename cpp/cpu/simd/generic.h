@@ -171,6 +171,9 @@ inline Ints dot_bytes(Ints acc, Ints w, Ints x) {
     return sum;
   });
 }
+inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
+  return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
+}
 
 inline float sum16(const Floats* s) {
   const Floats a = add(add(s[0], s[2]), add(s[1], s[3]));

@@ -17,13 +17,14 @@ from ..params import SamplingParams
 from ._progress import Bar
 
 MODEL_HELP = "a file, or hf:owner/repo/file (default: the demo)"
+STRATEGY_HELP = '"cpu fp32", fp16, bf16, int8 or int4'
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model runs, and where."""
     option = parser.add_argument_group("model").add_argument
     option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
-    option("--strategy", default="auto", metavar="S", help='such as "cpu bf16" (default: auto)')
+    option("--strategy", default="auto", metavar="S", help=f"{STRATEGY_HELP} (default: auto)")
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
 

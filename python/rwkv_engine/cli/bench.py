@@ -14,7 +14,7 @@ from ..engine import Engine
 from ..errors import Error
 from ..inspection import inspect
 from ._progress import Bar
-from ._shared import MODEL_HELP, fetch
+from ._shared import MODEL_HELP, STRATEGY_HELP, fetch
 
 HELP = "measure a model on this machine"
 DESCRIPTION = """Measure loading, reading and writing of a model on this machine: medians of several
@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     option = parser.add_argument
     option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
-    option("--strategy", action="append", metavar="S", help="may be repeated (default: auto)")
+    option(
+        "--strategy",
+        action="append",
+        metavar="S",
+        help=f"{STRATEGY_HELP}; may be repeated (default: auto)",
+    )
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--prompt", type=_count, default=512, metavar="N", help="tokens read (default: 512)")
     option("--tokens", type=_count, default=32, metavar="N", help="tokens written (default: 32)")

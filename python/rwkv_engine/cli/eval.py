@@ -11,7 +11,7 @@ from .._arguments import DEMO
 from ..engine import Engine
 from ..evaluation import Comparison, compare
 from ._progress import Bar
-from ._shared import MODEL_HELP, fetch, file_bytes, text_bytes
+from ._shared import MODEL_HELP, STRATEGY_HELP, fetch, file_bytes, text_bytes
 
 HELP = "measure how well a model predicts a text"
 DESCRIPTION = """Print the perplexity of a text; with --compare, also how far each strategy is from
@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--file", required=True, metavar="FILE", help="the text; - reads standard input")
     option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
-    option("--strategy", action="append", metavar="S", help="may be repeated (default: cpu bf16)")
+    option(
+        "--strategy",
+        action="append",
+        metavar="S",
+        help=f"{STRATEGY_HELP}; may be repeated (default: cpu bf16)",
+    )
     option("--compare", action="store_true", help=f'compare with "{REFERENCE}"')
     option("--tokens", type=_count, metavar="N", help="read so many at most (default: all)")
     option("--threads", type=int, metavar="N", help="default: one per core")
