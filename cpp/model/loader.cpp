@@ -10,7 +10,9 @@ namespace rwkv {
 
 namespace {
 
-constexpr int64_t kStagingBytes = 4 << 20;
+constexpr size_t kPieceBytes = 256 << 10;    // to be read at a time: with what is packed of it, half a cache
+constexpr size_t kStagingBytes = 2 << 20;    // where small pieces are dear
+constexpr int64_t kProgressBytes = 4 << 20;  // read between two reports of progress
 
 // True if `found` is `expected` up to dimensions of one.
 bool same_shape(const std::vector<int64_t>& found, const std::vector<int64_t>& expected) {
@@ -18,6 +20,16 @@ bool same_shape(const std::vector<int64_t>& found, const std::vector<int64_t>& e
   std::ranges::copy_if(found, std::back_inserter(a), [](int64_t d) { return d != 1; });
   std::ranges::copy_if(expected, std::back_inserter(b), [](int64_t d) { return d != 1; });
   return a == b;
+}
+
+// `rows` rows of `cols` elements of so many bytes, whose strides in `from` are in elements.
+template <size_t Bytes>
+void pick(const std::byte* from, int64_t row, int64_t col, int64_t rows, int64_t cols, std::byte* to) {
+  constexpr int64_t kBlock = 32;  // columns, so that lines of `from` stay in the cache from row to row
+  for (int64_t c0 = 0; c0 < cols; c0 += kBlock)
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = c0; c < std::min(c0 + kBlock, cols); c++)
+        std::memcpy(to + size_t(r * cols + c) * Bytes, from + (r * row + c * col) * int64_t(Bytes), Bytes);
 }
 
 }  // namespace
@@ -42,18 +54,36 @@ const TensorInfo& Loader::find(const std::string& name, const std::vector<int64_
   return *t;
 }
 
-void Loader::read(const TensorInfo& t, int64_t first, int64_t count) {
-  const size_t bytes = size_t(count) * size_of(t.dtype);
-  if (staging_.size() < bytes) staging_.resize(bytes);
-  file_.read(t, first, count, staging_.data());
-  Fingerprint::take(samples_, t.count(), first, count, staging_.data(), t.dtype);
-  bytes_read_ += int64_t(bytes);
-  if (progress_) progress_(bytes_read_, bytes_total_);
+void Loader::begin(const TensorInfo& t) { samples_.assign(size_t(Fingerprint::samples(t.count())), 0); }
+
+void Loader::read(const TensorInfo& t, int64_t first, int64_t count, std::byte* to) {
+  file_.read(t, first, count, to);
+  Fingerprint::take(samples_, t.count(), first, count, to, t.dtype);
+  const int64_t done = bytes_read_ += count * int64_t(size_of(t.dtype));
+  const int64_t step = std::min(kProgressBytes, bytes_total_ / 256);
+  if (std::this_thread::get_id() == caller_ && done - bytes_told_ >= step) tell();
 }
 
-void Loader::finish(const TensorInfo& t) {
-  fingerprint_.add(t.name, t.shape, samples_);
-  samples_.clear();
+void Loader::tell() {
+  bytes_told_ = bytes_read_;
+  if (progress_) progress_(bytes_told_, bytes_total_);
+}
+
+void Loader::finish(const TensorInfo& t) { fingerprint_.add(t.name, t.shape, samples_); }
+
+const std::byte* Loader::read_whole(const TensorInfo& t) {
+  begin(t);
+  staging_.resize(std::max(staging_.size(), size_t(t.count()) * size_of(t.dtype)));
+  read(t, 0, t.count(), staging_.data());
+  finish(t);
+  return staging_.data();
+}
+
+RowSource Loader::rows_of(const TensorInfo& t, int64_t cols) {
+  // Whatever is not simply there costs more to read in small pieces.
+  const bool plain = t.contiguous() && t.blocks == BlockType::none;
+  return {t.dtype, plain ? kPieceBytes : kStagingBytes,
+          [this, &t, cols](int64_t row, int64_t count, std::byte* to) { read(t, row * cols, count * cols, to); }};
 }
 
 Linear Loader::matrix(const std::string& name, int rows, int cols, Format format, bool transposed) {
@@ -61,13 +91,8 @@ Linear Loader::matrix(const std::string& name, int rows, int cols, Format format
   const TensorInfo& t = find(name, {rows, cols});
   const Linear w{arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols};
   if (arena_->counting()) return w;
-  const int64_t row_bytes = cols * int64_t(size_of(t.dtype));
-  const int64_t step = std::max<int64_t>(1, kStagingBytes / (row_bytes * Backend::kPackRows)) * Backend::kPackRows;
-  for (int64_t row = 0; row < rows; row += step) {
-    const int64_t count = std::min<int64_t>(step, rows - row);
-    read(t, row * cols, count * cols);
-    backend_->pack(w, int(row), int(count), staging_.data(), t.dtype);
-  }
+  begin(t);
+  backend_->pack(w, rows_of(t, cols));
   finish(t);
   return w;
 }
@@ -79,17 +104,16 @@ std::vector<Linear> Loader::factors(const std::string& name, const std::vector<i
   for (int p = 0; p < parts; p++)
     factors.push_back({arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols});
   if (arena_->counting()) return factors;
-  read(t, 0, t.count());
+  const std::byte* numbers = read_whole(t);
   const size_t element = size_of(t.dtype);
-  std::vector<std::byte> turned(size_t(rows) * size_t(cols) * element);
   for (int p = 0; p < parts; p++) {
-    for (int64_t c = 0; c < cols; c++)
-      for (int64_t r = 0; r < rows; r++)
-        std::memcpy(&turned[size_t(r * cols + c) * element],
-                    &staging_[size_t(p * strides.part + r * strides.row + c * strides.col) * element], element);
-    backend_->pack(factors[size_t(p)], 0, rows, turned.data(), t.dtype);
+    const auto turn = [&](int64_t row, int64_t count, std::byte* to) {
+      const auto gather = element == 2 ? pick<2> : pick<4>;
+      gather(numbers + size_t(p * strides.part + row * strides.row) * element, strides.row, strides.col, count, cols,
+             to);
+    };
+    backend_->pack(factors[size_t(p)], {t.dtype, kPieceBytes, turn});
   }
-  finish(t);
   return factors;
 }
 
@@ -98,12 +122,10 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   const int64_t count = t.count();
   const Tensor v = arena_->take(DType::f32, 1, count * repeat);
   if (arena_->counting()) return v;
-  read(t, 0, count);
   auto* out = v.as<float>();
-  to_f32(staging_.data(), t.dtype, size_t(count), out);
+  to_f32(read_whole(t), t.dtype, size_t(count), out);
   if (map) std::transform(out, out + count, out, map);
   for (int64_t i = count * repeat; repeat > 1 && i-- > 0;) out[i] = out[i / repeat];  // from the end: in place
-  finish(t);
   return v;
 }
 
@@ -115,12 +137,8 @@ Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {
   const TensorInfo& t = find(name, {rows, cols});
   const Tensor table = arena_->take(t.dtype, rows, cols);
   if (arena_->counting()) return table;
-  const int64_t element = int64_t(size_of(t.dtype)), step = std::max<int64_t>(1, kStagingBytes / (cols * element));
-  for (int64_t row = 0; row < rows; row += step) {
-    const int64_t count = std::min(step, rows - row);
-    read(t, row * cols, count * cols);
-    std::memcpy(table.as<std::byte>() + row * cols * element, staging_.data(), size_t(count * cols * element));
-  }
+  begin(t);
+  backend_->copy(table, rows_of(t, cols));
   finish(t);
   return table;
 }
@@ -133,6 +151,7 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
   const auto mapping = file_.map(t);
   if (!mapping) return table(name, rows, cols);
   if (arena_->counting()) return {};
+  begin(t);
   Fingerprint::take(samples_, t.count(), 0, t.count(), mapping.get(), t.dtype);
   finish(t);
   mappings_.push_back(mapping);

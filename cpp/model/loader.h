@@ -1,8 +1,10 @@
 #pragma once
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/backend.h"
@@ -21,7 +23,9 @@ class Loader {
  public:
   explicit Loader(const Checkpoint& file) : file_(file) {}
   void enter(Backend& backend, Arena& arena) { backend_ = &backend, arena_ = &arena; }  // where the next tensors go
+  // Called on this thread alone, now and then; `tell` calls it at once.
   void report(const LoadProgress& progress, int64_t bytes_total) { progress_ = progress, bytes_total_ = bytes_total; }
+  void tell();
 
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   int64_t dimension(const std::string& name, size_t index) const;  // of a tensor that must be there
@@ -56,8 +60,12 @@ class Loader {
 
  private:
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape);
-  void read(const TensorInfo& tensor, int64_t first, int64_t count);  // into staging_, sampling on the way
-  void finish(const TensorInfo& tensor);                              // hands the samples over
+  // Between the two of a tensor its elements are read, each once, in any order and by any threads.
+  void begin(const TensorInfo& tensor);
+  void finish(const TensorInfo& tensor);
+  void read(const TensorInfo& tensor, int64_t first, int64_t count, std::byte* to);  // sampling on the way
+  RowSource rows_of(const TensorInfo& tensor, int64_t cols);
+  const std::byte* read_whole(const TensorInfo& tensor);  // begins and finishes it; valid until the next one
 
   const Checkpoint& file_;
   Backend* backend_ = nullptr;
@@ -68,7 +76,9 @@ class Loader {
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   Mappings mappings_;
-  int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0, widest_table_ = 0;
+  const std::thread::id caller_ = std::this_thread::get_id();  // where progress is told
+  std::atomic<int64_t> bytes_read_ = 0;
+  int64_t bytes_ = 0, bytes_told_ = 0, bytes_total_ = 0, widest_table_ = 0;
 };
 
 }  // namespace rwkv

@@ -87,6 +87,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   Loader loader(file);
   loader.report(progress, measure.bytes());
   model->build(loader);
+  loader.tell();
   model->mappings_ = loader.take_mappings();
   model->fingerprint_ = loader.fingerprint().hex(model->config_);
   const auto said = file.metadata().find(kFingerprintKey);

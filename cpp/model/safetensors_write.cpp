@@ -66,7 +66,7 @@ void write_safetensors(const Checkpoint& opened, const std::string& path, std::s
     out.append(std::as_bytes(std::span(header)));
     for (size_t i = 0; i < written.size(); ++i) {
       const TensorInfo& t = written[i];
-      std::vector<float> samples;
+      std::vector<float> samples(size_t(Fingerprint::samples(t.count())));
       int64_t first = 0;
       encode_tensor(file, file.tensors()[i], {t.dtype}, [&](std::span<const std::byte> bytes) {
         const int64_t some = int64_t(bytes.size() / size_of(t.dtype));
