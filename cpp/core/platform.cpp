@@ -126,7 +126,7 @@ File::File(const std::string& path) : path_(path) {
   handle_ = std::move(descriptor);
 }
 
-std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes) const {
+std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes, MapUse use) const {
   RWKV_CHECK(Error, offset <= size_ && bytes <= size_ - offset && bytes > 0, path_, ": expected ", bytes,
              " bytes at byte ", offset, ", found a file of ", size_);
   const auto page = uint64_t(::sysconf(_SC_PAGESIZE)), before = offset % page;
@@ -134,7 +134,7 @@ std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes) const 
   const int fd = static_cast<const Descriptor*>(handle_.get())->fd;
   void* pages = ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE, fd, off_t(offset - before));
   RWKV_CHECK(Error, pages != MAP_FAILED, path_, ": cannot map ", bytes, " bytes at byte ", offset, ": ", reason(errno));
-  ::madvise(pages, length, MADV_RANDOM);
+  ::madvise(pages, length, use == MapUse::some ? MADV_RANDOM : MADV_WILLNEED);
   const std::shared_ptr<std::byte> owner(static_cast<std::byte*>(pages),
                                          [length](std::byte* p) { ::munmap(p, length); });
   return {owner, owner.get() + before};

@@ -9,6 +9,8 @@
 
 namespace rwkv {
 
+enum class MapUse { some, all };  // of what is mapped: a few places here and there, or everything and soon
+
 // A regular file opened for reading. Directories, fifos and devices are refused without blocking on them.
 class File {
  public:
@@ -17,7 +19,7 @@ class File {
   const std::string& path() const { return path_; }
   void read(uint64_t offset, void* dst, size_t bytes) const;  // pread; throws Error when cut short
   // That part of the file as memory, read when it is looked at. Who cuts the file short meanwhile kills the process.
-  std::shared_ptr<const std::byte> map(uint64_t offset, size_t bytes) const;
+  std::shared_ptr<const std::byte> map(uint64_t offset, size_t bytes, MapUse use) const;
 
  private:
   std::string path_;

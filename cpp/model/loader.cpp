@@ -42,14 +42,15 @@ int64_t Loader::dimension(const std::string& name, size_t index) const {
   return t->shape[index];
 }
 
-const TensorInfo& Loader::find(const std::string& name, const std::vector<int64_t>& shape) {
+const TensorInfo& Loader::find(const std::string& name, const std::vector<int64_t>& shape, Kind kind) {
   const TensorInfo* t = file_.find(name);
   RWKV_CHECK(ModelFormatError, t, file_.path(), ": expected the tensor ", name, ", found none of that name");
   RWKV_CHECK(ModelFormatError, same_shape(t->shape, shape), file_.path(), ": ", name, ": expected ", shape_text(shape),
              ", found ", shape_text(t->shape));
+  used_.insert(name);
+  if (kind == Kind::matrix && !t->packed.empty()) return *t;
   RWKV_CHECK(ModelFormatError, is_float(t->dtype) && t->dtype != DType::f64, file_.path(), ": ", name,
              ": expected numbers as f32, f16 or bf16, found ", name_of(t->dtype));
-  used_.insert(name);
   bytes_ += t->count() * int64_t(size_of(t->dtype));
   return *t;
 }
@@ -88,12 +89,29 @@ RowSource Loader::rows_of(const TensorInfo& t, int64_t cols) {
 
 Linear Loader::matrix(const std::string& name, int rows, int cols, Format format, bool transposed) {
   if (transposed) return factors(name, {cols, rows}, 1, rows, cols, {0, 1, rows}, format).front();
-  const TensorInfo& t = find(name, {rows, cols});
+  const TensorInfo& t = find(name, {rows, cols}, Kind::matrix);
+  if (!t.packed.empty()) return packed(t, rows, cols, format);
   const Linear w{arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols};
   if (arena_->counting()) return w;
   begin(t);
   backend_->pack(w, rows_of(t, cols));
   finish(t);
+  matrices_[name] = w;
+  return w;
+}
+
+Linear Loader::packed(const TensorInfo& t, int rows, int cols, Format format) {
+  RWKV_CHECK(ModelFormatError, t.packed == word_of(format), file_.path(), ": ", t.name, ": expected it as ",
+             word_of(format), ", found ", shown(t.packed));
+  const uint64_t bytes = backend_->linear_bytes(format, rows, cols);
+  RWKV_CHECK(ModelFormatError, t.packed_bytes == bytes, file_.path(), ": ", t.name, ": expected ", bytes, " bytes for ",
+             shape_text(t.shape), " as ", t.packed, ", found ", t.packed_bytes);
+  RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
+             ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
+  Linear w{nullptr, format, rows, cols};
+  if (arena_->counting()) return w;
+  mappings_.push_back(file_.map(t.bytes(), MapUse::all));
+  w.data = const_cast<std::byte*>(mappings_.back().get());
   return w;
 }
 
@@ -148,12 +166,14 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
   const TensorInfo& t = find(name, {rows, cols});
   bytes_ = bytes;  // not read, unless below
   widest_table_ = std::max(widest_table_, cols);
-  const auto mapping = file_.map(t);
+  const auto mapping = file_.map(t, MapUse::some);
   if (!mapping) return table(name, rows, cols);
   if (arena_->counting()) return {};
-  begin(t);
-  Fingerprint::take(samples_, t.count(), 0, t.count(), mapping.get(), t.dtype);
-  finish(t);
+  if (sampling_) {
+    begin(t);
+    Fingerprint::take(samples_, t.count(), 0, t.count(), mapping.get(), t.dtype);
+    finish(t);
+  }
   mappings_.push_back(mapping);
   return {const_cast<std::byte*>(mapping.get()), t.dtype, rows, cols, cols};
 }
