@@ -191,11 +191,16 @@ void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, vo
   if (tensor.exponent != 0) scale(dst, tensor.dtype, size_t(count), tensor.exponent);
 }
 
-std::shared_ptr<const std::byte> Checkpoint::map(const TensorInfo& tensor, MapUse use) const {
+std::shared_ptr<const std::byte> Checkpoint::map(const TensorInfo& tensor) const {
   const size_t width = size_of(tensor.dtype);
   const bool plain = tensor.contiguous() && tensor.blocks == BlockType::none && tensor.exponent == 0;
   if (!plain || tensor.count() == 0 || tensor.offset % width != 0) return nullptr;
-  return files_[tensor.file].map(tensor.offset, size_t(tensor.count()) * width, use);
+  return files_[tensor.file].map(tensor.offset, size_t(tensor.count()) * width, MapUse::some);
+}
+
+std::shared_ptr<const std::byte> Checkpoint::map_file(const TensorInfo& tensor) const {
+  const File& file = files_[tensor.file];
+  return file.map(0, size_t(file.size()), MapUse::all);
 }
 
 // Whole indices of the axes before the joined one, as many as fit a block, of which only what was asked for is kept.

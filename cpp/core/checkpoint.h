@@ -56,7 +56,9 @@ class Checkpoint {
   void read(const TensorInfo& tensor, int64_t first, int64_t count, void* dst) const;
   // The tensor as it lies in the file, mapped; null where it does not lie there in the order of its shape, as numbers
   // that can be read in place.
-  std::shared_ptr<const std::byte> map(const TensorInfo& tensor, MapUse use) const;
+  std::shared_ptr<const std::byte> map(const TensorInfo& tensor) const;
+  // The whole file that the tensor lies in, to be read from one end to the other again and again.
+  std::shared_ptr<const std::byte> map_file(const TensorInfo& tensor) const;
 
  private:
   Checkpoint(std::string path, std::vector<File> files, std::string container, std::vector<TensorInfo> tensors,

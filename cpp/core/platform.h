@@ -9,7 +9,7 @@
 
 namespace rwkv {
 
-enum class MapUse { some, all };  // of what is mapped: a few places here and there, or everything and soon
+enum class MapUse { some, all };  // of what is mapped: a few places here and there, or everything, again and again
 
 // A regular file opened for reading. Directories, fifos and devices are refused without blocking on them.
 class File {
@@ -26,6 +26,9 @@ class File {
   std::shared_ptr<void> handle_;
   uint64_t size_ = 0;
 };
+
+// Has what is mapped there read now, where the system can; otherwise it is read when it is looked at.
+void fetch_pages(const std::byte* mapped, size_t bytes);
 
 // Writes a new file beside `path`, syncs it, renames it over `path` and syncs the folder: a crash leaves the old
 // file or the new one, never a mixture.

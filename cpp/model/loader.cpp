@@ -108,10 +108,15 @@ Linear Loader::packed(const TensorInfo& t, int rows, int cols, Format format) {
              shape_text(t.shape), " as ", t.packed, ", found ", t.packed_bytes);
   RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
              ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
+  bytes_ += int64_t(bytes);
   Linear w{nullptr, format, rows, cols};
   if (arena_->counting()) return w;
-  mappings_.push_back(file_.map(t.bytes(), MapUse::all));
-  w.data = const_cast<std::byte*>(mappings_.back().get());
+  auto& mapped = whole_files_[t.file];
+  if (!mapped) mappings_.push_back(mapped = file_.map_file(t));
+  w.data = const_cast<std::byte*>(mapped.get()) + t.offset;
+  fetch_pages(w.data, size_t(bytes));
+  bytes_read_ += int64_t(bytes);
+  tell();
   return w;
 }
 
@@ -166,7 +171,7 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
   const TensorInfo& t = find(name, {rows, cols});
   bytes_ = bytes;  // not read, unless below
   widest_table_ = std::max(widest_table_, cols);
-  const auto mapping = file_.map(t, MapUse::some);
+  const auto mapping = file_.map(t);
   if (!mapping) return table(name, rows, cols);
   if (arena_->counting()) return {};
   if (sampling_) {

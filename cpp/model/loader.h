@@ -84,6 +84,7 @@ class Loader {
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   Mappings mappings_;
+  std::map<size_t, std::shared_ptr<const std::byte>> whole_files_;
   Matrices matrices_;
   const std::thread::id caller_ = std::this_thread::get_id();  // where progress is told
   std::atomic<int64_t> bytes_read_ = 0;
