@@ -20,7 +20,7 @@ def quantize(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model as a file that opens at once, its large matrices as the CPU multiplies with them.
+    """Write a model as a file that opens at once, with its large matrices as the CPU wants them.
 
     An engine on that file computes what ``Engine(source, "cpu int8")`` computes, bit for bit, with
     strategy "auto" or that same one; other precisions are refused, and so is `convert`. Its
@@ -61,9 +61,7 @@ def quantize(
     """
     to = path_bytes(target, "target")
     if not to.endswith(b".safetensors"):
-        raise Error(
-            f"target: expected a name that ends in .safetensors, found {os.fsdecode(to)!r}"
-        )
+        raise Error(f"target: expected a name that ends in .safetensors, found {os.fsdecode(to)!r}")
     if precision not in PRECISIONS:
         expected = ", ".join(PRECISIONS)
         raise Error(f"precision: expected one of {expected}, found {precision!r}")
