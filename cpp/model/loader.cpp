@@ -90,39 +90,41 @@ RowSource Loader::rows_of(const TensorInfo& t, int64_t cols) {
 Linear Loader::matrix(const std::string& name, int rows, int cols, Format format, bool transposed) {
   if (transposed) return factors(name, {cols, rows}, 1, rows, cols, {0, 1, rows}, format).front();
   const TensorInfo& t = find(name, {rows, cols}, Kind::matrix);
-  if (!t.packed.empty()) return packed(t, rows, cols, format);
+  if (!t.packed.empty()) return packed(t, 1, rows, cols, format).front();
   const Linear w{arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols};
   if (arena_->counting()) return w;
   begin(t);
   backend_->pack(w, rows_of(t, cols));
   finish(t);
-  matrices_[name] = w;
+  matrices_[name] = {format, {w.data, backend_->linear_bytes(format, rows, cols)}};
   return w;
 }
 
-Linear Loader::packed(const TensorInfo& t, int rows, int cols, Format format) {
+std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int cols, Format format) {
   RWKV_CHECK(ModelFormatError, t.packed == word_of(format), file_.path(), ": ", t.name, ": expected it as ",
              word_of(format), ", found ", shown(t.packed));
-  const uint64_t bytes = backend_->linear_bytes(format, rows, cols);
+  const size_t part = backend_->linear_bytes(format, rows, cols), bytes = part * size_t(parts);
   RWKV_CHECK(ModelFormatError, t.packed_bytes == bytes, file_.path(), ": ", t.name, ": expected ", bytes, " bytes for ",
              shape_text(t.shape), " as ", t.packed, ", found ", t.packed_bytes);
   RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
              ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
   bytes_ += int64_t(bytes);
-  Linear w{nullptr, format, rows, cols};
-  if (arena_->counting()) return w;
+  std::vector<Linear> found(size_t(parts), {nullptr, format, rows, cols});
+  if (arena_->counting()) return found;
   auto& mapped = whole_files_[t.file];
   if (!mapped) mappings_.push_back(mapped = file_.map_file(t));
-  w.data = const_cast<std::byte*>(mapped.get()) + t.offset;
-  fetch_pages(w.data, size_t(bytes));
+  auto* at = const_cast<std::byte*>(mapped.get()) + t.offset;
+  fetch_pages(at, bytes);
+  for (Linear& w : found) w.data = at, at += part;
   bytes_read_ += int64_t(bytes);
   tell();
-  return w;
+  return found;
 }
 
 std::vector<Linear> Loader::factors(const std::string& name, const std::vector<int64_t>& shape, int parts, int rows,
                                     int cols, Strides strides, Format format) {
-  const TensorInfo& t = find(name, shape);
+  const TensorInfo& t = find(name, shape, Kind::matrix);
+  if (!t.packed.empty()) return packed(t, parts, rows, cols, format);
   std::vector<Linear> factors;
   for (int p = 0; p < parts; p++)
     factors.push_back({arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols});
@@ -137,6 +139,9 @@ std::vector<Linear> Loader::factors(const std::string& name, const std::vector<i
     };
     backend_->pack(factors[size_t(p)], {t.dtype, kPieceBytes, turn});
   }
+  // One behind the other, as linear_bytes is a multiple of the arena's alignment.
+  const size_t bytes = backend_->linear_bytes(format, rows, cols) * size_t(parts);
+  matrices_[name] = {format, {factors.front().data, bytes}};
   return factors;
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -57,8 +58,12 @@ class Loader {
   int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
   const std::set<std::string>& used() const { return used_; }
   const Fingerprint& fingerprint() const { return fingerprint_; }
-  // By name, those that were packed here and not only counted.
-  using Matrices = std::map<std::string, Linear>;
+  // By name, what was made of those that were packed here and not only counted.
+  struct Matrix {
+    Format format;
+    std::span<const std::byte> bytes;
+  };
+  using Matrices = std::map<std::string, Matrix>;
   Matrices take_matrices() { return std::move(matrices_); }
   using Mappings = std::vector<std::shared_ptr<const std::byte>>;
   Mappings take_mappings() { return std::move(mappings_); }  // to be kept as long as what is mapped is used
@@ -66,7 +71,8 @@ class Loader {
  private:
   enum class Kind { numbers, matrix };  // a matrix may be packed
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape, Kind kind = Kind::numbers);
-  Linear packed(const TensorInfo& tensor, int rows, int cols, Format format);  // where it lies in the file
+  // Where they lie in the file, one behind the other.
+  std::vector<Linear> packed(const TensorInfo& tensor, int parts, int rows, int cols, Format format);
   // Between the two of a tensor its elements are read, each once, in any order and by any threads.
   void begin(const TensorInfo& tensor);
   void finish(const TensorInfo& tensor);

@@ -43,7 +43,7 @@ class Model {
   const std::shared_ptr<Backend>& backend() const { return stages_.front().backend; }
   size_t weight_bytes() const { return weight_bytes_; }
   const Formats& formats() const { return stages_.front().formats; }
-  // The large matrices by their official names, as far as this model packed them itself.
+  // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
 
   // Most rows of one forward: enough to compute at full speed, few enough that a part of a layer takes some 50 ms.

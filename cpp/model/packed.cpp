@@ -41,17 +41,17 @@ Matrix read_matrix(JsonReader& json, const std::string& name) {
     } else if (key == "shape") {
       json.array([&] {
         const uint64_t size = json.natural();
-        RWKV_CHECK(ModelFormatError, matrix.shape.size() < 2 && size > 0 && size <= kMaxSize, shown(name),
-                   ": expected a shape of two dimensions from 1 to ", kMaxSize, ", found another");
+        RWKV_CHECK(ModelFormatError, matrix.shape.size() < 3 && size > 0 && size <= kMaxSize, shown(name),
+                   ": expected a shape of up to three dimensions from 1 to ", kMaxSize, ", found another");
         matrix.shape.push_back(int64_t(size));
       });
     } else {
       json.skip();
     }
   });
-  RWKV_CHECK(ModelFormatError, matrix.shape.size() == 2 && !matrix.format.empty(), shown(name),
-             ": expected a format and a shape of two dimensions, found ", shown(matrix.format), " and ",
-             shape_text(matrix.shape));
+  RWKV_CHECK(ModelFormatError, matrix.shape.size() > 1 && checked_count(matrix.shape) && !matrix.format.empty(),
+             shown(name), ": expected a format and a shape of two or three dimensions, found ", shown(matrix.format),
+             " and ", shape_text(matrix.shape));
   return matrix;
 }
 
@@ -83,12 +83,15 @@ Description read_description(const Checkpoint& file) try {
   throw ModelFormatError(join(file.path(), ": ", kPackedKey, ": ", error.what()));
 }
 
-std::string description_of(const Model& model, std::string_view precision, const Formats& formats) {
+std::string description_of(const Checkpoint& file, const Model& model, std::string_view precision) {
   std::string text = join("{\"layout\":", kLayout, ",\"precision\":", json_quoted(precision),
-                          ",\"small\":", json_quoted(word_of(formats.small)), ",\"matrices\":{");
-  for (const auto& [name, w] : model.matrices())
-    text += join(json_quoted(name), ":{\"format\":", json_quoted(word_of(w.format)), ",\"shape\":[", w.rows, ",",
-                 w.cols, "]},");
+                          ",\"small\":", json_quoted(word_of(model.formats().small)), ",\"matrices\":{");
+  for (const auto& [name, matrix] : model.matrices()) {
+    text += join(json_quoted(name), ":{\"format\":", json_quoted(word_of(matrix.format)), ",\"shape\":[");
+    for (const int64_t size : file.find(name)->shape) text += join(size, ",");
+    text.back() = ']';
+    text += "},";
+  }
   if (text.back() == ',') text.pop_back();
   return text + "}}";
 }
@@ -152,8 +155,7 @@ void write_packed(const Checkpoint& opened, const std::string& path, std::string
   uint64_t total = 0;
   for (TensorInfo& t : written) {
     if (const auto w = model->matrices().find(t.name); w != model->matrices().end()) {
-      const uint64_t bytes = model->backend()->linear_bytes(w->second.format, w->second.rows, w->second.cols);
-      t.dtype = DType::u8, t.shape = {int64_t(bytes)};
+      t.dtype = DType::u8, t.shape = {int64_t(w->second.bytes.size())};
     } else {
       RWKV_CHECK(ModelFormatError, is_float(t.dtype) && t.dtype != DType::f64, file.path(), ": ", shown(t.name),
                  ": expected numbers as f32, f16 or bf16, found ", name_of(t.dtype));
@@ -162,11 +164,10 @@ void write_packed(const Checkpoint& opened, const std::string& path, std::string
   }
   const auto place = [](const TensorInfo& t) { return t.dtype == DType::u8 ? -8 : -int(size_of(t.dtype)); };
   std::ranges::stable_sort(written, {}, place);
-  const std::string header =
-      write_safetensors_header({{kFingerprintKey, model->fingerprint()},
-                                {kPackedKey, description_of(*model, precision, model->formats())},
-                                {"format", "pt"}},
-                               written);
+  const std::string header = write_safetensors_header({{kFingerprintKey, model->fingerprint()},
+                                                       {kPackedKey, description_of(file, *model, precision)},
+                                                       {"format", "pt"}},
+                                                      written);
 
   uint64_t done = 0;
   stream_atomically(path, Access::usual, [&](PieceWriter& out) {
@@ -181,7 +182,7 @@ void write_packed(const Checkpoint& opened, const std::string& path, std::string
         encode_tensor(file, *file.find(t.name), {t.dtype}, put);
         continue;
       }
-      const std::span<const std::byte> bytes(model->matrices().at(t.name).data, size_t(t.count()));
+      const std::span<const std::byte> bytes = model->matrices().at(t.name).bytes;
       for (size_t at = 0; at < bytes.size(); at += kWritePiece)
         put(bytes.subspan(at, std::min(kWritePiece, bytes.size() - at)));
     }

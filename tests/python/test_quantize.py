@@ -132,7 +132,8 @@ def test_matrices_lie_where_vectors_can_be_read(tmp_path):
     assert described["layout"] == 1 and described["precision"] == "int8"
     matrices = described["matrices"]
     assert matrices["head.weight"] == {"format": "int8", "shape": [40, 64]}
-    assert len(matrices) == 6 * SMALL["L"] + 1
+    assert matrices["blocks.1.att.w1"] == {"format": "bf16", "shape": [64, 5]}
+    assert len(matrices) == 14 * SMALL["L"] + 1 - 2
     for name, entry in header.items():
         begin, end = (start + offset for offset in entry["data_offsets"])
         if name in matrices:
@@ -278,7 +279,8 @@ LIES = {
     "no format": (lie(matrix__format=None), [MATRIX]),
     "no shape": (lie(matrix__shape=None), [MATRIX]),
     "one dimension": (lie(matrix__shape=[64]), [MATRIX]),
-    "three dimensions": (lie(matrix__shape=[192, 64, 1]), [MATRIX]),
+    "four dimensions": (lie(matrix__shape=[192, 64, 1, 1]), [MATRIX]),
+    "dimensions that multiply to 2^72": (lie(matrix__shape=[2**24] * 3), [MATRIX]),
     "more rows": (lie(matrix__shape=[225, 64]), [MATRIX, "(225, 64)"]),
     "more columns": (lie(matrix__shape=[192, 65]), [MATRIX]),
     "turned": (lie(matrix__shape=[64, 192]), [MATRIX]),
