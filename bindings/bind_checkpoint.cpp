@@ -4,6 +4,7 @@
 #include "model/encode.h"
 #include "model/gguf_write.h"
 #include "model/names.h"
+#include "model/packed.h"
 #include "model/safetensors_write.h"
 #include "model/state_layout.h"
 
@@ -12,11 +13,12 @@ namespace {
 using rwkv::Config;
 using rwkv::TensorInfo;
 
-// (container, configuration, bytes of a state, tensors) of a model file; reads no weights. A tensor is its name, type
-// and shape in the file, its bytes there and those of an element once read.
+// (container, configuration, bytes of a state, tensors, the precision it was quantised to or nothing) of a model file;
+// reads no weights. A tensor is its name, type and shape in the file, its bytes there, those of an element once read,
+// and whether it is packed.
 py::tuple inspect(const py::bytes& path) {
   const std::string name = path;
-  std::string container;
+  std::string container, precision;
   Config config;
   std::vector<TensorInfo> tensors;
   {
@@ -24,6 +26,7 @@ py::tuple inspect(const py::bytes& path) {
     const auto file = rwkv::with_official_names(rwkv::Checkpoint::open(name));
     config = rwkv::read_config(file);
     container = file.container();
+    if (const auto packed = rwkv::packed_in(file)) precision = packed->precision;
     tensors = file.tensors();
   }
   size_t state_floats = 0;
@@ -32,11 +35,14 @@ py::tuple inspect(const py::bytes& path) {
   py::list rows;
   for (const TensorInfo& t : tensors) {
     const rwkv::Encoding stored{t.dtype, t.blocks};
-    const auto type = t.blocks == rwkv::BlockType::none ? rwkv::name_of(t.dtype) : rwkv::name_of(t.blocks);
-    rows.append(py::make_tuple(text_of(t.name), text_of(type), py::tuple(py::cast(t.shape)), stored.bytes(t.count()),
-                               rwkv::size_of(t.dtype)));
+    const bool packed = !t.packed.empty();
+    const auto type = packed                              ? std::string_view(t.packed)
+                      : t.blocks == rwkv::BlockType::none ? rwkv::name_of(t.dtype)
+                                                          : rwkv::name_of(t.blocks);
+    rows.append(py::make_tuple(text_of(t.name), text_of(type), py::tuple(py::cast(t.shape)),
+                               packed ? t.packed_bytes : stored.bytes(t.count()), rwkv::size_of(t.dtype), packed));
   }
-  return py::make_tuple(container, config, state_floats * sizeof(float), rows);
+  return py::make_tuple(container, config, state_floats * sizeof(float), rows, precision);
 }
 
 // Calls write(checkpoint, progress) without the GIL.
@@ -64,6 +70,12 @@ void write_safetensors(const py::bytes& from, const std::string& to, const std::
           [&](const auto& file, const auto& report) { rwkv::write_safetensors(file, to, type, report); });
 }
 
+void write_packed(const py::bytes& from, const std::string& to, const std::string& precision,
+                  const py::object& progress) {
+  convert(from, progress,
+          [&](const auto& file, const auto& report) { rwkv::write_packed(file, to, precision, report); });
+}
+
 }  // namespace
 
 void bind_checkpoint(py::module_& m) {
@@ -78,6 +90,7 @@ void bind_checkpoint(py::module_& m) {
   m.def("inspect", inspect);
   m.def("write_gguf", write_gguf);
   m.def("write_safetensors", write_safetensors);
+  m.def("write_packed", write_packed);
   m.def("write_file", [](const std::string& path, const std::string& data) {
     rwkv::write_atomically(path, rwkv::Access::usual, std::as_bytes(std::span(data)));
   });

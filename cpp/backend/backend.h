@@ -2,6 +2,7 @@
 // them) on a GPU. Letters: L layers, C embedding, H heads, N head size, F ffn width, V vocabulary, T rows (tokens of
 // all sequences in the batch, one behind the other), S sequences, R rows that want a result.
 #pragma once
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -37,6 +38,14 @@ struct Operand {
   Format format = Format::f32;
   int rows = 0, cols = 0;
   explicit operator bool() const { return data != nullptr; }
+};
+
+// The rows of a matrix in a floating dtype, as they come from a file: `read` writes rows [row, row + count) to `to`. It
+// is called by several threads at once, each with about `bytes`; what it throws ends the work.
+struct RowSource {
+  DType dtype = DType::f32;
+  size_t bytes = 0;
+  std::function<void(int64_t row, int64_t count, std::byte* to)> read;
 };
 
 struct Norm {
@@ -159,10 +168,8 @@ class Backend {
   virtual size_t operand_bytes(Format, int rows, int cols) const = 0;
   virtual int64_t row_stride(int64_t cols) const = 0;  // floats from row to row of a (T, cols) activation tensor
   virtual size_t linear_bytes(Format, int rows, int cols) const = 0;
-  // Packs rows [row, row + count) of a matrix; src is (count, cols) of a floating dtype. row is a multiple of
-  // kPackRows, and so is count unless the rows end.
-  static constexpr int kPackRows = 32;
-  virtual void pack(const Linear& w, int row, int count, const void* src, DType dtype) = 0;
+  virtual void pack(const Linear& w, const RowSource& source) = 0;      // reads each row once
+  virtual void copy(const Tensor& table, const RowSource& source) = 0;  // the same without packing, of equal dtypes
   virtual size_t state_bytes(const StatePart&) const = 0;
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;

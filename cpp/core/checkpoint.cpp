@@ -75,6 +75,15 @@ bool TensorInfo::contiguous() const {
   return true;
 }
 
+TensorInfo TensorInfo::bytes() const {
+  return {.name = name,
+          .dtype = DType::u8,
+          .shape = {int64_t(packed_bytes)},
+          .stride = {1},
+          .offset = offset,
+          .file = file};
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string out = "(";
   for (size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
@@ -174,6 +183,8 @@ void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, vo
   const int64_t all = tensor.count();
   RWKV_CHECK(Error, first >= 0 && count >= 0 && first <= all && count <= all - first, shown(tensor.name),
              ": expected a range within its ", all, " elements, found ", count, " from ", first);
+  RWKV_CHECK(Error, tensor.packed.empty(), shown(tensor.name), ": expected numbers, found a matrix packed as ",
+             tensor.packed);
   if (count == 0) return;
   if (!tensor.parts.empty()) return read_joined(tensor, first, count, static_cast<std::byte*>(dst));
   read_strided(files_[tensor.file], tensor, first, count, dst);
@@ -184,7 +195,12 @@ std::shared_ptr<const std::byte> Checkpoint::map(const TensorInfo& tensor) const
   const size_t width = size_of(tensor.dtype);
   const bool plain = tensor.contiguous() && tensor.blocks == BlockType::none && tensor.exponent == 0;
   if (!plain || tensor.count() == 0 || tensor.offset % width != 0) return nullptr;
-  return files_[tensor.file].map(tensor.offset, size_t(tensor.count()) * width);
+  return files_[tensor.file].map(tensor.offset, size_t(tensor.count()) * width, MapUse::some);
+}
+
+std::shared_ptr<const std::byte> Checkpoint::map_file(const TensorInfo& tensor) const {
+  const File& file = files_[tensor.file];
+  return file.map(0, size_t(file.size()), MapUse::all);
 }
 
 // Whole indices of the axes before the joined one, as many as fit a block, of which only what was asked for is kept.

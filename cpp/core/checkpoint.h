@@ -24,8 +24,13 @@ struct TensorInfo {
   // Not empty: the tensor is these, one after the other along the axis `joined`; stride and offset mean nothing.
   std::vector<TensorInfo> parts = {};
   size_t joined = 0;
+  // Not empty: what lies there are so many bytes that a device has made of the numbers, in its format of that name, and
+  // no numbers to read; dtype and stride mean nothing.
+  std::string packed = {};
+  uint64_t packed_bytes = 0;
 
-  int64_t count() const;  // elements
+  TensorInfo bytes() const;  // those of a packed tensor, as one
+  int64_t count() const;     // elements
   bool contiguous() const;
 };
 std::string shape_text(const std::vector<int64_t>& shape);  // "(2048, 96)"
@@ -52,6 +57,8 @@ class Checkpoint {
   // The tensor as it lies in the file, mapped; null where it does not lie there in the order of its shape, as numbers
   // that can be read in place.
   std::shared_ptr<const std::byte> map(const TensorInfo& tensor) const;
+  // The whole file that the tensor lies in, to be read from one end to the other again and again.
+  std::shared_ptr<const std::byte> map_file(const TensorInfo& tensor) const;
 
  private:
   Checkpoint(std::string path, std::vector<File> files, std::string container, std::vector<TensorInfo> tensors,

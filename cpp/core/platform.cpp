@@ -17,6 +17,12 @@
 namespace rwkv {
 namespace {
 
+#ifdef MADV_HUGEPAGE
+constexpr int kHugePages = MADV_HUGEPAGE;
+#else
+constexpr int kHugePages = MADV_NORMAL;
+#endif
+
 std::string reason(int code) { return std::generic_category().message(code); }
 
 struct Descriptor {
@@ -126,7 +132,7 @@ File::File(const std::string& path) : path_(path) {
   handle_ = std::move(descriptor);
 }
 
-std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes) const {
+std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes, MapUse use) const {
   RWKV_CHECK(Error, offset <= size_ && bytes <= size_ - offset && bytes > 0, path_, ": expected ", bytes,
              " bytes at byte ", offset, ", found a file of ", size_);
   const auto page = uint64_t(::sysconf(_SC_PAGESIZE)), before = offset % page;
@@ -134,10 +140,18 @@ std::shared_ptr<const std::byte> File::map(uint64_t offset, size_t bytes) const 
   const int fd = static_cast<const Descriptor*>(handle_.get())->fd;
   void* pages = ::mmap(nullptr, length, PROT_READ, MAP_PRIVATE, fd, off_t(offset - before));
   RWKV_CHECK(Error, pages != MAP_FAILED, path_, ": cannot map ", bytes, " bytes at byte ", offset, ": ", reason(errno));
-  ::madvise(pages, length, MADV_RANDOM);
+  // Some file systems read what is not in the cache yet as huge pages then, and map those.
+  ::madvise(pages, length, use == MapUse::some ? MADV_RANDOM : kHugePages);
   const std::shared_ptr<std::byte> owner(static_cast<std::byte*>(pages),
                                          [length](std::byte* p) { ::munmap(p, length); });
   return {owner, owner.get() + before};
+}
+
+void fetch_pages(const std::byte* mapped, size_t bytes) {
+#ifdef MADV_POPULATE_READ
+  const auto page = size_t(::sysconf(_SC_PAGESIZE)), before = reinterpret_cast<uintptr_t>(mapped) % page;
+  ::madvise(const_cast<std::byte*>(mapped) - before, bytes + before, MADV_POPULATE_READ);
+#endif
 }
 
 void File::read(uint64_t offset, void* dst, size_t bytes) const {
@@ -186,9 +200,7 @@ std::shared_ptr<std::byte> map_pages(size_t bytes) {
   const size_t skip = (kHuge - reinterpret_cast<uintptr_t>(raw) % kHuge) % kHuge;
   if (skip > 0) ::munmap(raw, skip);
   if (skip < kHuge) ::munmap(raw + skip + size, kHuge - skip);
-#ifdef MADV_HUGEPAGE
-  if (bytes >= kHuge) ::madvise(raw + skip, size, MADV_HUGEPAGE);
-#endif
+  if (bytes >= kHuge) ::madvise(raw + skip, size, kHugePages);
   return {raw + skip, [size](std::byte* pages) { ::munmap(pages, size); }};
 }
 

@@ -9,6 +9,8 @@
 
 namespace rwkv {
 
+enum class MapUse { some, all };  // of what is mapped: a few places here and there, or everything, again and again
+
 // A regular file opened for reading. Directories, fifos and devices are refused without blocking on them.
 class File {
  public:
@@ -17,13 +19,16 @@ class File {
   const std::string& path() const { return path_; }
   void read(uint64_t offset, void* dst, size_t bytes) const;  // pread; throws Error when cut short
   // That part of the file as memory, read when it is looked at. Who cuts the file short meanwhile kills the process.
-  std::shared_ptr<const std::byte> map(uint64_t offset, size_t bytes) const;
+  std::shared_ptr<const std::byte> map(uint64_t offset, size_t bytes, MapUse use) const;
 
  private:
   std::string path_;
   std::shared_ptr<void> handle_;
   uint64_t size_ = 0;
 };
+
+// Has what is mapped there read now, where the system can; otherwise it is read when it is looked at.
+void fetch_pages(const std::byte* mapped, size_t bytes);
 
 // Writes a new file beside `path`, syncs it, renames it over `path` and syncs the folder: a crash leaves the old
 // file or the new one, never a mixture.

@@ -6,7 +6,6 @@
 
 #include "core/error.h"
 #include "core/platform.h"
-#include "cpu/pack.h"
 
 namespace rwkv::cpu {
 
@@ -68,28 +67,6 @@ int64_t CpuBackend::row_stride(int64_t cols) const {
 
 size_t CpuBackend::linear_bytes(Format format, int rows, int cols) const {
   return size_t(panels_of(rows)) * panel_bytes(format, padded_k(format, cols));
-}
-
-void CpuBackend::pack(const Linear& w, int row, int count, const void* src, DType dtype) {
-  const int k = w.cols, panels = panels_of(count);
-  const size_t stride = panel_bytes(w.format, padded_k(w.format, k)), row_size = size_t(k) * rwkv::size_of(dtype);
-  const auto* bytes = static_cast<const std::byte*>(src);
-  pool_.run([&](int worker) {
-    float block[kGroup];
-    const Share share(panels, worker, pool_.size());
-    for (int p = share.begin; p < share.end; p++) {
-      std::byte* panel = w.data + size_t(row / kPanel + p) * stride;
-      for (int k0 = 0; k0 < k; k0 += kGroup) {
-        const int kn = std::min(kGroup, k - k0);
-        // Rows past the matrix stay zero, as the arena is.
-        for (int r = 0; r < std::min(kPanel, count - p * kPanel); r++) {
-          kernels_.widen(bytes + size_t(p * kPanel + r) * row_size + size_t(k0) * rwkv::size_of(dtype), dtype, kn,
-                         block);
-          pack_weights(w.format, block, r, kn, panel + panel_bytes(w.format, k0));
-        }
-      }
-    }
-  });
 }
 
 // A vector lies as it is. A matrix lies per head as [key][value], values padded to whole vectors.

@@ -19,7 +19,8 @@ class CpuBackend final : public Backend {
   size_t operand_bytes(Format, int rows, int cols) const override;
   int64_t row_stride(int64_t cols) const override;
   size_t linear_bytes(Format, int rows, int cols) const override;
-  void pack(const Linear& w, int row, int count, const void* src, DType dtype) override;
+  void pack(const Linear& w, const RowSource& source) override;
+  void copy(const Tensor& table, const RowSource& source) override;
   size_t state_bytes(const StatePart&) const override;
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
@@ -36,6 +37,11 @@ class CpuBackend final : public Backend {
   void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
+  // work(worker, row, count) for all rows, `step` at a time and on all threads; throws what one of them throws first.
+  using RowWork = std::function<void(int worker, int64_t row, int64_t count)>;
+  void each_rows(int64_t rows, int64_t step, const RowWork& work);
+  void read_rows(const RowSource& source, int64_t row, int64_t count, std::byte* to) const;
+  void pack_panels(const Linear& w, int row, int count, const std::byte* rows, DType dtype) const;
   void widen(const Tensor& table, int64_t row, float* y) const;
   void layer_norm(const float* x, const Norm&, int n, float* y) const;
   void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift, int begin,

@@ -48,7 +48,9 @@ const Kernels& choose_kernels() {
                          wanted, "\""));
 }
 
-FlushDenormals::FlushDenormals() : saved_(x86::float_mode()) { x86::set_float_mode(x86::kFlushDenormals); }
+FlushDenormals::FlushDenormals(bool flush) : saved_(x86::float_mode()) {
+  x86::set_float_mode(flush ? x86::kFlushDenormals : x86::kKeepDenormals);
+}
 FlushDenormals::~FlushDenormals() { x86::set_float_mode(saved_); }
 
 void spin_pause() { x86::pause(); }

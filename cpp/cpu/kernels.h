@@ -167,10 +167,10 @@ extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;  // on 
 // (DeviceError when the name is unknown or the machine cannot run it).
 const Kernels& choose_kernels();
 
-// Sets flush-to-zero and denormals-are-zero for the calling thread and restores what was there.
+// Sets flush-to-zero and denormals-are-zero for the calling thread, or clears them, and restores what was there.
 class FlushDenormals {
  public:
-  FlushDenormals();
+  explicit FlushDenormals(bool flush = true);
   ~FlushDenormals();
   FlushDenormals(const FlushDenormals&) = delete;
 

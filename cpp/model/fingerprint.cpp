@@ -1,5 +1,8 @@
 #include "model/fingerprint.h"
 
+#include <algorithm>
+#include <ranges>
+
 #include "core/error.h"
 #include "core/sha256.h"
 
@@ -10,14 +13,15 @@ int64_t Fingerprint::position(int64_t i, int64_t count) {
   return count / n * i + count % n * i / n;
 }
 
-void Fingerprint::take(std::vector<float>& samples, int64_t count, int64_t first, int64_t some, const void* data,
+void Fingerprint::take(std::span<float> samples, int64_t count, int64_t first, int64_t some, const void* data,
                        DType dtype) {
-  while (int64_t(samples.size()) < Fingerprint::samples(count)) {
-    const int64_t at = position(int64_t(samples.size()), count);
-    if (at >= first + some) break;
-    to_f32(static_cast<const std::byte*>(data) + size_t(at - first) * size_of(dtype), dtype, 1,
-           &samples.emplace_back());
-  }
+  const auto before = [&](int64_t element) {  // samples before it
+    const auto all = std::views::iota(int64_t(0), Fingerprint::samples(count));
+    return *std::ranges::lower_bound(all, element, {}, [&](int64_t i) { return position(i, count); });
+  };
+  for (int64_t i = before(first), end = before(first + some); i < end; i++)
+    to_f32(static_cast<const std::byte*>(data) + size_t(position(i, count) - first) * size_of(dtype), dtype, 1,
+           &samples[size_t(i)]);
 }
 
 void Fingerprint::add(const std::string& name, const std::vector<int64_t>& shape, std::span<const float> samples) {

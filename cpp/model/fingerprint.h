@@ -22,10 +22,9 @@ class Fingerprint {
   // Which elements of a tensor count: number `i` of samples(count) is element position(i, count).
   static int64_t samples(int64_t count) { return count < kSamples ? count : kSamples; }
   static int64_t position(int64_t i, int64_t count);
-  // Adds to `samples` those of a tensor of `count` elements that lie in [first, first + some), which `data` holds. To
-  // be called in order.
-  static void take(std::vector<float>& samples, int64_t count, int64_t first, int64_t some, const void* data,
-                   DType dtype);
+  // Writes to `samples`, which are samples(count), those of a tensor of `count` elements that lie in [first, first +
+  // some), which `data` holds. In any order, and from several threads at once.
+  static void take(std::span<float> samples, int64_t count, int64_t first, int64_t some, const void* data, DType dtype);
 
   void add(const std::string& name, const std::vector<int64_t>& shape, std::span<const float> samples);
   std::string hex(const Config& config) const;

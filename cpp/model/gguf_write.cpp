@@ -8,6 +8,7 @@
 #include "model/gguf_tensors.h"
 #include "model/model.h"
 #include "model/names.h"
+#include "model/packed.h"
 
 namespace rwkv {
 namespace {
@@ -160,6 +161,7 @@ std::string header_of(const GgufModel& model, const Values& values, const Target
 void write_gguf(const Checkpoint& opened, const std::string& path, std::string_view type,
                 const std::vector<std::string>& tokens, const std::function<void(int64_t, int64_t)>& progress) {
   const Target& large = target_named(type);
+  expect_unpacked(opened);
   const Checkpoint file = with_official_names(opened);
   const Config config = read_config(file);
   Model::check(file);

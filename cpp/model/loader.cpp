@@ -12,7 +12,9 @@ namespace rwkv {
 
 namespace {
 
-constexpr int64_t kStagingBytes = 4 << 20;
+constexpr size_t kPieceBytes = 256 << 10;    // to be read at a time: with what is packed of it, half a cache
+constexpr size_t kStagingBytes = 2 << 20;    // where small pieces are dear
+constexpr int64_t kProgressBytes = 4 << 20;  // read between two reports of progress
 
 // True if `found` is `expected` up to dimensions of one.
 bool same_shape(const std::vector<int64_t>& found, const std::vector<int64_t>& expected) {
@@ -37,6 +39,16 @@ void check_range(const Checkpoint& file, const TensorInfo& t, const std::byte* d
   }
 }
 
+// `rows` rows of `cols` elements of so many bytes, whose strides in `from` are in elements.
+template <size_t Bytes>
+void pick(const std::byte* from, int64_t row, int64_t col, int64_t rows, int64_t cols, std::byte* to) {
+  constexpr int64_t kBlock = 32;  // columns, so that lines of `from` stay in the cache from row to row
+  for (int64_t c0 = 0; c0 < cols; c0 += kBlock)
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = c0; c < std::min(c0 + kBlock, cols); c++)
+        std::memcpy(to + size_t(r * cols + c) * Bytes, from + (r * row + c * col) * int64_t(Bytes), Bytes);
+}
+
 }  // namespace
 
 int64_t Loader::dimension(const std::string& name, size_t index) const {
@@ -47,68 +59,110 @@ int64_t Loader::dimension(const std::string& name, size_t index) const {
   return t->shape[index];
 }
 
-const TensorInfo& Loader::find(const std::string& name, const std::vector<int64_t>& shape) {
+const TensorInfo& Loader::find(const std::string& name, const std::vector<int64_t>& shape, Kind kind) {
   const TensorInfo* t = file_.find(name);
   RWKV_CHECK(ModelFormatError, t, file_.path(), ": expected the tensor ", name, ", found none of that name");
   RWKV_CHECK(ModelFormatError, same_shape(t->shape, shape), file_.path(), ": ", name, ": expected ", shape_text(shape),
              ", found ", shape_text(t->shape));
+  used_.insert(name);
+  if (kind == Kind::matrix && !t->packed.empty()) return *t;
   RWKV_CHECK(ModelFormatError, is_float(t->dtype) && t->dtype != DType::f64, file_.path(), ": ", name,
              ": expected numbers as f32, f16 or bf16, found ", name_of(t->dtype));
-  used_.insert(name);
   bytes_ += t->count() * int64_t(size_of(t->dtype));
   return *t;
 }
 
-void Loader::read(const TensorInfo& t, int64_t first, int64_t count) {
-  const size_t bytes = size_t(count) * size_of(t.dtype);
-  if (staging_.size() < bytes) staging_.resize(bytes);
-  file_.read(t, first, count, staging_.data());
-  Fingerprint::take(samples_, t.count(), first, count, staging_.data(), t.dtype);
-  bytes_read_ += int64_t(bytes);
-  if (progress_) progress_(bytes_read_, bytes_total_);
+void Loader::begin(const TensorInfo& t) { samples_.assign(size_t(Fingerprint::samples(t.count())), 0); }
+
+void Loader::read(const TensorInfo& t, int64_t first, int64_t count, std::byte* to) {
+  file_.read(t, first, count, to);
+  Fingerprint::take(samples_, t.count(), first, count, to, t.dtype);
+  const int64_t done = bytes_read_ += count * int64_t(size_of(t.dtype));
+  const int64_t step = std::min(kProgressBytes, bytes_total_ / 256);
+  if (std::this_thread::get_id() == caller_ && done - bytes_told_ >= step) tell();
 }
 
-void Loader::finish(const TensorInfo& t) {
-  fingerprint_.add(t.name, t.shape, samples_);
-  samples_.clear();
+void Loader::tell() {
+  bytes_told_ = bytes_read_;
+  if (progress_) progress_(bytes_told_, bytes_total_);
+}
+
+void Loader::finish(const TensorInfo& t) { fingerprint_.add(t.name, t.shape, samples_); }
+
+const std::byte* Loader::read_whole(const TensorInfo& t) {
+  begin(t);
+  staging_.resize(std::max(staging_.size(), size_t(t.count()) * size_of(t.dtype)));
+  read(t, 0, t.count(), staging_.data());
+  finish(t);
+  return staging_.data();
+}
+
+RowSource Loader::rows_of(const TensorInfo& t, int64_t cols, Format format) {
+  // Whatever is not simply there costs more to read in small pieces.
+  const bool plain = t.contiguous() && t.blocks == BlockType::none;
+  return {t.dtype, plain ? kPieceBytes : kStagingBytes,
+          [this, &t, cols, format](int64_t row, int64_t count, std::byte* to) {
+            read(t, row * cols, count * cols, to);
+            check_range(file_, t, to, count * cols, format);
+          }};
 }
 
 Linear Loader::matrix(const std::string& name, int rows, int cols, Format format, bool transposed) {
   if (transposed) return factors(name, {cols, rows}, 1, rows, cols, {0, 1, rows}, format).front();
-  const TensorInfo& t = find(name, {rows, cols});
+  const TensorInfo& t = find(name, {rows, cols}, Kind::matrix);
+  if (!t.packed.empty()) return packed(t, 1, rows, cols, format).front();
   const Linear w{arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols};
   if (arena_->counting()) return w;
-  const int64_t row_bytes = cols * int64_t(size_of(t.dtype));
-  const int64_t step = std::max<int64_t>(1, kStagingBytes / (row_bytes * Backend::kPackRows)) * Backend::kPackRows;
-  for (int64_t row = 0; row < rows; row += step) {
-    const int64_t count = std::min<int64_t>(step, rows - row);
-    read(t, row * cols, count * cols);
-    check_range(file_, t, staging_.data(), count * cols, format);
-    backend_->pack(w, int(row), int(count), staging_.data(), t.dtype);
-  }
+  begin(t);
+  backend_->pack(w, rows_of(t, cols, format));
   finish(t);
+  matrices_[name] = {format, {w.data, backend_->linear_bytes(format, rows, cols)}};
   return w;
+}
+
+std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int cols, Format format) {
+  RWKV_CHECK(ModelFormatError, t.packed == word_of(format), file_.path(), ": ", t.name, ": expected it as ",
+             word_of(format), ", found ", shown(t.packed));
+  const size_t part = backend_->linear_bytes(format, rows, cols), bytes = part * size_t(parts);
+  RWKV_CHECK(ModelFormatError, t.packed_bytes == bytes, file_.path(), ": ", t.name, ": expected ", bytes, " bytes for ",
+             shape_text(t.shape), " as ", t.packed, ", found ", t.packed_bytes);
+  RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
+             ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
+  bytes_ += int64_t(bytes);
+  std::vector<Linear> found(size_t(parts), {nullptr, format, rows, cols});
+  if (arena_->counting()) return found;
+  auto& mapped = whole_files_[t.file];
+  if (!mapped) mappings_.push_back(mapped = file_.map_file(t));
+  auto* at = const_cast<std::byte*>(mapped.get()) + t.offset;
+  fetch_pages(at, bytes);
+  for (Linear& w : found) w.data = at, at += part;
+  bytes_read_ += int64_t(bytes);
+  tell();
+  return found;
 }
 
 std::vector<Linear> Loader::factors(const std::string& name, const std::vector<int64_t>& shape, int parts, int rows,
                                     int cols, Strides strides, Format format) {
-  const TensorInfo& t = find(name, shape);
+  const TensorInfo& t = find(name, shape, Kind::matrix);
+  if (!t.packed.empty()) return packed(t, parts, rows, cols, format);
   std::vector<Linear> factors;
   for (int p = 0; p < parts; p++)
     factors.push_back({arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols});
   if (arena_->counting()) return factors;
-  read(t, 0, t.count());
-  check_range(file_, t, staging_.data(), t.count(), format);
+  const std::byte* numbers = read_whole(t);
+  check_range(file_, t, numbers, t.count(), format);
   const size_t element = size_of(t.dtype);
-  std::vector<std::byte> turned(size_t(rows) * size_t(cols) * element);
   for (int p = 0; p < parts; p++) {
-    for (int64_t c = 0; c < cols; c++)
-      for (int64_t r = 0; r < rows; r++)
-        std::memcpy(&turned[size_t(r * cols + c) * element],
-                    &staging_[size_t(p * strides.part + r * strides.row + c * strides.col) * element], element);
-    backend_->pack(factors[size_t(p)], 0, rows, turned.data(), t.dtype);
+    const auto turn = [&](int64_t row, int64_t count, std::byte* to) {
+      const auto gather = element == 2 ? pick<2> : pick<4>;
+      gather(numbers + size_t(p * strides.part + row * strides.row) * element, strides.row, strides.col, count, cols,
+             to);
+    };
+    backend_->pack(factors[size_t(p)], {t.dtype, kPieceBytes, turn});
   }
-  finish(t);
+  // One behind the other, as linear_bytes is a multiple of the arena's alignment.
+  const size_t bytes = backend_->linear_bytes(format, rows, cols) * size_t(parts);
+  matrices_[name] = {format, {factors.front().data, bytes}};
   return factors;
 }
 
@@ -117,12 +171,10 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   const int64_t count = t.count();
   const Tensor v = arena_->take(DType::f32, 1, count * repeat);
   if (arena_->counting()) return v;
-  read(t, 0, count);
   auto* out = v.as<float>();
-  to_f32(staging_.data(), t.dtype, size_t(count), out);
+  to_f32(read_whole(t), t.dtype, size_t(count), out);
   if (map) std::transform(out, out + count, out, map);
   for (int64_t i = count * repeat; repeat > 1 && i-- > 0;) out[i] = out[i / repeat];  // from the end: in place
-  finish(t);
   return v;
 }
 
@@ -134,12 +186,8 @@ Tensor Loader::table(const std::string& name, int64_t rows, int64_t cols) {
   const TensorInfo& t = find(name, {rows, cols});
   const Tensor table = arena_->take(t.dtype, rows, cols);
   if (arena_->counting()) return table;
-  const int64_t element = int64_t(size_of(t.dtype)), step = std::max<int64_t>(1, kStagingBytes / (cols * element));
-  for (int64_t row = 0; row < rows; row += step) {
-    const int64_t count = std::min(step, rows - row);
-    read(t, row * cols, count * cols);
-    std::memcpy(table.as<std::byte>() + row * cols * element, staging_.data(), size_t(count * cols * element));
-  }
+  begin(t);
+  backend_->copy(table, rows_of(t, cols, Format::f32));
   finish(t);
   return table;
 }
@@ -152,8 +200,11 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
   const auto mapping = file_.map(t);
   if (!mapping) return table(name, rows, cols);
   if (arena_->counting()) return {};
-  Fingerprint::take(samples_, t.count(), 0, t.count(), mapping.get(), t.dtype);
-  finish(t);
+  if (sampling_) {
+    begin(t);
+    Fingerprint::take(samples_, t.count(), 0, t.count(), mapping.get(), t.dtype);
+    finish(t);
+  }
   mappings_.push_back(mapping);
   return {const_cast<std::byte*>(mapping.get()), t.dtype, rows, cols, cols};
 }

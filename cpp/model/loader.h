@@ -1,8 +1,12 @@
 #pragma once
+#include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/backend.h"
@@ -19,9 +23,12 @@ using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)
 // counting arena it checks names and shapes and measures, with a real one it reads.
 class Loader {
  public:
-  explicit Loader(const Checkpoint& file) : file_(file) {}
+  // `sampling`: for the fingerprint, which costs a page of a mapped table for each of its samples.
+  explicit Loader(const Checkpoint& file, bool sampling = true) : file_(file), sampling_(sampling) {}
   void enter(Backend& backend, Arena& arena) { backend_ = &backend, arena_ = &arena; }  // where the next tensors go
+  // Called on this thread alone, now and then; `tell` calls it at once.
   void report(const LoadProgress& progress, int64_t bytes_total) { progress_ = progress, bytes_total_ = bytes_total; }
+  void tell();
 
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   int64_t dimension(const std::string& name, size_t index) const;  // of a tensor that must be there
@@ -51,15 +58,30 @@ class Loader {
   int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
   const std::set<std::string>& used() const { return used_; }
   const Fingerprint& fingerprint() const { return fingerprint_; }
+  // By name, what was made of those that were packed here and not only counted.
+  struct Matrix {
+    Format format;
+    std::span<const std::byte> bytes;
+  };
+  using Matrices = std::map<std::string, Matrix>;
+  Matrices take_matrices() { return std::move(matrices_); }
   using Mappings = std::vector<std::shared_ptr<const std::byte>>;
-  Mappings take_mappings() { return std::move(mappings_); }  // to be kept as long as the mapped tables are used
+  Mappings take_mappings() { return std::move(mappings_); }  // to be kept as long as what is mapped is used
 
  private:
-  const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape);
-  void read(const TensorInfo& tensor, int64_t first, int64_t count);  // into staging_, sampling on the way
-  void finish(const TensorInfo& tensor);                              // hands the samples over
+  enum class Kind { numbers, matrix };  // a matrix may be packed
+  const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape, Kind kind = Kind::numbers);
+  // Where they lie in the file, one behind the other.
+  std::vector<Linear> packed(const TensorInfo& tensor, int parts, int rows, int cols, Format format);
+  // Between the two of a tensor its elements are read, each once, in any order and by any threads.
+  void begin(const TensorInfo& tensor);
+  void finish(const TensorInfo& tensor);
+  void read(const TensorInfo& tensor, int64_t first, int64_t count, std::byte* to);  // sampling on the way
+  RowSource rows_of(const TensorInfo& tensor, int64_t cols, Format format);          // for a matrix of that format
+  const std::byte* read_whole(const TensorInfo& tensor);  // begins and finishes it; valid until the next one
 
   const Checkpoint& file_;
+  const bool sampling_;
   Backend* backend_ = nullptr;
   Arena* arena_ = nullptr;
   Fingerprint fingerprint_;
@@ -68,7 +90,11 @@ class Loader {
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   Mappings mappings_;
-  int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0, widest_table_ = 0;
+  std::map<size_t, std::shared_ptr<const std::byte>> whole_files_;
+  Matrices matrices_;
+  const std::thread::id caller_ = std::this_thread::get_id();  // where progress is told
+  std::atomic<int64_t> bytes_read_ = 0;
+  int64_t bytes_ = 0, bytes_told_ = 0, bytes_total_ = 0, widest_table_ = 0;
 };
 
 }  // namespace rwkv

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "model/names.h"
+#include "model/packed.h"
 
 namespace rwkv {
 
@@ -23,9 +24,9 @@ Format native_format(const Checkpoint& file) {
   return all(DType::bf16) ? Format::bf16 : all(DType::f16) ? Format::f16 : Format::f32;
 }
 
-std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, int layers,
-                                      const DeviceOptions& options) {
-  const auto specs = parse_strategy(strategy, native);
+std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, const std::optional<Formats>& only,
+                                      int layers, const DeviceOptions& options) {
+  const auto specs = parse_strategy(strategy, native, only);
   std::map<std::string, std::shared_ptr<Backend>> backends;
   std::vector<Model::Stage> stages;
   int first = 0;
@@ -76,7 +77,11 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   const Checkpoint file = with_official_names(opened);
   std::shared_ptr<Model> model(new Model);
   model->config_ = read_config(file);
-  model->stages_ = open_stages(strategy, native_format(file), model->config_.n_layer, options);
+  const auto packed = packed_in(file);
+  const auto only = packed ? std::optional(packed->formats) : std::nullopt;
+  const Format native = packed ? packed->formats.small : native_format(file);
+  model->stages_ = open_stages(strategy, native, only, model->config_.n_layer, options);
+  model->mapped_ = packed.has_value();
 
   Loader measure(file);
   model->build(measure);
@@ -86,11 +91,13 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
   }
-  Loader loader(file);
+  Loader loader(file, !packed);  // whose weights no longer have the numbers that a fingerprint is made of
   loader.report(progress, measure.bytes());
   model->build(loader);
+  loader.tell();
   model->mappings_ = loader.take_mappings();
-  model->fingerprint_ = loader.fingerprint().hex(model->config_);
+  model->matrices_ = loader.take_matrices();
+  model->fingerprint_ = packed ? packed->fingerprint : loader.fingerprint().hex(model->config_);
   const auto said = file.metadata().find(kFingerprintKey);
   RWKV_CHECK(ModelFormatError, said == file.metadata().end() || said->second == model->fingerprint_, file.path(),
              ": expected the weights with the fingerprint that the file names, ", shown(said->second), ", found ",
@@ -106,7 +113,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
 std::set<std::string> Model::check(const Checkpoint& file) {
   Model model;
   model.config_ = read_config(file);
-  model.stages_ = open_stages("cpu fp32", Format::f32, model.config_.n_layer, {.threads = 1});
+  model.stages_ = open_stages("cpu fp32", Format::f32, {}, model.config_.n_layer, {.threads = 1});
   Loader measure(file);
   model.build(measure);
   measure.check_all_used();
@@ -119,7 +126,8 @@ void Model::build(Loader& loader) {
   for (Stage& stage : stages_) {
     loader.enter(*stage.backend, stage.weights);
     if (&stage == &stages_.front()) {
-      embedding_ = loader.table("emb.weight", c.n_vocab, c.n_embd);
+      const std::string table = "emb.weight";
+      embedding_ = mapped_ ? loader.mapped_table(table, c.n_vocab, c.n_embd) : loader.table(table, c.n_vocab, c.n_embd);
       embedding_norm_ = loader.norm("blocks.0.ln0", c.n_embd, 1e-5f);
     }
     std::visit(

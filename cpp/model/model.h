@@ -42,6 +42,9 @@ class Model {
   const StateLayout& layout() const { return layout_; }
   const std::shared_ptr<Backend>& backend() const { return stages_.front().backend; }
   size_t weight_bytes() const { return weight_bytes_; }
+  const Formats& formats() const { return stages_.front().formats; }
+  // All matrices by their official names, as far as this model packed them itself.
+  const Loader::Matrices& matrices() const { return matrices_; }
 
   // Most rows of one forward: enough to compute at full speed, few enough that a part of a layer takes some 50 ms.
   int panel_rows() const { return panel_rows_; }
@@ -70,8 +73,10 @@ class Model {
   StateLayout layout_;
   int panel_rows_ = 0;
 
-  Loader::Mappings mappings_;  // tables that stay in the file
-  Tensor embedding_;           // (V, C) in the file's precision
+  bool mapped_ = false;        // the file is packed: as much as can be stays in it
+  Loader::Mappings mappings_;  // what stays there
+  Loader::Matrices matrices_;
+  Tensor embedding_;  // (V, C) in the file's precision
   Norm embedding_norm_, out_norm_;
   Linear head_;  // (V, C)
 };

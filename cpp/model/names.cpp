@@ -9,6 +9,7 @@
 #include "model/fingerprint.h"
 #include "model/gguf_names.h"
 #include "model/hub_names.h"
+#include "model/packed.h"
 #include "model/views.h"
 
 namespace rwkv {
@@ -134,6 +135,7 @@ Checkpoint with_official_st(const Checkpoint& file) {
 }  // namespace
 
 Checkpoint with_official_names(const Checkpoint& opened) {
+  if (is_packed(opened)) return with_packed_matrices(opened);
   if (opened.container() == "gguf") return opened.with(gguf_views(opened));
   const Checkpoint file = without_wrappers(opened);
   RWKV_CHECK(ModelFormatError, !any_name(file, begins("rwkv.emb.")), file.path(),

@@ -15,6 +15,7 @@
 #include "model/fingerprint.h"
 #include "model/model.h"
 #include "model/names.h"
+#include "model/packed.h"
 
 namespace rwkv {
 namespace {
@@ -42,6 +43,7 @@ std::vector<int64_t> official_shape(const TensorInfo& t, const Config& config) {
 void write_safetensors(const Checkpoint& opened, const std::string& path, std::string_view type,
                        const std::function<void(int64_t, int64_t)>& progress) {
   const std::optional<DType> wanted = type_named(type);
+  expect_unpacked(opened);
   const Checkpoint file = with_official_names(opened);
   const Config config = read_config(file);
   const std::set<std::string> used = Model::check(file);
@@ -66,7 +68,7 @@ void write_safetensors(const Checkpoint& opened, const std::string& path, std::s
     out.append(std::as_bytes(std::span(header)));
     for (size_t i = 0; i < written.size(); ++i) {
       const TensorInfo& t = written[i];
-      std::vector<float> samples;
+      std::vector<float> samples(size_t(Fingerprint::samples(t.count())));
       int64_t first = 0;
       encode_tensor(file, file.tensors()[i], {t.dtype}, [&](std::span<const std::byte> bytes) {
         const int64_t some = int64_t(bytes.size() / size_of(t.dtype));

@@ -1,4 +1,5 @@
 #pragma once
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,7 +14,13 @@ struct Formats {
   Format large = Format::f32, small = Format::f32, head = Format::f32;
   // Those of the activations that are multiplied with them.
   Formats operands() const { return {operand_format(large), operand_format(small), operand_format(head)}; }
+  bool operator==(const Formats&) const = default;
 };
+
+// What a precision such as "int8" makes of a file whose own is `native`; and the word for a format. The first throws
+// StrategyError.
+Formats parse_precision(std::string_view word, Format native);
+std::string_view word_of(Format format);
 
 // One stretch of layers: where they run and how their matrices are stored.
 struct StageSpec {
@@ -23,7 +30,8 @@ struct StageSpec {
 };
 
 // "auto", "cpu fp32", "cpu bf16", "cpu int8 *6 -> cpu fp32". `native` is the file's own precision, which "auto" keeps
-// and so do the small matrices beside int8 and int4. Throws StrategyError saying which word is wrong and what may stand there.
-std::vector<StageSpec> parse_strategy(std::string_view text, Format native);
+// and so do the small matrices beside int8 and int4; a file whose matrices are packed has `only` these formats. Throws
+// StrategyError saying which word is wrong and what may stand there.
+std::vector<StageSpec> parse_strategy(std::string_view text, Format native, const std::optional<Formats>& only = {});
 
 }  // namespace rwkv

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .generation import Piece, Result, Stream, Usage
 from .params import SamplingParams
+from .quantization import quantize
 from .state import State
 from .templates import ChatTemplate
 from .text import StreamDecoder, Tokenizer
@@ -63,4 +64,5 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "convert",
+    "quantize",
 ]

@@ -82,7 +82,7 @@ def convert(
     to = path_bytes(target, "target")
     suffix = _suffix_of(to, type)
     path = model_path(source)
-    _check_free(to, path, "target", overwrite)
+    check_free(to, path, "target", overwrite)
     if suffix == ".safetensors":
         for name, given in {"tokenizer": tokenizer, "modelfile": modelfile or None}.items():
             if given is not None:
@@ -95,7 +95,7 @@ def convert(
     beside = to.removesuffix(b".gguf") + b".Modelfile"
     text = ""
     if modelfile:
-        _check_free(beside, path, "modelfile", overwrite)
+        check_free(beside, path, "modelfile", overwrite)
         origin = pathlib.Path(os.fsdecode(path))
         name = origin.resolve().name if origin.is_dir() else origin.stem
         text = modelfile_text(pathlib.Path(os.fsdecode(to)).name, template_of(template, name))
@@ -134,7 +134,8 @@ def _suffix_of(target: bytes, type: str | None) -> str:
     raise Error(f"target: expected a name that ends in {' or '.join(TYPES)}, found {name!r}")
 
 
-def _check_free(target: bytes, source: bytes, what: str, overwrite: bool) -> None:
+def check_free(target: bytes, source: bytes, what: str, overwrite: bool) -> None:
+    """Raise Error if a new file may not be written there."""
     name = os.fsdecode(target)
     place, origin = pathlib.Path(name), pathlib.Path(os.fsdecode(source))
     if place.is_dir():

@@ -35,29 +35,32 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     ('7', True)
     """
     path = model_path(model)
-    container, core, state_bytes, listed = _core.inspect(path)
+    container, core, state_bytes, listed, precision = _core.inspect(path)
     config = Config._of(core)
-    kinds = {dtype for _, dtype, shape, _, _ in listed if _is_matrix(shape)}
+    kinds = {
+        dtype for _, dtype, shape, _, _, packed in listed if _is_matrix(shape) and not packed
+    }
     native = 2 if kinds in ({"f16"}, {"bf16"}) else 4
     found: dict[str, Any] = {
         "path": os.fsdecode(path),
         "container": container,
+        "packed": precision or None,
         **asdict(config),
-        "parameters": sum(math.prod(shape) for _, _, shape, _, _ in listed),
-        "bytes": sum(size for _, _, _, size, _ in listed),
+        "parameters": sum(math.prod(shape) for _, _, shape, _, _, _ in listed),
+        "bytes": sum(size for _, _, _, size, _, _ in listed),
         "state_bytes": state_bytes,
         "memory_bytes": {
             strategy: sum(
                 _bytes_in_memory(name, shape, element, strategy, native)
-                for name, _, shape, _, element in listed
+                for name, _, shape, _, element, _ in listed
             )
-            for strategy in _STRATEGIES
+            for strategy in ([f"cpu {precision}"] if precision else _STRATEGIES)
         },
     }
     if tensors:
         found["tensors"] = [
             {"name": name, "dtype": dtype, "shape": list(shape), "bytes": size}
-            for name, dtype, shape, size, _ in listed
+            for name, dtype, shape, size, _, _ in listed
         ]
     return found
 
@@ -90,14 +93,16 @@ def report(found: dict[str, Any]) -> str:
     sizes = (
         f"layers {{n_layer}}, embedding {{n_embd}}, {heads}ffn {{n_ffn}}, vocabulary {{n_vocab}}"
     )
+    packed = f", packed as {found['packed']}" if found["packed"] else ""
     lines = [
-        f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}",
+        f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}{packed}",
         sizes.format(**found),
         f"parameters {found['parameters']:,}, {_megabytes(found['bytes'])} in the file",
         f"one state {_megabytes(found['state_bytes'])}",
     ]
+    kind = "maps" if found["packed"] else "needs"
     lines += [
-        f'"{strategy}" needs about {_megabytes(count)} for the weights'
+        f'"{strategy}" {kind} about {_megabytes(count)} for the weights'
         for strategy, count in found["memory_bytes"].items()
     ]
     for tensor in found.get("tensors", []):

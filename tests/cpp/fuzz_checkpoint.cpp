@@ -4,6 +4,7 @@
 #include "fuzz_files.h"
 #include "model/config.h"
 #include "model/names.h"
+#include "model/packed.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   with_input(data, size, true, [](const std::string& path) {
@@ -11,6 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     read_tensors(file);
     const auto named = rwkv::with_official_names(file);
     read_tensors(named);
+    rwkv::packed_in(named);
     rwkv::read_config(named);
   });
   return 0;

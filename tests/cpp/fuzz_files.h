@@ -60,9 +60,10 @@ const std::string& input_path() {
 void read_tensors(const rwkv::Checkpoint& checkpoint) {
   constexpr int64_t kMost = 4096;
   size_t some = 0;
-  for (const rwkv::TensorInfo& tensor : checkpoint.tensors()) {
-    require(checkpoint.find(tensor.name) == &tensor, "a tensor under its name");
+  for (const rwkv::TensorInfo& named : checkpoint.tensors()) {
+    require(checkpoint.find(named.name) == &named, "a tensor under its name");
     if (++some > 64) continue;
+    const rwkv::TensorInfo tensor = named.packed.empty() ? named : named.bytes();
     const auto width = int64_t(size_of(tensor.dtype));
     const int64_t count = tensor.count(), all = std::min(count, kMost);
     for (const int64_t first : {int64_t(0), (count - all) / 2, count - all}) {

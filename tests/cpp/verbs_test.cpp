@@ -1,6 +1,7 @@
 // The verbs that only some versions use, through the interface of a backend: an operand is read back as its product
 // with the identity.
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -31,11 +32,16 @@ struct Device {
   Operand operand(int rows, int cols) {
     return {arena.take(backend->operand_bytes(Format::f32, rows, cols)), Format::f32, rows, cols};
   }
+  void pack(const Linear& w, const std::vector<float>& numbers) {
+    backend->pack(w, {DType::f32, 4096, [&](int64_t row, int64_t count, std::byte* to) {
+                        std::memcpy(to, &numbers[size_t(row * w.cols)], size_t(count * w.cols) * sizeof(float));
+                      }});
+  }
   Tensor unpack(const Operand& x) {
     const Linear identity{arena.take(backend->linear_bytes(Format::f32, x.cols, x.cols)), Format::f32, x.cols, x.cols};
     std::vector<float> one(size_t(x.cols) * size_t(x.cols));
     for (int i = 0; i < x.cols; i++) one[size_t(i * x.cols + i)] = 1;
-    backend->pack(identity, 0, x.cols, one.data(), DType::f32);
+    pack(identity, one);
     const Tensor y = tensor(x.rows, x.cols);
     const LinearJob job[] = {{x, identity, y}};
     backend->linear(job);
@@ -132,7 +138,7 @@ TEST(small_matrices_of_tokens_and_a_gate_before_an_operand) {
     const Tensor weights = d.tensor(kF, kD);
     std::vector<float> dense;
     for (int i = 0; i < kF; i++) dense.insert(dense.end(), weights.row(i), weights.row(i) + kD);
-    d.backend->pack(w, 0, kF, dense.data(), DType::f32);
+    d.pack(w, dense);
     const Tensor partial = d.tensor(kRows, kF), factors = d.tensor(kRows, kF);
     const Operand out = d.operand(kRows, kF);
     const LinearJob job[] = {{y, w, partial, Act::relu2, out, {}, factors}};

@@ -48,6 +48,7 @@ inline Features features() {
 inline unsigned float_mode() { return _mm_getcsr(); }
 inline void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
 constexpr unsigned kFlushDenormals = 0x9fc0;  // flush to zero, denormals are zero, to nearest even, no traps
+constexpr unsigned kKeepDenormals = 0x1f80;   // the same without the first two
 inline void pause() { _mm_pause(); }
 
 #else
@@ -55,7 +56,7 @@ inline void pause() { _mm_pause(); }
 inline Features features() { return {}; }
 inline unsigned float_mode() { return 0; }
 inline void set_float_mode(unsigned) {}
-constexpr unsigned kFlushDenormals = 0;
+constexpr unsigned kFlushDenormals = 0, kKeepDenormals = 0;
 inline void pause() {}
 
 #endif

@@ -54,7 +54,7 @@ else
 fi
 """
 
-_FILES = {"FILE", "PATH", "NAME|FILE"}
+_FILES = {"FILE", "PATH", "NAME|FILE", "MODEL", "TARGET"}
 
 
 @dataclass(frozen=True, slots=True)
