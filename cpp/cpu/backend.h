@@ -20,6 +20,8 @@ class CpuBackend final : public Backend {
   int64_t row_stride(int64_t cols) const override;
   size_t linear_bytes(Format, int rows, int cols) const override;
   void pack(const Linear& w, int row, int count, const void* src, DType dtype) override;
+  size_t column_bytes(Format, int rows, int cols) const override;
+  void pack_columns(const Linear& w) override;
   size_t state_bytes(const StatePart&) const override;
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
@@ -36,6 +38,7 @@ class CpuBackend final : public Backend {
   void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
+  bool skip_zeros(const LinearJob& job);  // true if the job is done
   void widen(const Tensor& table, int64_t row, float* y) const;
   void layer_norm(const float* x, const Norm&, int n, float* y) const;
   void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift, int begin,
@@ -52,6 +55,8 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   std::vector<Memory> scratch_;  // one per worker
   int64_t width_ = 0;
+  const std::optional<bool> sparse_;
+  std::vector<int32_t> live_;               // room for the columns of the widest matrix that may be skipped in
   std::vector<SampleScratch> sampling_;     // one per worker, grown to the widest row it has sampled
   std::vector<std::exception_ptr> errors_;  // of each worker's jobs the first
 };

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,7 @@ struct EngineOptions {
   int threads = 0;    // 0: one per core this process may use
   Progress progress;  // bytes of weights read
   Poll poll;
+  std::optional<bool> sparse = {};  // as DeviceOptions have it
 };
 
 struct Sequence {

@@ -28,6 +28,8 @@ class Loader {
 
   // A (rows, cols) matrix to multiply with; `transposed`: the file holds it as (cols, rows).
   Linear matrix(const std::string& name, int rows, int cols, Format format, bool transposed = false);
+  // One whose inputs are mostly zero, which a device may skip.
+  Linear matrix_of_sparse(const std::string& name, int rows, int cols, Format format);
   // Low-rank factors that lie together in one small tensor of that shape, each (rows, cols): element (row, col) of
   // factor p is the tensor's number p * part + row * row + col * col.
   struct Strides {
