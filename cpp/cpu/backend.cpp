@@ -13,9 +13,8 @@ namespace rwkv::cpu {
 
 namespace {
 
-constexpr int kWkvTokens = 48;     // tokens of one head per kernel call: their results stay in L1
-constexpr double kMostLive = 0.5;  // of the columns: with more of them the panels are faster
-constexpr int kMixColumns = 256;   // columns of one lerp per packing call, for the same reason; whole groups
+constexpr int kWkvTokens = 48;    // tokens of one head per kernel call: their results stay in L1
+constexpr int kMixColumns = 256;  // columns of one lerp per packing call, for the same reason; whole groups
 
 // Worker's share of n equal pieces.
 struct Share {
@@ -29,6 +28,10 @@ int sequence_of(const Batch& batch, int row) {
 }
 
 size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float); }
+
+// The share of live columns up to which reading them alone is faster than reading all panels, as measured. It depends
+// on the bytes of a column that a worker reads at a stretch.
+double most_live(size_t bytes) { return bytes < 512 ? 0.35 : bytes < 1024 ? 0.4 : bytes < 2048 ? 0.5 : 0.65; }
 
 Product product_of(const LinearJob& job) {
   return {job.w.data,
@@ -317,7 +320,9 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
 bool CpuBackend::skip_zeros(const LinearJob& job) {
   if (!job.w.columns || job.x.rows != 1 || !job.sum || !may_skip(job.w.columns)) return false;
   const int k = padded_k(job.w.format, job.w.cols), panels = panels_of(job.w.rows);
-  const int most = sparse_ ? k : int(k * kMostLive);
+  const size_t stretch =
+      cpu::column_bytes(job.w.format, column_rows(job.w.rows), kGroup) / kGroup / size_t(pool_.size());
+  const int most = sparse_ ? k : int(k * most_live(stretch));
   const int count = kernels_.live_columns(job.w.format, job.x.data, k, most, live_.data());
   if (count < 0) return false;
   const LiveColumns columns{job.w.columns, job.w.rows, live_.data(), count};

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kSumRows = 2048;  // of a pass: 8 KB of sums
 constexpr int kTogether = 8;    // columns of floats that one pass adds
+constexpr bool kFetch = kStreamAhead == 0;
 
 // Pieces of columns to fetch, all of the same number of lines.
 struct Pieces {
@@ -24,7 +25,7 @@ struct Pieces {
   void clear() { count = piece = line = 0; }
   void add(const std::byte* p) { at[count++] = p; }
   void fetch(int n) {
-    for (; n > 0 && piece < count; n--) {
+    for (; kFetch && n > 0 && piece < count; n--) {
       prefetch_l2(at[piece] + line * kLine);
       if (++line == lines) line = 0, piece++;
     }
