@@ -102,6 +102,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("fingerprint", &Engine::fingerprint)
       .def_property_readonly("description", &Engine::description)
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
+      .def_property_readonly("column_bytes", &Engine::column_bytes)
       .def_property_readonly("state_bytes", &Engine::state_bytes)
       .def("new_state", &Engine::new_state)
       .def("forward", forward)

@@ -76,6 +76,7 @@ Linear Loader::matrix_of_sparse(const std::string& name, int rows, int cols, For
   Linear w = matrix(name, rows, cols, format);
   const size_t bytes = backend_->column_bytes(format, rows, cols);
   if (bytes == 0) return w;
+  column_bytes_ += bytes;
   w.columns = arena_->take(bytes);
   if (!arena_->counting()) backend_->pack_columns(w);
   return w;

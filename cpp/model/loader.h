@@ -28,7 +28,7 @@ class Loader {
 
   // A (rows, cols) matrix to multiply with; `transposed`: the file holds it as (cols, rows).
   Linear matrix(const std::string& name, int rows, int cols, Format format, bool transposed = false);
-  // One whose inputs are mostly zero, which a device may skip.
+  // One whose inputs are mostly zero: with columns, if the device keeps some.
   Linear matrix_of_sparse(const std::string& name, int rows, int cols, Format format);
   // Low-rank factors that lie together in one small tensor of that shape, each (rows, cols): element (row, col) of
   // factor p is the tensor's number p * part + row * row + col * col.
@@ -50,7 +50,8 @@ class Loader {
 
   void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
   int64_t widest_table() const { return widest_table_; }
-  int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
+  int64_t bytes() const { return bytes_; }               // of the file's tensors asked for so far
+  size_t column_bytes() const { return column_bytes_; }  // of Linear::columns
   const std::set<std::string>& used() const { return used_; }
   const Fingerprint& fingerprint() const { return fingerprint_; }
   using Mappings = std::vector<std::shared_ptr<const std::byte>>;
@@ -70,6 +71,7 @@ class Loader {
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   Mappings mappings_;
+  size_t column_bytes_ = 0;
   int64_t bytes_ = 0, bytes_read_ = 0, bytes_total_ = 0, widest_table_ = 0;
 };
 

@@ -84,6 +84,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
   }
+  model->column_bytes_ = measure.column_bytes();
   Loader loader(file);
   loader.report(progress, measure.bytes());
   model->build(loader);

@@ -42,6 +42,7 @@ class Model {
   const StateLayout& layout() const { return layout_; }
   const std::shared_ptr<Backend>& backend() const { return stages_.front().backend; }
   size_t weight_bytes() const { return weight_bytes_; }
+  size_t column_bytes() const { return column_bytes_; }  // of those, what is there twice, see Linear::columns
 
   // Most rows of one forward: enough to compute at full speed, few enough that a part of a layer takes some 50 ms.
   int panel_rows() const { return panel_rows_; }
@@ -64,7 +65,7 @@ class Model {
 
   Config config_;
   std::string fingerprint_;
-  size_t weight_bytes_ = 0;
+  size_t weight_bytes_ = 0, column_bytes_ = 0;
   std::vector<Stage> stages_;
   Layers layers_;
   StateLayout layout_;
