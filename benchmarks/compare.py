@@ -6,8 +6,11 @@
 Programs of one width run in turns, each in a process of its own (runners.py), of which one computes at a time. LLAMA_PYTHON
 and RWKV_PYTHON in the environment name interpreters that have the peers, if this one does not.
 
-Everybody reads the same tokens. The engine must give the same bits in every round, and everybody's logits must be those
-of the engine in float32, as exactly as their width allows.
+Below 32 bits the engine runs twice: as "int8" it reads all weights, as "int8 skipping" it skips those of zero ffn
+activations where that pays.
+
+Everybody reads the same tokens. The engine must give the same bits in every round, skipping or not, and everybody's
+logits must be those of the engine in float32, as exactly as their width allows.
 """
 
 from __future__ import annotations
@@ -120,7 +123,8 @@ def entries(a, path: pathlib.Path, precision: str) -> Iterator[list[Entry]]:
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=common.BUILD)))
         found = []
-        for runner, kind in [(ENGINE, precision), *others]:
+        own = [precision] if precision == "fp32" else [precision, f"{precision} skipping"]
+        for runner, kind in [*((ENGINE, kind) for kind in own), *others]:
             file = path
             if runner == "llama.cpp":
                 file = folder / f"{kind}.gguf"
@@ -160,17 +164,20 @@ def measure(a, found: list[Entry], width: int, limits: common.Limits, expected: 
                 if round_ >= WARM_UP:
                     entry.seconds[task].append(seconds)
                     entry.answers.add((task, digest))
-    assert len(found[0].answers) == 2, "the answers of the engine changed between rounds"
+    answers = set().union(*(entry.answers for entry in found if entry.runner == ENGINE))
+    assert len(answers) == 2, "the answers of the engine changed between rounds, or by skipping"
     return bandwidths, peaks, expected
 
 
-def row(a, entry: Entry, engine: Entry, width: int, zeros: float, operations: float, bandwidths, peaks):
+def row(a, entry: Entry, found: list[Entry], width: int, zeros: float, operations: float, bandwidths, peaks):
+    engine, skipping = found[0], next((e for e in found if e.precision.endswith("skipping")), None)
+    skips = None if skipping in (None, entry) else common.ratios(entry.seconds["decode"], skipping.seconds["decode"])
     about, memory, streamed = (getattr(entry.process, name)() for name in ("about", "memory", "streamed_bytes"))
     decode, prefill = entry.seconds["decode"], entry.seconds["prefill"]
     read = [streamed * a.tokens / s / 1e9 / bandwidth for s, bandwidth in zip(decode, bandwidths, strict=True)]
     computed = [operations * a.prompt / s / 1e9 / peak for s, peak in zip(prefill, peaks, strict=True)]
     ratios = {
-        task: None if entry is engine else common.ratios(entry.seconds[task], engine.seconds[task])
+        task: None if entry.runner == ENGINE else common.ratios(entry.seconds[task], engine.seconds[task])
         for task in ("decode", "prefill")
     }
     return {
@@ -191,6 +198,8 @@ def row(a, entry: Entry, engine: Entry, width: int, zeros: float, operations: fl
         "share_of_read_bandwidth": common.rounded(common.median(read)),
         "decode_times_faster": ratios["decode"] and common.rounded(common.median(ratios["decode"])),
         "decode_lowest_highest": ratios["decode"] and common.lowest_highest(ratios["decode"]),
+        "skipping_times_faster": skips and common.rounded(common.median(skips)),
+        "skipping_lowest_highest": skips and common.lowest_highest(skips),
         "prefill_tokens_per_second": common.rounded(a.prompt / common.median(prefill)),
         "peak_gigaops": common.rounded(common.median(peaks)),
         "share_of_peak": common.rounded(common.median(computed)),
@@ -223,7 +232,7 @@ def main() -> None:
             width = OPPONENTS[precision][0]
             with entries(a, path, precision) as found:
                 bandwidths, peaks, expected = measure(a, found, width, limits, expected)
-                results += [row(a, e, found[0], width, zeros, operations, bandwidths, peaks) for e in found]
+                results += [row(a, e, found, width, zeros, operations, bandwidths, peaks) for e in found]
     common.record(f"compare-{a.shape}-{a.threads}t", a, rwkv.Engine("demo", threads=a.threads), results)
 
 

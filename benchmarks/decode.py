@@ -2,8 +2,9 @@
 
     python benchmarks/decode.py [--shape 0.4B] [--threads N] [--tokens 24] [--rounds 9]
 
-The bandwidth is measured before and after every round, in the same process. The greedy continuation of a prompt is
-computed while timing, must be the same in every round, and must be what one reading of the whole text predicts.
+No weights are skipped (compare.py has that). The bandwidth is measured before and after every round, in the same
+process. The greedy continuation of a prompt is computed while timing, must be the same in every round, and must be what
+one reading of the whole text predicts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def main() -> None:
     limits = common.Limits(a.quick)
     results = []
     for precision in ("fp32", "fp16", "bf16", "int8", "int4"):
-        engine = rwkv.Engine(path, f"cpu {precision}", threads=a.threads)
+        engine = rwkv.Engine(path, f"cpu {precision}", threads=a.threads, sparse=False)
         results.append(run(a, engine, precision, limits))
     common.record(f"decode-{a.shape}-{a.threads}t", a, engine, results)
 

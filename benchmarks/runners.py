@@ -100,7 +100,8 @@ class Engine(Runner):
         self.version = f"rwkv-engine {rwkv_engine.__version__}"
 
     def open(self, path, precision):
-        self._engine = self._rwkv.Engine(path, f"cpu {precision}", threads=self.threads)
+        precision, _, skipping = precision.partition(" ")
+        self._engine = self._rwkv.Engine(path, f"cpu {precision}", threads=self.threads, sparse=bool(skipping))
         self.uses = self._engine.description
 
     def close(self):
@@ -119,7 +120,8 @@ class Engine(Runner):
 
     def streamed_bytes(self):
         config = self._engine.config
-        return self._engine._core.weight_bytes - config.n_vocab * config.n_embd * 2  # the table is bf16, as in the file
+        core = self._engine._core  # the table is bf16, as in the file
+        return core.weight_bytes - core.column_bytes - config.n_vocab * config.n_embd * 2
 
 
 class LlamaCpp(Runner):

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "bind.h"
@@ -18,9 +19,9 @@ rwkv::Output output_of(const std::string& name) {
   throw rwkv::Error("output: expected 'last', 'all', 'none' or 'hidden', found '" + name + "'");
 }
 
-std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads,
+std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads, std::optional<bool> sparse,
                              const py::object& progress) {
-  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll()};
+  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(), sparse};
   const std::string name = path;
   const Unlocked unlocked;
   return Engine::open(name, options);
@@ -101,6 +102,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("fingerprint", &Engine::fingerprint)
       .def_property_readonly("description", &Engine::description)
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
+      .def_property_readonly("column_bytes", &Engine::column_bytes)
       .def_property_readonly("state_bytes", &Engine::state_bytes)
       .def("new_state", &Engine::new_state)
       .def("forward", forward)

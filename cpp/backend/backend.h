@@ -4,6 +4,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +29,7 @@ struct Linear {
   std::byte* data = nullptr;
   Format format = Format::f32;
   int rows = 0, cols = 0;
+  std::byte* columns = nullptr;  // a second storage, by columns, to skip those whose inputs are zero; null: none
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -170,6 +172,9 @@ class Backend {
   virtual size_t linear_bytes(Format, int rows, int cols) const = 0;
   virtual void pack(const Linear& w, const RowSource& source) = 0;      // reads each row once
   virtual void copy(const Tensor& table, const RowSource& source) = 0;  // the same without packing, of equal dtypes
+  // Of Linear::columns: 0 where this device skips nothing. They are made of a matrix that is packed.
+  virtual size_t column_bytes(Format, int rows, int cols) const = 0;
+  virtual void pack_columns(const Linear& w) = 0;
   virtual size_t state_bytes(const StatePart&) const = 0;
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
@@ -198,6 +203,9 @@ class Backend {
 
 struct DeviceOptions {
   int threads = 0;  // 0: one per core this process may use
+  // Whether Linear::columns are kept, and zero inputs skipped: always, never, or, where nothing is said, when the share
+  // of zeros says that it pays.
+  std::optional<bool> sparse = std::nullopt;
 };
 
 // "cpu", "cuda", "cuda:1". Throws DeviceError if this build or this machine has no such device.

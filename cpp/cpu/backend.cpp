@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/platform.h"
+#include "cpu/columns.h"
 
 namespace rwkv::cpu {
 
@@ -27,11 +28,35 @@ int sequence_of(const Batch& batch, int row) {
 
 size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float); }
 
+// The share of live columns up to which reading them alone is faster than reading all panels, as measured. It depends
+// on the bytes of a column that a worker reads at a stretch.
+double most_live(size_t bytes) { return bytes < 512 ? 0.35 : bytes < 1024 ? 0.4 : bytes < 2048 ? 0.5 : 0.65; }
+
+Product product_of(const LinearJob& job) {
+  return {job.w.data,
+          job.w.format,
+          padded_k(job.w.format, job.w.cols),
+          job.x.data,
+          job.x.rows,
+          job.y.as<float>(),
+          size_t(job.y.stride),
+          job.act,
+          job.out.data,
+          job.out.format,
+          padded_k(job.out.format, job.out.cols),
+          job.out.cols,
+          job.sum.as<float>(),
+          size_t(job.sum.stride),
+          job.gate.as<float>(),
+          size_t(job.gate.stride)};
+}
+
 bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
 
 }  // namespace
 
-CpuBackend::CpuBackend(const DeviceOptions& options) : kernels_(choose_kernels()), pool_(options.threads) {
+CpuBackend::CpuBackend(const DeviceOptions& options)
+    : kernels_(choose_kernels()), pool_(options.threads), sparse_(options.sparse) {
   scratch_.resize(size_t(pool_.size()));
   sampling_.resize(size_t(pool_.size()));
   errors_.resize(size_t(pool_.size()));
@@ -67,6 +92,24 @@ int64_t CpuBackend::row_stride(int64_t cols) const {
 
 size_t CpuBackend::linear_bytes(Format format, int rows, int cols) const {
   return size_t(panels_of(rows)) * panel_bytes(format, padded_k(format, cols));
+}
+
+size_t CpuBackend::column_bytes(Format format, int rows, int cols) const {
+  if (!sparse_.value_or(true) || !has_columns(format)) return 0;
+  return kColumnHead + cpu::column_bytes(format, column_rows(rows), padded_k(format, cols));
+}
+
+void CpuBackend::pack_columns(const Linear& w) {
+  const int k = padded_k(w.format, w.cols), groups = (k + kGroup - 1) / kGroup;
+  std::atomic<bool> finite{true};
+  pool_.run([&](int worker) {
+    const Share share(groups, worker, pool_.size());
+    for (int i = share.begin; i < share.end; i++)
+      if (!turn_columns(w.format, w.data, w.rows, k, i * kGroup, w.columns))
+        finite.store(false, std::memory_order_relaxed);
+  });
+  allow_skipping(w.columns, finite.load(std::memory_order_relaxed));
+  live_.resize(std::max(live_.size(), size_t(k)));
 }
 
 // A vector lies as it is. A matrix lies per head as [key][value], values padded to whole vectors.
@@ -228,6 +271,7 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
 // ---- products ----
 
 void CpuBackend::linear(std::span<const LinearJob> jobs) {
+  if (jobs.size() == 1 && skip_zeros(jobs[0])) return;
   // Jobs one behind the other, cut into pieces of equal bytes at borders of panels, or of pairs of them.
   const auto bytes_of = [](const Linear& w) { return int64_t(panel_bytes(w.format, padded_k(w.format, w.cols))); };
   int64_t total = 0;
@@ -244,25 +288,27 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
       const int p0 = begin <= at ? 0 : panel_at(begin), p1 = end <= at ? 0 : panel_at(end);
       at += panels * bytes_of(job.w);
       if (p0 >= p1) continue;
-      const Product product{job.w.data,
-                            job.w.format,
-                            padded_k(job.w.format, job.w.cols),
-                            job.x.data,
-                            job.x.rows,
-                            job.y.as<float>(),
-                            size_t(job.y.stride),
-                            job.act,
-                            job.out.data,
-                            job.out.format,
-                            padded_k(job.out.format, job.out.cols),
-                            job.out.cols,
-                            job.sum.as<float>(),
-                            size_t(job.sum.stride),
-                            job.gate.as<float>(),
-                            size_t(job.gate.stride)};
-      kernels_.product(product, p0, p1);
+      kernels_.product(product_of(job), p0, p1);
     }
   });
+}
+
+// One token, a residual: everybody takes some rows of all live columns.
+bool CpuBackend::skip_zeros(const LinearJob& job) {
+  if (!job.w.columns || job.x.rows != 1 || !job.sum || !may_skip(job.w.columns)) return false;
+  const int k = padded_k(job.w.format, job.w.cols), panels = panels_of(job.w.rows);
+  const size_t stretch =
+      cpu::column_bytes(job.w.format, column_rows(job.w.rows), kGroup) / kGroup / size_t(pool_.size());
+  const int most = sparse_ ? k : int(k * most_live(stretch));
+  const int count = kernels_.live_columns(job.w.format, job.x.data, k, most, live_.data());
+  if (count < 0) return false;
+  const LiveColumns columns{job.w.columns, job.w.rows, live_.data(), count};
+  pool_.run([&](int worker) {
+    const Share share((panels + 1) / 2, worker, pool_.size());
+    if (share.begin == share.end) return;
+    kernels_.column_product(product_of(job), columns, 2 * share.begin, std::min(2 * share.end, panels));
+  });
+  return true;
 }
 
 // ---- recurrences ----

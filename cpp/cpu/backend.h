@@ -21,6 +21,8 @@ class CpuBackend final : public Backend {
   size_t linear_bytes(Format, int rows, int cols) const override;
   void pack(const Linear& w, const RowSource& source) override;
   void copy(const Tensor& table, const RowSource& source) override;
+  size_t column_bytes(Format, int rows, int cols) const override;
+  void pack_columns(const Linear& w) override;
   size_t state_bytes(const StatePart&) const override;
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
@@ -37,6 +39,7 @@ class CpuBackend final : public Backend {
   void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
+  bool skip_zeros(const LinearJob& job);  // true if the job is done
   // work(worker, row, count) for all rows, `step` at a time and on all threads; throws what one of them throws first.
   using RowWork = std::function<void(int worker, int64_t row, int64_t count)>;
   void each_rows(int64_t rows, int64_t step, const RowWork& work);
@@ -58,6 +61,8 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   std::vector<Memory> scratch_;  // one per worker
   int64_t width_ = 0;
+  const std::optional<bool> sparse_;
+  std::vector<int32_t> live_;               // room for the columns of the widest matrix that may be skipped in
   std::vector<SampleScratch> sampling_;     // one per worker, grown to the widest row it has sampled
   std::vector<std::exception_ptr> errors_;  // of each worker's jobs the first
 };

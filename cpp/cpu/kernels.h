@@ -57,6 +57,15 @@ static constexpr size_t row_bytes(Format f, int k) {
 static inline int tile_count(int tokens, int tile) { return (tokens + tile - 1) / tile; }
 static inline int tile_start(int tokens, int tiles, int i) { return int(int64_t(tokens) * i / tiles); }
 
+// A matrix as columns (columns.h) and which of them count for one token, in the order in which panels add them; bytes
+// of a group in any order.
+struct LiveColumns {
+  const std::byte* columns;
+  int rows;
+  const int32_t* live;
+  int count;
+};
+
 struct Product {
   const std::byte* w;  // first panel of the matrix
   Format format;
@@ -135,6 +144,11 @@ struct Kernels {
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights. With an `out` of int8, panels
   // are finished two by two: p0 is even, and so is p1 unless the rows end.
   void (*product)(const Product&, int p0, int p1);
+  // The same bits from the live columns alone, for one token and a `sum`; p0 is even, and so is p1 unless the rows end.
+  void (*column_product)(const Product&, const LiveColumns&, int p0, int p1);
+  // The columns of one token's k packed activations that are not zero; -1 where there are more than `most`. `live` has
+  // room for k.
+  int (*live_columns)(Format, const std::byte* x, int k, int most, int32_t* live);
   // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M =
   // `width` tokens (at most `tile` of the table), rows landing at positions [at, at + m). k0 is even, for int8 a
   // multiple of kGroup, and so is kn unless the operand ends. `tile` is the tile's first byte. If k0 + kn is the

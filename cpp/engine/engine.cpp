@@ -40,7 +40,7 @@ std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOption
     if (options.poll) options.poll();
     if (options.progress) options.progress(done, total);
   };
-  auto model = Model::load(file, options.strategy, {options.threads}, report);
+  auto model = Model::load(file, options.strategy, {options.threads, options.sparse}, report);
   return std::shared_ptr<Engine>(new Engine(std::move(model), process_id()));
 }
 
@@ -48,6 +48,7 @@ const Config& Engine::config() const { return model_->config(); }
 const std::string& Engine::fingerprint() const { return model_->fingerprint(); }
 std::string Engine::description() const { return model_->backend()->description(); }
 size_t Engine::weight_bytes() const { return model_->weight_bytes(); }
+size_t Engine::column_bytes() const { return model_->column_bytes(); }
 size_t Engine::state_bytes() const { return model_->layout().portable_bytes(); }
 
 void Engine::check_process() const {

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,7 @@ struct EngineOptions {
   int threads = 0;    // 0: one per core this process may use
   Progress progress;  // bytes of weights read
   Poll poll;
+  std::optional<bool> sparse = {};  // as DeviceOptions have it
 };
 
 struct Sequence {
@@ -47,6 +49,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const std::string& fingerprint() const;  // hex SHA-256 of configuration and sampled weights
   std::string description() const;         // "cpu avx512, 2 threads"
   size_t weight_bytes() const;             // packed
+  size_t column_bytes() const;             // of those, what is kept a second time to skip zeros
   size_t state_bytes() const;              // of one state, portable form
 
   std::shared_ptr<State> new_state();

@@ -27,7 +27,7 @@ ChannelMix load_channel_mix(Loader& loader, const Config& c, int index, Format f
   p.norm = loader.norm(block + "ln2", c.n_embd, 1e-5f);
   p.mu_k = load_mu(loader, c, ffn, 'k'), p.mu_r = load_mu(loader, c, ffn, 'r');
   p.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, format);
-  p.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, format);
+  p.value = loader.matrix_of_sparse(ffn + "value.weight", c.n_embd, c.n_ffn, format);
   p.receptance = loader.matrix(ffn + "receptance.weight", c.n_embd, c.n_embd, format);
   return p;
 }

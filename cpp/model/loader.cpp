@@ -141,6 +141,16 @@ std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int
   return found;
 }
 
+Linear Loader::matrix_of_sparse(const std::string& name, int rows, int cols, Format format) {
+  Linear w = matrix(name, rows, cols, format);
+  const size_t bytes = backend_->column_bytes(format, rows, cols);
+  if (bytes == 0 || (!columns_of_packed_ && !file_.find(name)->packed.empty())) return w;
+  column_bytes_ += bytes;
+  w.columns = arena_->take(bytes);
+  if (!arena_->counting()) backend_->pack_columns(w);
+  return w;
+}
+
 std::vector<Linear> Loader::factors(const std::string& name, const std::vector<int64_t>& shape, int parts, int rows,
                                     int cols, Strides strides, Format format) {
   const TensorInfo& t = find(name, shape, Kind::matrix);

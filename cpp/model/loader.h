@@ -29,12 +29,16 @@ class Loader {
   // Called on this thread alone, now and then; `tell` calls it at once.
   void report(const LoadProgress& progress, int64_t bytes_total) { progress_ = progress, bytes_total_ = bytes_total; }
   void tell();
+  // Packed matrices have columns too, although it takes the time to make them.
+  void make_columns_of_packed(bool wanted) { columns_of_packed_ = wanted; }
 
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   int64_t dimension(const std::string& name, size_t index) const;  // of a tensor that must be there
 
   // A (rows, cols) matrix to multiply with; `transposed`: the file holds it as (cols, rows).
   Linear matrix(const std::string& name, int rows, int cols, Format format, bool transposed = false);
+  // One whose inputs are mostly zero: with columns, if the device keeps some.
+  Linear matrix_of_sparse(const std::string& name, int rows, int cols, Format format);
   // Low-rank factors that lie together in one small tensor of that shape, each (rows, cols): element (row, col) of
   // factor p is the tensor's number p * part + row * row + col * col.
   struct Strides {
@@ -55,7 +59,8 @@ class Loader {
 
   void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
   int64_t widest_table() const { return widest_table_; }
-  int64_t bytes() const { return bytes_; }  // of the file's tensors asked for so far
+  int64_t bytes() const { return bytes_; }               // of the file's tensors asked for so far
+  size_t column_bytes() const { return column_bytes_; }  // of Linear::columns
   const std::set<std::string>& used() const { return used_; }
   const Fingerprint& fingerprint() const { return fingerprint_; }
   // By name, what was made of those that were packed here and not only counted.
@@ -94,6 +99,8 @@ class Loader {
   Matrices matrices_;
   const std::thread::id caller_ = std::this_thread::get_id();  // where progress is told
   std::atomic<int64_t> bytes_read_ = 0;
+  bool columns_of_packed_ = false;
+  size_t column_bytes_ = 0;
   int64_t bytes_ = 0, bytes_told_ = 0, bytes_total_ = 0, widest_table_ = 0;
 };
 

@@ -84,6 +84,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->mapped_ = packed.has_value();
 
   Loader measure(file);
+  measure.make_columns_of_packed(options.sparse.value_or(false));
   model->build(measure);
   measure.check_all_used();
   for (Stage& stage : model->stages_) {
@@ -91,7 +92,9 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
   }
+  model->column_bytes_ = measure.column_bytes();
   Loader loader(file, !packed);  // whose weights no longer have the numbers that a fingerprint is made of
+  loader.make_columns_of_packed(options.sparse.value_or(false));
   loader.report(progress, measure.bytes());
   model->build(loader);
   loader.tell();

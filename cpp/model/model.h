@@ -42,6 +42,7 @@ class Model {
   const StateLayout& layout() const { return layout_; }
   const std::shared_ptr<Backend>& backend() const { return stages_.front().backend; }
   size_t weight_bytes() const { return weight_bytes_; }
+  size_t column_bytes() const { return column_bytes_; }  // of those, what is there twice, see Linear::columns
   const Formats& formats() const { return stages_.front().formats; }
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
@@ -67,7 +68,7 @@ class Model {
 
   Config config_;
   std::string fingerprint_;
-  size_t weight_bytes_ = 0;
+  size_t weight_bytes_ = 0, column_bytes_ = 0;
   std::vector<Stage> stages_;
   Layers layers_;
   StateLayout layout_;

@@ -67,7 +67,7 @@ Layer Layer::load(Loader& loader, const Config& c, int index, Formats formats) {
   f.norm = loader.norm(block + "ln2", c.n_embd, 1e-5f);
   f.mu = vector(ffn + "x_k");
   f.key = loader.matrix(ffn + "key.weight", c.n_ffn, c.n_embd, formats.large);
-  f.value = loader.matrix(ffn + "value.weight", c.n_embd, c.n_ffn, formats.large);
+  f.value = loader.matrix_of_sparse(ffn + "value.weight", c.n_embd, c.n_ffn, formats.large);
   if (c.version == "7a") f.deep = load_deep_embedding(loader, c, ffn, formats.small);
   return layer;
 }

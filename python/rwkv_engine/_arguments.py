@@ -62,6 +62,19 @@ def integer(value: object, name: str, low: int, high: int) -> int:
     return number
 
 
+def engine_options(
+    strategy: object, threads: object, sparse: object
+) -> tuple[bytes, int, bool | None]:
+    """Return what an engine is opened with, as the core takes it."""
+    if not isinstance(strategy, str):
+        raise TypeError(f"strategy: expected str, found {type(strategy).__name__}")
+    return (
+        strategy.encode(errors="surrogatepass"),
+        0 if threads is None else integer(threads, "threads", 1, 1024),
+        None if sparse is None else boolean(sparse, "sparse"),
+    )
+
+
 def real(value: object, name: str, low: float, high: float) -> float:
     """Return `value` if it is a number from `low` to `high`; NaN is none."""
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):

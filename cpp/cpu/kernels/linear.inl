@@ -104,12 +104,14 @@ void finish(const Product& p, int panel, int token, int m) {
     float* to = p.out && !groups ? rows[i] : y;
     const float* gate = p.gate ? p.gate + size_t(token + i) * p.ld_gate + k0 : nullptr;
     for (int v = 0; v < kPanel; v += kLanes)
-      if (sum)
-        store(sum + v, gate ? fma(load(gate + v), load(y + v), load(sum + v)) : add(load(sum + v), load(y + v)));
-      else if (p.out && gate)
+      if (sum) {  // + 0 makes +0 of -0: see columns.h
+        const Floats a = add(load(y + v), zero());
+        store(sum + v, gate ? fma(load(gate + v), a, load(sum + v)) : add(load(sum + v), a));
+      } else if (p.out && gate) {
         store(to + v, mul(activate(p.act, load(y + v)), load(gate + v)));
-      else
+      } else {
         store(to + v, activate(p.act, load(y + v)));
+      }
   }
   if (!p.out || k0 >= p.out_cols) return;
   const bool last = p.out_cols <= k0 + kPanel;

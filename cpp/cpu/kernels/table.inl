@@ -1,5 +1,6 @@
 // The one symbol of an instruction set's object. A file that names its set as RWKV_KERNELS and RWKV_KERNELS_NAME and
 // has included its simd/*.h includes this.
+#include "cpu/kernels/columns.inl"
 #include "cpu/kernels/linear.inl"
 #include "cpu/kernels/row.inl"
 #include "cpu/kernels/sample.inl"
@@ -9,8 +10,9 @@
 
 namespace rwkv::cpu {
 
-const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens,  product,    pack_rows, layer_norm, lerp,
-                              small_product,     widen,        wkv4,       wkv6,      wkv7,       all_finite,
-                              block_maxima,      exponentials, block_sums, collect};
+const Kernels RWKV_KERNELS = {
+    RWKV_KERNELS_NAME, kTileTokens, product, column_product, live_columns, pack_rows,  layer_norm,   lerp,
+    small_product,     widen,       wkv4,    wkv6,           wkv7,         all_finite, block_maxima, exponentials,
+    block_sums,        collect};
 
 }  // namespace rwkv::cpu

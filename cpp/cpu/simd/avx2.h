@@ -85,6 +85,17 @@ inline void store_bytes(void* p, Ints a) {
   const __m128i high = _mm_shuffle_epi8(_mm256_extracti128_si256(a, 1), lowest);
   _mm_storel_epi64(static_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
 }
+inline uint32_t nonzero(Ints a) {
+  const __m256i zeros = _mm256_cmpeq_epi32(a, _mm256_setzero_si256());
+  return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(zeros))) ^ 0xff;
+}
+inline void lanes_of_columns(const std::byte* const columns[4], size_t at, Ints to[4]) {
+  const auto column = [&](int i) { return load_ints(columns[i] + at); };
+  const Ints a = _mm256_unpacklo_epi8(column(0), column(1)), b = _mm256_unpackhi_epi8(column(0), column(1));
+  const Ints c = _mm256_unpacklo_epi8(column(2), column(3)), d = _mm256_unpackhi_epi8(column(2), column(3));
+  to[0] = _mm256_unpacklo_epi16(a, c), to[1] = _mm256_unpackhi_epi16(a, c);
+  to[2] = _mm256_unpacklo_epi16(b, d), to[3] = _mm256_unpackhi_epi16(b, d);
+}
 inline Ints bits(Floats a) { return _mm256_castps_si256(a); }
 inline Floats floats(Ints a) { return _mm256_castsi256_ps(a); }
 

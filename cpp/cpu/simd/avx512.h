@@ -84,6 +84,16 @@ inline int largest(Ints a) { return _mm512_reduce_max_epi32(a); }
 inline int total(Ints a) { return _mm512_reduce_add_epi32(a); }
 // The lowest byte of every lane.
 inline void store_bytes(void* p, Ints a) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
+// Sixteen bits, one for each lane that is not zero.
+inline uint32_t nonzero(Ints a) { return _mm512_test_epi32_mask(a, a); }
+// Four columns of 4 kLanes bytes: lane 4 j + i of to[v] is the four bytes at 16 j + 4 v + i.
+inline void lanes_of_columns(const std::byte* const columns[4], size_t at, Ints to[4]) {
+  const auto column = [&](int i) { return load_ints(columns[i] + at); };
+  const Ints a = _mm512_unpacklo_epi8(column(0), column(1)), b = _mm512_unpackhi_epi8(column(0), column(1));
+  const Ints c = _mm512_unpacklo_epi8(column(2), column(3)), d = _mm512_unpackhi_epi8(column(2), column(3));
+  to[0] = _mm512_unpacklo_epi16(a, c), to[1] = _mm512_unpackhi_epi16(a, c);
+  to[2] = _mm512_unpacklo_epi16(b, d), to[3] = _mm512_unpackhi_epi16(b, d);
+}
 inline Ints bits(Floats a) { return _mm512_castps_si512(a); }
 inline Floats floats(Ints a) { return _mm512_castsi512_ps(a); }
 

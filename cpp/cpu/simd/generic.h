@@ -140,6 +140,19 @@ inline int total(Ints a) {
 inline void store_bytes(void* p, Ints a) {
   for (int i = 0; i < kLanes; i++) static_cast<uint8_t*>(p)[i] = uint8_t(a.lane[i]);
 }
+inline uint32_t nonzero(Ints a) {
+  uint32_t found = 0;
+  for (int i = 0; i < kLanes; i++) found |= uint32_t(a.lane[i] != 0) << i;
+  return found;
+}
+inline void lanes_of_columns(const std::byte* const columns[4], size_t at, Ints to[4]) {
+  for (size_t v = 0; v < 4; v++)
+    for (size_t i = 0; i < 4; i++) {
+      std::byte lane[4];
+      for (int column = 0; column < 4; column++) lane[column] = columns[column][at + 4 * v + i];
+      memcpy(&to[v].lane[i], lane, 4);
+    }
+}
 inline Ints bits(Floats a) { return as<Ints>(a); }
 inline Floats floats(Ints a) { return as<Floats>(a); }
 

@@ -120,10 +120,11 @@ def _round(
 
 
 def _streamed_bytes(engine: Engine, model: str) -> int:
-    """Bytes of weights that one step reads: all but the embedding table."""
+    """Bytes of weights of one step, skipped or read: all but the embedding table."""
     table = next(t for t in inspect(model, tensors=True)["tensors"] if t["name"] == "emb.weight")
     size = {"f32": 4}.get(table["dtype"], 2)
-    return engine._core.weight_bytes - engine.config.n_vocab * engine.config.n_embd * size
+    once = engine._core.weight_bytes - engine._core.column_bytes
+    return once - engine.config.n_vocab * engine.config.n_embd * size
 
 
 def _resident_megabytes() -> float | None:
