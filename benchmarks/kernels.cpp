@@ -49,6 +49,7 @@ std::vector<const Kernels*> tables() {
   if (has.avx2) all.push_back(&kAvx2);
   if (has.avx512) all.push_back(&kAvx512);
   if (has.avx512vnni) all.push_back(&kAvx512Vnni);
+  if (has.avx512amx && request_tiles()) all.push_back(&kAvx512Amx);
   if (has.avx512bf16) all.push_back(&kAvx512Bf16);
 #endif
   return all;
@@ -103,7 +104,7 @@ struct Bench {
         plain(size_t(t) * kSide),
         y(plain.size()) {
     for (size_t i = 0; i < plain.size(); i++) plain[i] = float(int(uint32_t(i) * 2654435761u >> 24) - 128) / 128;
-    const int tiles = tile_count(tokens, kernels.tile);
+    const int tiles = tile_count(tokens, tile_of(kernels, format));
     for (int i = 0; i < tiles; i++) {
       const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
       kernels.pack_rows(format, plain.data() + size_t(begin) * kSide, kSide, m, 0, kSide, kSide,

@@ -84,7 +84,7 @@ TEST(activations_of_int8_are_the_nearest_steps_on_every_set) {
       for (const Kernels* k : all_sets()) {
         const FlushDenormals flush;
         const std::vector<std::byte> operand = pack(*k, Format::i8, x, tokens, cols);
-        const int padded = padded_k(Format::i8, cols), tiles = tile_count(tokens, k->tile);
+        const int padded = padded_k(Format::i8, cols), tiles = tile_count(tokens, tile_of(*k, Format::i8));
         for (int i = 0; i < tiles; i++) {
           const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
           for (int t = 0; t < m; t++)
@@ -94,7 +94,7 @@ TEST(activations_of_int8_are_the_nearest_steps_on_every_set) {
               const Group expected = quantised(&x[size_t((begin + t) * cols + c)], std::min(kGroup, cols - c));
               int sum = 0;
               for (int j = 0; j < kGroup; j++) {
-                const int q = int8_t(group[(j / 4 * m + t) * 4 + j % 4]);
+                const int q = int8_t(group[t * kGroup + j]);
                 CHECK(q == expected.q[j] && q >= -127);
                 sum += q;
               }

@@ -13,13 +13,14 @@ constexpr int kParts8 = 1;  // words that four activations take
 #else
 constexpr int kParts8 = 2;
 #endif
-constexpr int kGroupWords = kGroup / 4 * kParts8 + 2;  // of a token's group: numbers, scale, correction
+constexpr int kTokenWords = kGroup / 4 * kParts8;   // of a token's group: its numbers
+constexpr int kGroupWords = kTokenWords + 2;        // and scale and correction
 
 template <int M>
 constexpr int kByteVectors = kPanel / kLanes * M <= kByteRegisters / 2 ? kPanel / kLanes : 2;
 
-// Tokens [at, at + M) of a tile of Width.
-template <int M, int Width, bool Stream>
+// Tokens [At, At + M) of a tile of Width.
+template <int M, int At, int Width, bool Stream>
 void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool first, float* y, size_t ldy,
                          Fetch fetch) {
   constexpr int V = kByteVectors<M>;
@@ -32,22 +33,24 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
     const std::byte* scales = w + row * 2;
     w += kPanel * 2 + row * 4;
     Ints dots[M][V];
-    const int* correction = x + (kGroupWords - 1) * Width;
+    const auto* scale = reinterpret_cast<const float*>(x + kTokenWords * Width + At);
+    const int* correction = x + (kTokenWords + 1) * Width + At;
 #pragma GCC unroll 64
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 64
       for (int v = 0; v < V; v++) dots[m][v] = all(correction[m]);
+    const int* numbers = x + kTokenWords * At;
     for (int q = 0; q < 4; q++) {
       prefetch<Stream>(fetch.at, q < 3 ? part : rest);
 #pragma GCC unroll 64
-      for (int u = 0; u < kQuarter; u++, w += kPanel * 4, x += kParts8 * Width) {
+      for (int u = 0; u < kQuarter; u++, w += kPanel * 4, numbers += kParts8) {
         Ints b[V];
 #ifdef RWKV_DOT_BYTES
 #pragma GCC unroll 64
         for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
 #pragma GCC unroll 64
         for (int m = 0; m < M; m++) {
-          const Ints a = all(x[m]);
+          const Ints a = all(numbers[m * kTokenWords]);
 #pragma GCC unroll 64
           for (int v = 0; v < V; v++) dots[m][v] = dot_bytes(dots[m][v], b[v], a);
         }
@@ -61,7 +64,7 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
           }
 #pragma GCC unroll 64
           for (int m = 0; m < M; m++) {
-            const Ints a = all(x[half * Width + m]);
+            const Ints a = all(numbers[m * kTokenWords + half]);
 #pragma GCC unroll 64
             for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], a);
           }
@@ -69,8 +72,7 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
 #endif
       }
     }
-    const auto* scale = reinterpret_cast<const float*>(x);
-    x += 2 * Width;
+    x += kGroupWords * Width;
     w -= row * 4;
     Floats s[V];
 #pragma GCC unroll 64
@@ -99,11 +101,11 @@ void multiply_bytes(const std::byte* w, int row, const void* activations, int kn
                     Fetch fetch) {
   const auto* x = static_cast<const int*>(activations);
   if constexpr (M <= kByteTokens) {
-    multiply_group_rows<M, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<M, 0, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
   } else {
     constexpr int kHalf = M / 2;
-    multiply_group_rows<kHalf, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
-    multiply_group_rows<M - kHalf, M, Stream>(w, row, x + kHalf, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
+    multiply_group_rows<kHalf, 0, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<M - kHalf, kHalf, M, Stream>(w, row, x, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
   }
 }
 
