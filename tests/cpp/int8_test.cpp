@@ -35,7 +35,7 @@ TEST(products_of_int8_follow_their_definition_in_every_bit) {
   Random random;
   double worst = 0;
   for (auto [rows, cols] : {std::pair{70, 700}, {33, 64}, {5, 1}, {32, 130}})
-    for (int tokens : {1, 6, 12, 17}) {
+    for (int tokens : {1, 6, 12, 17, 40}) {
       const Row weights = mixed(random, rows, cols), x = mixed(random, tokens, cols);
       size_t next = 0;
       Matrix w(rows, cols, Format::i8, [&] { return weights[next++]; });
@@ -68,6 +68,30 @@ TEST(products_of_int8_follow_their_definition_in_every_bit) {
       }
     }
   CHECK(worst > 0.05);  // the bound is one that quantisation comes near
+}
+
+TEST(products_of_int8_for_any_number_of_tokens) {
+  Random random;
+  std::vector<int> counts = {63, 64, 65, 95, 96, 257};
+  for (int i = 1; i <= 40; i++) counts.push_back(i);
+  for (auto [rows, cols] : {std::pair{70, 700}, {160, 1250}, {33, 63}})
+    for (int tokens : counts) {
+      if (rows == 160 && tokens < 63 && tokens % 8 > 1) continue;
+      const Row weights = mixed(random, rows, cols), x = mixed(random, tokens, cols);
+      size_t next = 0;
+      Matrix w(rows, cols, Format::i8, [&] { return weights[next++]; });
+      for (Format out : kFormats) {
+        if (out != kFormats[size_t(tokens) % 3] && tokens < 63) continue;
+        const std::vector<int> cuts = rows > 64 ? std::vector{2} : std::vector<int>();
+        Outcome first;
+        for (const Kernels* k : exact_sets()) {
+          const Outcome o = multiply(*k, w, x, tokens, cuts, Act::relu2, out);
+          if (first.y.empty()) first = o;
+          CHECK(same(o.y, first.y) && same(o.active, first.active) && same(o.sum, first.sum));
+          CHECK(same(o.gated, first.gated) && same(o.out, first.out));
+        }
+      }
+    }
 }
 
 TEST(activations_of_int8_are_the_nearest_steps_on_every_set) {

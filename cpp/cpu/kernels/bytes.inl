@@ -13,8 +13,8 @@ constexpr int kParts8 = 1;  // words that four activations take
 #else
 constexpr int kParts8 = 2;
 #endif
-constexpr int kTokenWords = kGroup / 4 * kParts8;   // of a token's group: its numbers
-constexpr int kGroupWords = kTokenWords + 2;        // and scale and correction
+constexpr int kTokenWords = kGroup / 4 * kParts8;  // of a token's group: its numbers
+constexpr int kGroupWords = kTokenWords + 2;       // and scale and correction
 
 template <int M>
 constexpr int kByteVectors = kPanel / kLanes * M <= kByteRegisters / 2 ? kPanel / kLanes : 2;

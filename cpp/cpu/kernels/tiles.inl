@@ -1,4 +1,5 @@
-// y = W x of int8 for many tokens, on tiles: one product of tiles is the exact sum of a group, for 16 tokens and 16 rows.
+// y = W x of int8 for many tokens, on tiles: one product of tiles is the exact sum of a group, for 16 tokens and 16
+// rows.
 //
 // What takes the time is not the multiplying but what follows, one multiplication and one FMA for every sum. So both
 // are done at once: while the tiles multiply one unit (a panel, a tile of tokens, kUnitGroups groups), whose sums go
@@ -12,10 +13,10 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kFewTokens = 6;    // that dot products of vectors are faster with; at most kTileTokens
-constexpr int kUnitGroups = 2;   // more would drive activations and weights out of L1
-constexpr int kBlockGroups = 8;  // of k
-constexpr int kBlockPanels = 4;  // even
+constexpr int kFewTokens = kTileTokens;  // that dot products of vectors are faster with
+constexpr int kUnitGroups = 2;           // 1 and 4 are slower
+constexpr int kBlockGroups = 8;          // of k
+constexpr int kBlockPanels = 4;          // even
 constexpr int kBlockTiles = 8;
 constexpr int kChunk = 8;  // tokens whose sums are held in registers
 constexpr float kShift = 0x1.8p23f;
@@ -27,8 +28,8 @@ class TileProduct {
   void run() {
     const int blocks = (tiles_ + kBlockTiles - 1) / kBlockTiles, step = kBlockGroups * kGroup;
     for (int i = 0; i < blocks; i++)
-      for (int k = 0; k < p_.k; k += step)
-        for (int panel = p0_; panel < p1_; panel += kBlockPanels)
+      for (int panel = p0_; panel < p1_; panel += kBlockPanels)
+        for (int k = 0; k < p_.k; k += step)
           block(tiles_ * i / blocks, tiles_ * (i + 1) / blocks, k, panel, i + 1 < blocks);
     flush();
   }
@@ -38,8 +39,8 @@ class TileProduct {
     const std::byte *w, *x;  // first groups
     int groups;
     int panel, token, tokens;
-    bool first, last;               // of k
-    const float* scales = nullptr;  // of tokens, see prepare()
+    bool first, last;     // of k
+    const float* scales;  // of tokens, see prepare()
   };
 
   int start(int tile) const { return tile_start(p_.tokens, tiles_, tile); }
@@ -52,9 +53,9 @@ class TileProduct {
     constexpr int kStepBytes = kUnitGroups * kGroup;
     const int most = kBlockGroups * kGroup, kn = p_.k - k < most ? p_.k - k : most;
     const int count = p1_ - panel < kBlockPanels ? p1_ - panel : kBlockPanels;
-    int next_panel = panel + kBlockPanels, next_k = k;
-    if (next_panel >= p1_) next_panel = p0_, next_k += kn;
-    if (next_k == p_.k) next_panel = more ? p0_ : p1_, next_k = 0;
+    int next_panel = panel, next_k = k + kn;
+    if (next_k == p_.k) next_panel += kBlockPanels, next_k = 0;
+    if (next_panel >= p1_ && more) next_panel = p0_;
     const std::byte* fetch[kBlockPanels];
     for (int i = 0; i < count; i++) fetch[i] = next_panel + i < p1_ ? weights(next_panel + i, next_k) : nullptr;
     const int lines = (int(panel_bytes(Format::i8, kGroup)) / kLine + t1 - t0 - 1) / (t1 - t0);
@@ -116,8 +117,8 @@ class TileProduct {
     unit_at_ ^= 1;
     for (int g = 0; g < unit.groups; g++)
       for (int v = 0; v < 2; v++)
-        store(weight_scales_[g][v], floats(shift_left<16>(load_u16(
-                                        unit.w + panel_bytes(Format::i8, kGroup) * size_t(g) + v * kLanes * 2))));
+        store(weight_scales_[g][v],
+              floats(shift_left<16>(load_u16(unit.w + panel_bytes(Format::i8, kGroup) * size_t(g) + v * kLanes * 2))));
   }
 
   // One group of a unit, cut into pieces with time for other instructions in between. What the tiles of the tokens from
@@ -173,14 +174,19 @@ class TileProduct {
   // The tokens [t, t + kChunk) of the unit before; those that there are not come from and go to a spare row.
   template <class Pieces>
   void add(int t, Pieces&& step) {
-    float* y = p_.y + size_t(before_.token + t) * p_.ldy + before_.panel * kPanel;
-    const int m = before_.tokens - t;
+    float* y[kChunk];
     Floats sums[kChunk][2];
+    y[0] = p_.y + size_t(before_.token + t) * p_.ldy + before_.panel * kPanel;
 #pragma GCC unroll 8
-    for (int i = 0; i < kChunk; i++)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; v++)
-        sums[i][v] = before_.first ? zero() : load((i < m ? y + size_t(i) * p_.ldy : spare_) + v * kLanes);
+    for (int i = 1; i < kChunk; i++) y[i] = y[i - 1] + p_.ldy;
+    for (int i = before_.tokens - t; i < kChunk; i++) y[i] = spare_;
+    if (before_.first) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kChunk; i++) sums[i][0] = sums[i][1] = zero();
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < kChunk; i++) sums[i][0] = load(y[i]), sums[i][1] = load(y[i] + kLanes);
+    }
     for (int g = 0; g < before_.groups; g++) {
       if (step.piece < Step::kPieces - 1) step.next();
       const Floats w[2] = {load(weight_scales_[g][0]), load(weight_scales_[g][1])};
@@ -190,9 +196,7 @@ class TileProduct {
       for (int i = 0; i < kChunk; i++) add_scaled(sums[i], dots + i * kPanel, scales[kByteTile + i], scales[i], w);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < kChunk; i++)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; v++) store((i < m ? y + size_t(i) * p_.ldy : spare_) + v * kLanes, sums[i][v]);
+    for (int i = 0; i < kChunk; i++) store(y[i], sums[i][0]), store(y[i] + kLanes, sums[i][1]);
   }
 
   void retire() {

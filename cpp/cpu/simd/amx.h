@@ -1,5 +1,5 @@
-// AVX-512 with tiles (AMX): eight two-dimensional registers of at most 16 rows of 64 bytes, and products of two of them.
-// Numbers 0 to 3 are sums (tokens x rows of W), 4 and 5 activations, 6 and 7 weights.
+// AVX-512 with tiles (AMX): eight two-dimensional registers of at most 16 rows of 64 bytes, and products of two of
+// them. Numbers 0 to 3 are sums (tokens x rows of W), 4 and 5 activations, 6 and 7 weights.
 #pragma once
 #include "cpu/simd/avx512.h"
 
@@ -73,7 +73,8 @@ inline void add_scaled(Floats (&sums)[2], const float* numbers, const float& off
       "vfmadd231ps %[b], %[a], %[sum1]"
       : [sum0] "+v"(sums[0]), [sum1] "+v"(sums[1]), [a] "=&v"(a), [b] "=&v"(b), [c] "=&v"(c), [d] "=&v"(d)
       : [w0] "v"(w[0]), [w1] "v"(w[1]), [scale] "m"(scale), [offset] "m"(offset),
-        [low] "m"(*reinterpret_cast<const Floats*>(numbers)), [high] "m"(*reinterpret_cast<const Floats*>(numbers + 16)));
+        [low] "m"(*reinterpret_cast<const Floats*>(numbers)),
+        [high] "m"(*reinterpret_cast<const Floats*>(numbers + 16)));
 }
 
 }  // namespace
