@@ -51,6 +51,7 @@ std::vector<const Kernels*> tables() {
   if (has.avx2) all.push_back(&kAvx2);
   if (has.avx512) all.push_back(&kAvx512);
   if (has.avx512vnni) all.push_back(&kAvx512Vnni);
+  if (has.avx512amx && request_tiles()) all.push_back(&kAvx512Amx);
   if (has.avx512bf16) all.push_back(&kAvx512Bf16);
 #endif
   return all;
@@ -106,7 +107,7 @@ struct Bench {
         y(plain.size()) {
     for (size_t i = 0; i < plain.size(); i++) plain[i] = float(int(uint32_t(i) * 2654435761u >> 24) - 128) / 128;
     const Format operand = operand_format(format);
-    const int tiles = tile_count(tokens, kernels.tile);
+    const int tiles = tile_count(tokens, tile_of(kernels, operand));
     for (int i = 0; i < tiles; i++) {
       const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
       kernels.pack_rows(operand, plain.data() + size_t(begin) * kSide, kSide, m, 0, kSide, kSide,

@@ -90,6 +90,21 @@ RWKV_PEAK(dot_int8_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi32(1), RW
 RWKV_PEAK(peak_shorts_avx2, "avx2", __m256i, _mm256_set1_epi32(1), RWKV_DOT_SHORTS_YMM)
 RWKV_PEAK(peak_shorts_avx512, "avx512bw", __m512i, _mm512_set1_epi32(1), RWKV_DOT_SHORTS)
 
+// Four products of tiles with sums of their own, of 16 x 64 and 64 x 16 bytes.
+__attribute__((target("amx-tile,amx-int8"))) inline void tiles_int8(long rounds) {
+  alignas(64) struct {
+    uint8_t palette = 1, reserved[15] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } shapes;
+  asm volatile("ldtilecfg %0" : : "m"(shapes));
+  for (long i = 0; i < rounds; i++)
+    asm volatile(
+        "tdpbsud %tmm6,%tmm4,%tmm0\n tdpbsud %tmm7,%tmm4,%tmm1\n"
+        "tdpbsud %tmm6,%tmm5,%tmm2\n tdpbsud %tmm7,%tmm5,%tmm3");
+  asm volatile("tilerelease");
+}
+
 inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx2", read_avx2},
                                   {"avx2, L1 hint", read_avx2_l1},
@@ -101,6 +116,7 @@ inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8, peak_sse2, 12 * 8},
                               {"avx2", peak_avx2, 12 * 16, peak_shorts_avx2, 12 * 32},
                               {"avx512", peak_avx512, 12 * 32, peak_shorts_avx512, 12 * 64},
                               {"avx512vnni", peak_avx512, 12 * 32, dot_int8_vnni, 12 * 128},
+                              {"avx512amx", peak_avx512, 12 * 32, tiles_int8, 4 * 2 * 16 * 16 * 64},
                               {"avx512bf16", peak_avx512, 12 * 32, dot_int8_vnni, 12 * 128}};
 inline const Peak kBf16Dots[] = {{"avx512bf16", dot_bf16, 12 * 64}};
 inline const Peak kInt8Dots[] = {

@@ -53,4 +53,7 @@ int64_t process_id();
 // Cores that this process may run on: its affinity, at least 1.
 int usable_cores();
 
+// Asks once for AMX's tiles, which the system saves only for processes that want them. False: it does not.
+bool request_tiles();
+
 }  // namespace rwkv

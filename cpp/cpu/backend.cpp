@@ -146,11 +146,10 @@ void CpuBackend::layer_norm(const float* x, const Norm& norm, int n, float* y) c
 }
 
 void CpuBackend::pack_rows(const float* x, size_t ld, int begin, int count, int k0, int kn, const Operand& out) const {
-  const int k = padded_k(out.format, out.cols), tiles = tile_count(out.rows, kernels_.tile);
+  const int k = padded_k(out.format, out.cols), tiles = tile_count(out.rows, tile_of(kernels_, out.format));
   const int k_end = k0 + kn == out.cols ? k : k0 + kn;
   const auto start = [&](int i) { return tile_start(out.rows, tiles, i); };
-  int tile = int(int64_t(begin) * tiles / out.rows);
-  while (start(tile + 1) <= begin) tile++;
+  int tile = tile_at(out.rows, tiles, begin);
   for (int row = begin; row < begin + count; tile++) {
     const int at = row - start(tile), width = start(tile + 1) - start(tile);
     const int rows = std::min(width - at, begin + count - row);

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/platform.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/x86.h"
 
@@ -27,6 +28,7 @@ const Kernels& choose_kernels() {
   const Candidate candidates[] = {
 #if RWKV_X86
       {&kAvx512Bf16, has.avx512bf16, !has.intel},
+      {&kAvx512Amx, has.avx512amx && request_tiles(), true},
       {&kAvx512Vnni, has.avx512vnni, true},
       {&kAvx512, has.avx512, true},
       {&kAvx2, has.avx2, true},

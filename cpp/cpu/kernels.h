@@ -45,10 +45,10 @@ static constexpr size_t panel_bytes(Format f, int k) {  // of k columns, a multi
   return size_t(k) * kPanel * (f == Format::f32 ? 4 : 2);
 }
 
-// Packed activations (Operand) of T tokens, cut into balanced tiles of at most Kernels::tile tokens; tile i holds
-// tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):
+// Packed activations (Operand) of T tokens, cut into balanced tiles of at most tile_of(Kernels, format) tokens; tile i
+// holds tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):
 //   f32   [K][M]          bf16  [K/2][M][2]
-//   i8    [K/64]          of each group: [16][M][4] numbers in [-127, 127], [M] scales as float,
+//   i8    [K/64]          of each group: [M][64] numbers in [-127, 127], [M] scales as float,
 //                         [M] corrections as int32: -128 times the sum of the numbers, for the 128 of the weights
 static constexpr size_t row_bytes(Format f, int k) {
   if (f == Format::i8) return size_t(k / kGroup) * (kGroup + 8);
@@ -56,6 +56,11 @@ static constexpr size_t row_bytes(Format f, int k) {
 }
 static inline int tile_count(int tokens, int tile) { return (tokens + tile - 1) / tile; }
 static inline int tile_start(int tokens, int tiles, int i) { return int(int64_t(tokens) * i / tiles); }
+static inline int tile_at(int tokens, int tiles, int token) {
+  int i = int(int64_t(token) * tiles / tokens);
+  while (tile_start(tokens, tiles, i + 1) <= token) i++;
+  return i;
+}
 
 // A matrix as columns (columns.h) and which of them count for one token, in the order in which panels add them; bytes
 // of a group in any order.
@@ -139,7 +144,7 @@ static constexpr size_t sample_blocks(size_t n) { return (n + kSampleBlock - 1) 
 
 struct Kernels {
   const char* name;
-  int tile;  // most tokens in a tile
+  int tile, byte_tile;  // most tokens in a tile, of numbers and of int8
 
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights. With an `out` of int8, panels
   // are finished two by two: p0 is even, and so is p1 unless the rows end.
@@ -150,7 +155,7 @@ struct Kernels {
   // room for k.
   int (*live_columns)(Format, const std::byte* x, int k, int most, int32_t* live);
   // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M =
-  // `width` tokens (at most `tile` of the table), rows landing at positions [at, at + m). k0 is even, for int8 a
+  // `width` tokens (at most tile_of the table), rows landing at positions [at, at + m). k0 is even, for int8 a
   // multiple of kGroup, and so is kn unless the operand ends. `tile` is the tile's first byte. If k0 + kn is the
   // operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
   void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
@@ -175,9 +180,11 @@ struct Kernels {
   size_t (*collect)(const float* x, size_t n, const float* maxima, float low, int32_t* ids, float* values);
 };
 
-extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;  // on x86 only, but the first
+static inline int tile_of(const Kernels& k, Format f) { return f == Format::i8 ? k.byte_tile : k.tile; }
 
-// The best table this machine can run; RWKV_ISA=generic|avx2|avx512|avx512vnni|avx512bf16 chooses a lesser one
+extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Vnni, kAvx512Amx, kAvx512Bf16;  // on x86 only, but the first
+
+// The best table this machine can run; RWKV_ISA=generic|avx2|avx512|avx512vnni|avx512amx|avx512bf16 chooses another
 // (DeviceError when the name is unknown or the machine cannot run it).
 const Kernels& choose_kernels();
 

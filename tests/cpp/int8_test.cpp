@@ -37,7 +37,7 @@ TEST(products_of_int8_and_int4_follow_their_definition_in_every_bit) {
   double worst = 0;
   for (const Format format : {Format::i8, Format::i4})
     for (auto [rows, cols] : {std::pair{70, 700}, {33, 64}, {5, 1}, {32, 130}})
-      for (int tokens : {1, 6, 12, 17}) {
+      for (int tokens : {1, 6, 12, 17, 40}) {
         const Row weights = mixed(random, rows, cols), x = mixed(random, tokens, cols);
         size_t next = 0;
         Matrix w(rows, cols, format, [&] { return weights[next++]; });
@@ -73,6 +73,32 @@ TEST(products_of_int8_and_int4_follow_their_definition_in_every_bit) {
   CHECK(worst > 0.05);  // the bound is one that quantisation comes near
 }
 
+TEST(products_of_int8_and_int4_for_any_number_of_tokens) {
+  constexpr Format kOperands[] = {Format::f32, Format::bf16, Format::i8};
+  Random random;
+  std::vector<int> counts = {63, 64, 65, 95, 96, 257};
+  for (int i = 1; i <= 40; i++) counts.push_back(i);
+  for (const Format format : {Format::i8, Format::i4})
+    for (auto [rows, cols] : {std::pair{70, 700}, {160, 1250}, {33, 63}})
+      for (int tokens : counts) {
+        if (rows == 160 && tokens < 63 && tokens % 8 > 1) continue;
+        const Row weights = mixed(random, rows, cols), x = mixed(random, tokens, cols);
+        size_t next = 0;
+        Matrix w(rows, cols, format, [&] { return weights[next++]; });
+        for (Format out : kOperands) {
+          if (out != kOperands[size_t(tokens) % 3] && tokens < 63) continue;
+          const std::vector<int> cuts = rows > 64 ? std::vector{2} : std::vector<int>();
+          Outcome first;
+          for (const Kernels* k : exact_sets()) {
+            const Outcome o = multiply(*k, w, x, tokens, cuts, Act::relu2, out);
+            if (first.y.empty()) first = o;
+            CHECK(same(o.y, first.y) && same(o.active, first.active) && same(o.sum, first.sum));
+            CHECK(same(o.gated, first.gated) && same(o.out, first.out));
+          }
+        }
+      }
+}
+
 TEST(activations_are_the_nearest_steps_on_every_set) {
   Random random;
   for (int cols : {1, 5, 63, 64, 65, 200})
@@ -87,7 +113,7 @@ TEST(activations_are_the_nearest_steps_on_every_set) {
       for (const Kernels* k : all_sets()) {
         const FlushDenormals flush;
         const std::vector<std::byte> operand = pack(*k, Format::i8, x, tokens, cols);
-        const int padded = padded_k(Format::i8, cols), tiles = tile_count(tokens, k->tile);
+        const int padded = padded_k(Format::i8, cols), tiles = tile_count(tokens, tile_of(*k, Format::i8));
         for (int i = 0; i < tiles; i++) {
           const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
           for (int t = 0; t < m; t++)
@@ -97,7 +123,7 @@ TEST(activations_are_the_nearest_steps_on_every_set) {
               const Group expected = quantised(&x[size_t((begin + t) * cols + c)], std::min(kGroup, cols - c));
               int sum = 0;
               for (int j = 0; j < kGroup; j++) {
-                const int q = int8_t(group[(j / 4 * m + t) * 4 + j % 4]);
+                const int q = int8_t(group[t * kGroup + j]);
                 CHECK(q == expected.q[j] && q >= -127);
                 sum += q;
               }

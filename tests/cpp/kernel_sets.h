@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/platform.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/x86.h"
 
@@ -24,6 +25,7 @@ inline std::vector<const Kernels*> exact_sets() {
   if (has.avx2) sets.push_back(&kAvx2);
   if (has.avx512) sets.push_back(&kAvx512);
   if (has.avx512vnni) sets.push_back(&kAvx512Vnni);
+  if (has.avx512amx && request_tiles()) sets.push_back(&kAvx512Amx);
   if (has.avx512bf16) sets.push_back(&kAvx512Bf16);
 #endif
   return sets;

@@ -256,10 +256,10 @@ TEST(packing_comes_back_and_rounds_to_nearest_even) {
 TEST(packing_by_rows_and_columns_equals_packing_at_once) {
   Random random;
   const int cols = 205;
-  const Row x = random.row(size_t(12 * cols));
+  const Row x = random.row(size_t(32 * cols));
   for (Format format : {Format::f32, Format::bf16, Format::i8})
     for (const Kernels* k : all_sets()) {
-      const int m = k->tile, padded = padded_k(format, cols), step = format == Format::i8 ? kGroup : 22;
+      const int m = tile_of(*k, format), padded = padded_k(format, cols), step = format == Format::i8 ? kGroup : 22;
       const size_t bytes = size_t(m) * row_bytes(format, padded);
       std::vector<std::byte> once(bytes), parts(bytes, std::byte{0xff});
       k->pack_rows(format, x.data(), size_t(cols), m, 0, cols, padded, once.data(), m, 0);

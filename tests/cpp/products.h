@@ -71,7 +71,7 @@ struct Matrix {
 };
 
 inline std::vector<std::byte> pack(const Kernels& k, Format f, const Row& x, int tokens, int cols) {
-  const int padded = padded_k(f, cols), tiles = tile_count(tokens, k.tile);
+  const int padded = padded_k(f, cols), tiles = tile_count(tokens, tile_of(k, f));
   std::vector<std::byte> out(size_t(tokens) * row_bytes(f, padded), std::byte{0xff});
   for (int i = 0; i < tiles; i++) {
     const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;
@@ -85,12 +85,12 @@ inline std::vector<std::byte> pack(const Kernels& k, Format f, const Row& x, int
 inline float dequantised(const std::byte* tile, int m, int t, int c) {
   const std::byte* group = tile + row_bytes(Format::i8, c / kGroup * kGroup) * size_t(m);
   const int i = c % kGroup;
-  return float(int8_t(group[(i / 4 * m + t) * 4 + i % 4])) * reinterpret_cast<const float*>(group + kGroup * m)[t];
+  return float(int8_t(group[t * kGroup + i])) * reinterpret_cast<const float*>(group + kGroup * m)[t];
 }
 
 // The operand as rows again, its padding included.
 inline Row unpack(const Kernels& k, Format f, const std::vector<std::byte>& operand, int tokens, int cols) {
-  const int padded = padded_k(f, cols), tiles = tile_count(tokens, k.tile);
+  const int padded = padded_k(f, cols), tiles = tile_count(tokens, tile_of(k, f));
   Row out(size_t(tokens) * size_t(padded));
   for (int i = 0; i < tiles; i++) {
     const int begin = tile_start(tokens, tiles, i), m = tile_start(tokens, tiles, i + 1) - begin;

@@ -174,6 +174,18 @@ def instruction_sets():
             "f16c",
             "bmi2",
         },
+        "avx512amx": {
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512dq",
+            "avx512_vnni",
+            "amx_tile",
+            "amx_int8",
+            "fma",
+            "f16c",
+            "bmi2",
+        },
         "avx512bf16": {
             "avx512f",
             "avx512bw",

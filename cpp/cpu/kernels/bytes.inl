@@ -18,13 +18,15 @@ constexpr int kParts8 = 2;
 template <Format F>
 constexpr int kPartsOf = F == Format::i8 ? kParts8 : 1;
 template <Format F>
-constexpr int kGroupWords = kGroup / 4 * kPartsOf<F> + 2;  // of a token's group: numbers, scale, correction
+constexpr int kTokenWords = kGroup / 4 * kPartsOf<F>;  // of a token's group: its numbers
+template <Format F>
+constexpr int kGroupWords = kTokenWords<F> + 2;  // and scale and correction
 
 template <int M>
 constexpr int kByteVectors = kPanel / kLanes * M <= kByteRegisters / 2 ? kPanel / kLanes : 2;
 
 // Four columns of weights, a word of them to a lane, times those of M tokens.
-template <int Width, int V, int M>
+template <int V, int M>
 inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
   Ints b[V];
 #ifdef RWKV_DOT_BYTES
@@ -32,7 +34,7 @@ inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
   for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
 #pragma GCC unroll 64
   for (int m = 0; m < M; m++) {
-    const Ints a = all(x[m]);
+    const Ints a = all(x[m * kTokenWords<Format::i8>]);
 #pragma GCC unroll 64
     for (int v = 0; v < V; v++) dots[m][v] = dot_bytes(dots[m][v], b[v], a);
   }
@@ -46,7 +48,7 @@ inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
     }
 #pragma GCC unroll 64
     for (int m = 0; m < M; m++) {
-      const Ints a = all(x[half * Width + m]);
+      const Ints a = all(x[m * kTokenWords<Format::i8> + half]);
 #pragma GCC unroll 64
       for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], a);
     }
@@ -58,18 +60,21 @@ inline Ints low_halves(Ints bytes) { return bit_and(bytes, all(0x0f0f0f0f)); }
 inline Ints high_halves(Ints bytes) { return bit_and(shift_right<4>(bytes), all(0x0f0f0f0f)); }
 
 // The same for eight columns of int4.
-template <int Width, int V, int M>
+template <int V, int M>
 inline void add_halves(Ints (&dots)[M][V], const std::byte* w, const int* x) {
 #pragma GCC unroll 64
   for (int v = 0; v < V; v++) {
     const Ints bytes = load_ints(w + v * kLanes * 4), low = low_halves(bytes), high = high_halves(bytes);
 #pragma GCC unroll 64
-    for (int m = 0; m < M; m++) dots[m][v] = dot_halves(dots[m][v], low, all(x[m]), high, all(x[Width + m]));
+    for (int m = 0; m < M; m++) {
+      const int* a = x + m * kTokenWords<Format::i4>;
+      dots[m][v] = dot_halves(dots[m][v], low, all(a[0]), high, all(a[1]));
+    }
   }
 }
 
-// Tokens [at, at + M) of a tile of Width.
-template <Format F, int M, int Width, bool Stream>
+// Tokens [At, At + M) of a tile of Width.
+template <Format F, int M, int At, int Width, bool Stream>
 void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool first, float* y, size_t ldy,
                          Fetch fetch) {
   constexpr int V = kByteVectors<M>;
@@ -82,22 +87,23 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
     const std::byte* scales = w + row * 2;
     w += kPanel * 2 + row * 4;
     Ints dots[M][V];
-    const int* correction = x + (kGroupWords<F> - 1) * Width;
+    const auto* scale = reinterpret_cast<const float*>(x + kTokenWords<F> * Width + At);
+    const int* correction = x + (kTokenWords<F> + 1) * Width + At;
 #pragma GCC unroll 64
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 64
       for (int v = 0; v < V; v++) dots[m][v] = all(F == Format::i8 ? correction[m] : correction[m] >> 4);
+    const int* numbers = x + kTokenWords<F> * At;
     for (int q = 0; q < 4; q++) {
       prefetch<Stream>(fetch.at, q < 3 ? part : rest);
 #pragma GCC unroll 64
-      for (int c = 0; c < kGroup / 4; c += kColumns, w += kPanel * 4, x += kColumns / 4 * kPartsOf<F> * Width)
+      for (int c = 0; c < kGroup / 4; c += kColumns, w += kPanel * 4, numbers += kColumns / 4 * kPartsOf<F>)
         if constexpr (F == Format::i8)
-          add_bytes<Width>(dots, w, x);
+          add_bytes(dots, w, numbers);
         else
-          add_halves<Width>(dots, w, x);
+          add_halves(dots, w, numbers);
     }
-    const auto* scale = reinterpret_cast<const float*>(x);
-    x += 2 * Width;
+    x += kGroupWords<F> * Width;
     w -= row * 4;
     Floats s[V];
 #pragma GCC unroll 64
@@ -126,11 +132,11 @@ void multiply_bytes(const std::byte* w, int row, const void* activations, int kn
                     Fetch fetch) {
   const auto* x = static_cast<const int*>(activations);
   if constexpr (M <= kByteTokens) {
-    multiply_group_rows<F, M, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<F, M, 0, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
   } else {
     constexpr int kHalf = M / 2;
-    multiply_group_rows<F, kHalf, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
-    multiply_group_rows<F, M - kHalf, M, Stream>(w, row, x + kHalf, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
+    multiply_group_rows<F, kHalf, 0, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
+    multiply_group_rows<F, M - kHalf, kHalf, M, Stream>(w, row, x, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
   }
 }
 

@@ -8,8 +8,11 @@
 #include <string.h>
 
 #include "cpu/kernels/bytes.inl"
-#include "cpu/kernels/pack.inl"
+#include "cpu/kernels/finish.inl"
 #include "cpu/kernels/unpack.inl"
+#ifdef RWKV_TILES
+#include "cpu/kernels/tiles.inl"
+#endif
 
 namespace rwkv::cpu {
 namespace {
@@ -76,58 +79,24 @@ struct Activations {
     }
   }
 
-  // int8 to 16 bits: of four columns of all tokens the even two, then the odd two. Returns where the next group goes.
+  // int8 to 16 bits: of four columns of a token the even two, then the odd two. Returns where the next group goes.
   int widen_group(const std::byte* x, int m, int at) {
-    for (int k = 0; k < kGroup; k += 4, x += m * 4, at += 2 * m)
-      for (int i = 0; i < m; i++) {
-        int8_t q[4];
-        memcpy(q, x + i * 4, 4);
-        const int16_t halves[2][2] = {{q[0], q[2]}, {q[1], q[3]}};
-        memcpy(wide + at + i, halves[0], 4);
-        memcpy(wide + at + m + i, halves[1], 4);
-      }
-    memcpy(wide + at, x, size_t(m) * 8);
+    for (int i = 0; i < m * kGroup; i += 4, at += 2) {
+      int8_t q[4];
+      memcpy(q, x + i, 4);
+      const int16_t halves[4] = {q[0], q[2], q[1], q[3]};
+      memcpy(wide + at, halves, 8);
+    }
+    memcpy(wide + at, x + m * kGroup, size_t(m) * 8);
     return at + 2 * m;
   }
 };
-
-// One panel's sums of the `m` tokens of the tile that begins at `token` are complete. An operand of int8 is made of two
-// panels at a time, whose numbers share scales: the first waits in y.
-void finish(const Product& p, int panel, int token, int m) {
-  if (!p.sum && !p.out && p.act == Act::none) return;
-  alignas(64) float rows[kTileTokens][kPanel];
-  const bool groups = p.out && p.out_format == Format::i8;
-  const int k0 = panel * kPanel;
-  for (int i = 0; i < m; i++) {
-    float* y = p.y + size_t(token + i) * p.ldy + k0;
-    float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
-    float* to = p.out && !groups ? rows[i] : y;
-    const float* gate = p.gate ? p.gate + size_t(token + i) * p.ld_gate + k0 : nullptr;
-    for (int v = 0; v < kPanel; v += kLanes)
-      if (sum) {  // + 0 makes +0 of -0: see columns.h
-        const Floats a = add(load(y + v), zero());
-        store(sum + v, gate ? fma(load(gate + v), a, load(sum + v)) : add(load(sum + v), a));
-      } else if (p.out && gate) {
-        store(to + v, mul(activate(p.act, load(y + v)), load(gate + v)));
-      } else {
-        store(to + v, activate(p.act, load(y + v)));
-      }
-  }
-  if (!p.out || k0 >= p.out_cols) return;
-  const bool last = p.out_cols <= k0 + kPanel;
-  const int end = last ? p.out_cols : k0 + kPanel;
-  std::byte* tile = p.out + size_t(token) * row_bytes(p.out_format, p.out_k);
-  if (!groups) return pack_rows(p.out_format, rows[0], kPanel, m, k0, end - k0, last ? p.out_k : end, tile, m, 0);
-  if (!last && end % kGroup != 0) return;
-  const int begin = k0 / kGroup * kGroup;
-  pack_rows(p.out_format, p.y + size_t(token) * p.ldy + begin, p.ldy, m, begin, end - begin, p.out_k, tile, m, 0);
-}
 
 // One product, panels [p0, p1).
 template <Format F>
 struct Run {
   const Product& p;
-  const int p0, p1, tiles = tile_count(p.tokens, kTileTokens);
+  const int p0, p1, tiles = tile_count(p.tokens, tile_tokens(operand_format(F)));
   static constexpr Format kMany = unpacked_format(F);
   Activations<F> activations = {};
   Activations<kMany> activations_of_many = {};
@@ -219,6 +188,13 @@ void run(const Product& p, int p0, int p1) {
   else
     run.many_tokens();
 }
+template <Format F>
+void run_bytes(const Product& p, int p0, int p1) {
+#ifdef RWKV_TILES
+  if (p.tokens > kFewTokens) return TileProduct<F>(p, p0, p1).run();
+#endif
+  run<F>(p, p0, p1);
+}
 void product(const Product& p, int p0, int p1) {
   if (p.tokens == 0) return;
   switch (p.format) {
@@ -229,9 +205,9 @@ void product(const Product& p, int p0, int p1) {
     case Format::bf16:
       return run<Format::bf16>(p, p0, p1);
     case Format::i8:
-      return run<Format::i8>(p, p0, p1);
+      return run_bytes<Format::i8>(p, p0, p1);
     case Format::i4:
-      return run<Format::i4>(p, p0, p1);
+      return run_bytes<Format::i4>(p, p0, p1);
   }
 }
 

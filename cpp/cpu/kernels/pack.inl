@@ -45,64 +45,50 @@ void pack_tile(const float* x, size_t ld, int m, int k0, int kn, int k_end, std:
 
 // One token's numbers of a group as an operand has them. A group with NaN or infinity gets NaN as its scale, which
 // goes through to all sums; one of zeros, or of numbers so small that the scale would be denormal, gets zero.
-struct QuantisedGroup {
-  alignas(64) uint32_t words[kGroup / 4];
+struct Quantised {
   float scale;
   int correction;
-
-  explicit QuantisedGroup(const float* x) {
-    constexpr int kLeast = 8 << 23, kInfinity = 255 << 23;  // as bits of float32: 2^-119
-    Ints top = all(0);                                      // of the magnitudes' bits, which have their order, NaN last
-    for (int i = 0; i < kGroup; i += kLanes) top = max(top, bit_and(bits(load(x + i)), all(0x7fffffff)));
-    const int most_bits = largest(top);
-    float most, inverse = 0;
-    memcpy(&most, &most_bits, 4);
-    scale = most_bits >= kInfinity ? __builtin_nanf("") : 0;
-    if (kLeast <= most_bits && most_bits < kInfinity) scale = most / 127, inverse = 127 / most;
-    if (inverse == 0) {  // all zeros, or not finite, of which the scale tells
-      memset(words, 0, sizeof words);
-      correction = 0;
-      return;
-    }
-    // Adding this rounds to the nearest integer, the even one of two, and leaves it in the lowest bits.
-    const Floats shift = all(0x1.8p23f), factor = all(inverse);
-    Ints sum = all(0);
-    for (int i = 0; i < kGroup; i += kLanes) {
-      const Ints q = sub(bits(add(mul(load(x + i), factor), shift)), bits(shift));
-      store_bytes(reinterpret_cast<std::byte*>(words) + i, q);
-      sum = add(sum, q);
-    }
-    correction = total(shift_left<7>(sub(all(0), sum)));
-  }
 };
+inline Quantised quantise(const float* x, std::byte* numbers) {
+  constexpr int kLeast = 8 << 23, kInfinity = 255 << 23;  // as bits of float32: 2^-119
+  Ints top = all(0);                                      // of the magnitudes' bits, which have their order, NaN last
+  for (int i = 0; i < kGroup; i += kLanes) top = max(top, bit_and(bits(load(x + i)), all(0x7fffffff)));
+  const int most_bits = largest(top);
+  if (most_bits < kLeast || most_bits >= kInfinity) {
+    memset(numbers, 0, kGroup);
+    return {most_bits >= kInfinity ? __builtin_nanf("") : 0, 0};
+  }
+  float most;
+  memcpy(&most, &most_bits, 4);
+  // Adding this rounds to the nearest integer, the even one of two, and leaves it in the lowest bits.
+  const Floats shift = all(0x1.8p23f), factor = all(127 / most);
+  Ints sum = all(0);
+  for (int i = 0; i < kGroup; i += kLanes) {
+    const Ints q = sub(bits(add(mul(load(x + i), factor), shift)), bits(shift));
+    store_bytes(numbers + i, q);
+    sum = add(sum, q);
+  }
+  return {most / 127, -128 * total(sum)};
+}
 
 // As pack_tile, but for k0 at the beginning of a group.
 void quantise_tile(const float* x, size_t ld, int m, int k0, int kn, std::byte* tile, int width, int at) {
-  const auto step = size_t(width);
   for (int k = 0; k < kn; k += kGroup) {
-    auto* group = reinterpret_cast<uint32_t*>(tile + row_bytes(Format::i8, k0 + k) * step) + at;
-    const auto quantised = [&](int i) {
+    std::byte* numbers = tile + row_bytes(Format::i8, k0 + k) * size_t(width);
+    std::byte* scales = numbers + kGroup * size_t(width);
+    std::byte* corrections = scales + sizeof(float) * size_t(width);
+    for (int i = 0; i < m; i++) {
       const float* from = x + size_t(i) * ld + k;
-      if (kn - k >= kGroup) return QuantisedGroup(from);
-      alignas(64) float padded[kGroup] = {};
-      memcpy(padded, from, size_t(kn - k) * 4);
-      return QuantisedGroup(padded);
-    };
-    const auto put_scale = [&](int i, const QuantisedGroup& q) {
-      memcpy(group + kGroup / 4 * step + i, &q.scale, 4);
-      memcpy(group + (kGroup / 4 + 1) * step + i, &q.correction, 4);
-    };
-    int i = 0;
-    for (; i + 4 <= m; i += 4) {
-      const QuantisedGroup q[4] = {quantised(i), quantised(i + 1), quantised(i + 2), quantised(i + 3)};
-      const uint32_t* const rows[4] = {q[0].words, q[1].words, q[2].words, q[3].words};
-      for (size_t j = 0; j < kGroup / 4; j += 4) transpose4(rows, j, group + j * step + i, step);
-      for (int n = 0; n < 4; n++) put_scale(i + n, q[n]);
-    }
-    for (; i < m; i++) {
-      const QuantisedGroup q = quantised(i);
-      for (size_t j = 0; j < kGroup / 4; j++) memcpy(group + j * step + i, q.words + j, 4);
-      put_scale(i, q);
+      alignas(64) float padded[kGroup];
+      if (kn - k < kGroup) {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, from, size_t(kn - k) * 4);
+        from = padded;
+      }
+      const auto place = size_t(at + i);
+      const Quantised q = quantise(from, numbers + place * kGroup);
+      memcpy(scales + place * 4, &q.scale, 4);
+      memcpy(corrections + place * 4, &q.correction, 4);
     }
   }
 }

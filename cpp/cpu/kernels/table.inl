@@ -11,8 +11,8 @@
 namespace rwkv::cpu {
 
 const Kernels RWKV_KERNELS = {
-    RWKV_KERNELS_NAME, kTileTokens, product, column_product, live_columns, pack_rows,  layer_norm,   lerp,
-    small_product,     widen,       wkv4,    wkv6,           wkv7,         all_finite, block_maxima, exponentials,
-    block_sums,        collect};
+    RWKV_KERNELS_NAME, kTileTokens,  kByteTile,     product,    column_product, live_columns, pack_rows,
+    layer_norm,        lerp,         small_product, widen,      wkv4,           wkv6,         wkv7,
+    all_finite,        block_maxima, exponentials,  block_sums, collect};
 
 }  // namespace rwkv::cpu

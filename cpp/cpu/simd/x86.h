@@ -13,8 +13,8 @@
 namespace rwkv::cpu::x86 {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512vnni = false,
-       avx512bf16 = false;  // as the kernels are compiled, with the system's consent
+  bool avx2 = false, avx512 = false, avx512vnni = false, avx512bf16 = false;  // as compiled, and saved by the system
+  bool avx512amx = false;                                                     // which also has to be asked for it
   bool intel = false;
 };
 
@@ -32,12 +32,14 @@ inline Features features() {
   unsigned saved, high;  // which registers the system saves: 2 and 4 xmm, ymm; 0xe0 masks and zmm
   __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
 
-  unsigned b7, most;
-  __cpuid_count(7, 0, most, b7, c, d);
+  unsigned b7, d7, most;
+  __cpuid_count(7, 0, most, b7, c, d7);
   const auto has = [](unsigned word, unsigned wanted) { return (word & wanted) == wanted; };
   f.avx2 = has(saved, 6) && has(b7, bit_AVX2 | bit_BMI2);
   f.avx512 = f.avx2 && has(saved, 0xe6) && has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
   f.avx512vnni = f.avx512 && has(c, bit_AVX512VNNI);
+  constexpr unsigned tiles_saved = 3u << 17, tiles = 1u << 24 | 1u << 25;  // AMX-TILE and AMX-INT8
+  f.avx512amx = f.avx512vnni && has(saved, tiles_saved) && has(d7, tiles);
   if (f.avx512vnni && most >= 1) {
     __cpuid_count(7, 1, a, b, c, d);
     f.avx512bf16 = has(a, bit_AVX512BF16);

@@ -1,0 +1,63 @@
+// What follows a panel's finished sums: activation, gate, and the operand of the next product.
+#pragma once
+#include "cpu/kernels/pack.inl"
+
+namespace rwkv::cpu {
+namespace {
+
+#ifdef RWKV_TILES
+constexpr int kByteTile = 2 * kTileRows;
+#else
+constexpr int kByteTile = kTileTokens;
+#endif
+constexpr int tile_tokens(Format f) { return f == Format::i8 ? kByteTile : kTileTokens; }
+
+// Of the `m` tokens from `token` on; where there is an operand, they go to its tile that begins at token `first` with
+// `width` of them. An operand of int8 is made of two panels at a time, whose numbers share scales: the first waits in
+// y.
+void finish_tile(const Product& p, int panel, int token, int m, int first, int width) {
+  alignas(64) float rows[kTileTokens][kPanel];
+  const bool groups = p.out && p.out_format == Format::i8;
+  const int k0 = panel * kPanel;
+  for (int i = 0; i < m; i++) {
+    float* y = p.y + size_t(token + i) * p.ldy + k0;
+    float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
+    float* to = p.out && !groups ? rows[i] : y;
+    const float* gate = p.gate ? p.gate + size_t(token + i) * p.ld_gate + k0 : nullptr;
+    for (int v = 0; v < kPanel; v += kLanes)
+      if (sum) {  // + 0 makes +0 of -0: see columns.h
+        const Floats a = add(load(y + v), zero());
+        store(sum + v, gate ? fma(load(gate + v), a, load(sum + v)) : add(load(sum + v), a));
+      } else if (p.out && gate) {
+        store(to + v, mul(activate(p.act, load(y + v)), load(gate + v)));
+      } else {
+        store(to + v, activate(p.act, load(y + v)));
+      }
+  }
+  if (!p.out || k0 >= p.out_cols) return;
+  const bool last = p.out_cols <= k0 + kPanel;
+  const int end = last ? p.out_cols : k0 + kPanel;
+  std::byte* tile = p.out + size_t(first) * row_bytes(p.out_format, p.out_k);
+  const int at = token - first;
+  if (!groups) return pack_rows(p.out_format, rows[0], kPanel, m, k0, end - k0, last ? p.out_k : end, tile, width, at);
+  if (!last && end % kGroup != 0) return;
+  const int begin = k0 / kGroup * kGroup;
+  pack_rows(p.out_format, p.y + size_t(token) * p.ldy + begin, p.ldy, m, begin, end - begin, p.out_k, tile, width, at);
+}
+
+// One panel's sums of the `m` tokens from `token` on are complete. The tiles of the operand that they go to need not be
+// those of the product.
+void finish(const Product& p, int panel, int token, int m) {
+  if (!p.sum && !p.out && p.act == Act::none) return;
+  if (!p.out) return finish_tile(p, panel, token, m, token, m);
+  const int tiles = tile_count(p.tokens, tile_tokens(p.out_format)), end = token + m;
+  for (int i = tile_at(p.tokens, tiles, token); token < end; i++) {
+    const int first = tile_start(p.tokens, tiles, i), next = tile_start(p.tokens, tiles, i + 1);
+    const int stop = next < end ? next : end;
+    finish_tile(p, panel, token, stop - token, first, next - first);
+    token = stop;
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::cpu
