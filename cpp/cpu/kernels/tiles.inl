@@ -34,6 +34,7 @@ class TileProduct {
         for (int k = 0; k < p_.k; k += step)
           block(tiles_ * i / blocks, tiles_ * (i + 1) / blocks, k, panel, i + 1 < blocks);
     flush();
+    shapes_.release();
   }
 
  private:

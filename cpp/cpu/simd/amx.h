@@ -25,14 +25,9 @@ inline void multiply_tiles() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
-// The tiles' shapes, which belong to the thread: set by change(), given up at the end.
+// The tiles' shapes, which belong to the thread. No destructor: cleaning up after exceptions would be a second symbol.
 class TileShapes {
  public:
-  TileShapes() {}
-  TileShapes(const TileShapes&) = delete;
-  ~TileShapes() {
-    if (tokens_ > 0) __asm__ volatile("tilerelease" : : : "memory");
-  }
   int tokens() const { return tokens_; }
   // For that many tokens, 1 to 32, the first 16 in the tiles 0, 1 and 4, the others in 2, 3 and 5. Clears all tiles.
   void change(int tokens) {
@@ -45,6 +40,11 @@ class TileShapes {
       shapes.row_bytes[i] = rows[i] > 0 ? 64 : 0;
     }
     __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
+  }
+
+  void release() {
+    tokens_ = 0;
+    __asm__ volatile("tilerelease" : : : "memory");
   }
 
  private:
