@@ -23,7 +23,8 @@ struct StageSpec {
 };
 
 // "auto", "cpu fp32", "cpu bf16", "cpu int8 *6 -> cpu fp32". `native` is the file's own precision, which "auto" keeps
-// and so do the small matrices beside int8 and int4. Throws StrategyError saying which word is wrong and what may stand there.
+// and so do the small matrices beside int8 and int4. Throws StrategyError saying which word is wrong and what may stand
+// there.
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native);
 
 }  // namespace rwkv

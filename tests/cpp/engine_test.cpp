@@ -29,7 +29,8 @@ std::vector<float> run(rwkv::Engine& engine, rwkv::State& state, std::span<const
 
 TEST(pieces_give_the_bits_of_the_whole) {
   for (const char* version : tiny::kVersions)
-    for (const char* strategy : {"cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4", "cpu int4 *1 -> cpu fp32"}) {
+    for (const char* strategy :
+         {"cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4", "cpu int4 *1 -> cpu fp32"}) {
       const auto engine = open({.layers = 3, .version = version}, strategy);
       const auto t = tokens(100);
       auto whole = engine->new_state(), pieces = engine->new_state();
@@ -204,7 +205,8 @@ TEST(calls_that_cannot_be) {
   CHECK_THROWS(run(*engine, *state, {}), rwkv::Error, "expected at least one token, found none");
   CHECK_THROWS(run(*engine, *state, high), rwkv::Error, "expected an id from 0 to 39, found 40");
   CHECK_THROWS(run(*engine, *state, low), rwkv::Error, "found -1");
-  CHECK_THROWS(open({}, "cpu fp31"), rwkv::StrategyError, "expected a precision (fp32, fp16, bf16, int8, int4), found 'fp31'");
+  CHECK_THROWS(open({}, "cpu fp31"), rwkv::StrategyError,
+               "expected a precision (fp32, fp16, bf16, int8, int4), found 'fp31'");
   CHECK_THROWS(open({}, "cpu bf16 *3"), rwkv::StrategyError, "expected 2 layers in all, found 3");
   CHECK_THROWS(open({}, "cpu bf16 *1"), rwkv::StrategyError, "expected 2 layers in all, found 1");
   CHECK_THROWS(open({}, "cuda fp16"), rwkv::DeviceError, "no CUDA backend");
