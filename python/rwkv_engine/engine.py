@@ -41,10 +41,9 @@ class Engine(GenerationMixin):
         which is downloaded once (`rwkv_engine.hub.download` says how); or the small model that
         comes with the package.
     strategy : str, default "auto"
-        Where layers run and how matrices are stored: "cpu fp32", "cpu fp16", "cpu bf16",
-        "cpu int8", "cpu int4", or several such as "cpu bf16 *10 -> cpu fp32" (the first 10 layers
-        so, the rest so). "auto" keeps the precision of the file, as embeddings and low-rank
-        matrices do beside int8 and int4; beside int4 the head is int8.
+        Where layers run and how matrices are stored: "cpu P", P one of fp32, fp16, bf16, int8 and
+        int4 (the head int8), or several as "cpu bf16 *10 -> cpu fp32" (the first 10 layers, the
+        rest). "auto" keeps the file's precision, as small matrices do beside int8 and int4.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     tokenizer : path or Tokenizer, optional
