@@ -81,7 +81,9 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->stages_ = open_stages(strategy, native, only, model->config_.n_layer, options);
   model->mapped_ = packed.has_value();
 
-  Loader measure(file);
+  const auto mapping = packed ? map_packed(file) : nullptr;
+  Loader measure(file), loader(file);
+  if (packed) measure.trust(mapping), loader.trust(mapping);
   model->build(measure);
   measure.check_all_used();
   for (Stage& stage : model->stages_) {
@@ -89,7 +91,6 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
   }
-  Loader loader(file, !packed);  // whose weights no longer have the numbers that a fingerprint is made of
   loader.report(progress, measure.bytes());
   model->build(loader);
   loader.tell();
