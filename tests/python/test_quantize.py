@@ -343,6 +343,22 @@ def test_a_shape_that_the_rest_of_the_model_does_not_have(tmp_path):
         rwkv.Engine(refusal_of)
 
 
+def test_a_matrix_of_too_few_bytes(tmp_path):
+    _, target = quantised(tmp_path, **SMALL)
+    header, data = parts(target)
+    _, end = header[MATRIX]["data_offsets"]
+    behind = next(t for t in header.values() if t.get("data_offsets", [0])[0] == end)
+    header[MATRIX]["data_offsets"][1] = behind["data_offsets"][0] = end - 64
+    header[MATRIX]["shape"], behind["shape"] = (
+        [header[MATRIX]["shape"][0] - 64],
+        [behind["shape"][0] + 64],
+    )
+    with pytest.raises(
+        rwkv.ModelFormatError, match=r"key.weight: expected \d+ bytes for \(192, 64\)"
+    ):
+        rwkv.Engine(rewrite(target, header, data))
+
+
 def test_matrices_at_an_odd_place(tmp_path):
     _, target = quantised(tmp_path, **SMALL)
     header, data = parts(target)
