@@ -1,5 +1,6 @@
 """Writes small valid inputs for each fuzz target: python tests/fuzz_seeds.py FOLDER makes FOLDER/<target>/..."""
 
+import json
 import pathlib
 import sys
 
@@ -46,6 +47,15 @@ def main():
         ("fla6", FLA6),
     ):
         checkpoint_files.write_safetensors(checkpoints / f"{name}.safetensors", converted, "f16")
+
+    matrix = {"head.weight": {"format": "fp32", "shape": [12, 16]}}
+    said = {"layout": 1, "precision": "fp32", "small": "fp32", "matrices": matrix}
+    packed = {"rwkv_fingerprint": "0" * 64, "rwkv_packed": json.dumps(said)}
+    checkpoint_files.write_safetensors(
+        checkpoints / "packed.safetensors",
+        {"head.weight": np.zeros(32 * 16 * 4, np.uint8), **few},
+        metadata=packed,
+    )
 
     values = gguf_files.rwkv7_values(weights) | gguf_files.vocabulary(
         [b"<s>", b"a", b"\xff\n'"], [3, 1, 1]

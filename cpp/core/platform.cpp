@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
+#include <fstream>
 #include <system_error>
 
 #include "core/error.h"
@@ -153,6 +155,24 @@ void fetch_pages(const std::byte* mapped, size_t bytes) {
   const auto page = size_t(::sysconf(_SC_PAGESIZE)), before = reinterpret_cast<uintptr_t>(mapped) % page;
   ::madvise(const_cast<std::byte*>(mapped) - before, bytes + before, MADV_POPULATE_READ);
 #endif
+}
+
+size_t huge_page_bytes(const std::byte* mapped) {
+  std::ifstream maps("/proc/self/smaps");
+  const auto place = reinterpret_cast<uintptr_t>(mapped);
+  bool here = false;
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long begin = 0, end = 0;
+    size_t kilobytes = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) here = begin <= place && place < end;
+    if (here && std::sscanf(line.c_str(), "FilePmdMapped: %zu kB", &kilobytes) == 1) return kilobytes << 10;
+  }
+  return 0;
+}
+
+void drop_cached(const std::string& path) {
+  const Descriptor file(retry([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY); }));
+  if (file.fd >= 0) ::posix_fadvise(file.fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
 void File::read(uint64_t offset, void* dst, size_t bytes) const {

@@ -30,6 +30,10 @@ class File {
 // Has what is mapped there read now, where the system can; otherwise it is read when it is looked at.
 void fetch_pages(const std::byte* mapped, size_t bytes);
 
+// How much of the mapping that this lies in has been given huge pages so far; 0 where the system does not tell.
+size_t huge_page_bytes(const std::byte* mapped);
+void drop_cached(const std::string& path);  // what the system keeps of a file in memory, if it likes
+
 // Writes a new file beside `path`, syncs it, renames it over `path` and syncs the folder: a crash leaves the old
 // file or the new one, never a mixture.
 enum class Access { owner, usual };  // who may read it: the owner alone, or whoever may read new files

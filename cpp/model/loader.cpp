@@ -76,7 +76,7 @@ void Loader::begin(const TensorInfo& t) { samples_.assign(size_t(Fingerprint::sa
 
 void Loader::read(const TensorInfo& t, int64_t first, int64_t count, std::byte* to) {
   file_.read(t, first, count, to);
-  Fingerprint::take(samples_, t.count(), first, count, to, t.dtype);
+  if (sampling_) Fingerprint::take(samples_, t.count(), first, count, to, t.dtype);
   const int64_t done = bytes_read_ += count * int64_t(size_of(t.dtype));
   const int64_t step = std::min(kProgressBytes, bytes_total_ / 256);
   if (std::this_thread::get_id() == caller_ && done - bytes_told_ >= step) tell();
@@ -129,15 +129,19 @@ std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int
   RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
              ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
   bytes_ += int64_t(bytes);
-  std::vector<Linear> found(size_t(parts), {nullptr, format, rows, cols});
-  if (arena_->counting()) return found;
-  auto& mapped = whole_files_[t.file];
-  if (!mapped) mappings_.push_back(mapped = file_.map_file(t));
-  auto* at = const_cast<std::byte*>(mapped.get()) + t.offset;
-  fetch_pages(at, bytes);
-  for (Linear& w : found) w.data = at, at += part;
-  bytes_read_ += int64_t(bytes);
-  tell();
+  const bool reading = !arena_->counting();
+  std::byte* at = whole_file_ ? const_cast<std::byte*>(whole_file_.get()) + t.offset : arena_->take(bytes);
+  if (reading && whole_file_) {
+    fetch_pages(at, bytes);
+    bytes_read_ += int64_t(bytes);
+    tell();
+  } else if (reading) {
+    constexpr int64_t kRow = Arena::kAlign;  // the bytes as a table
+    const TensorInfo raw = t.bytes();
+    backend_->copy({at, DType::u8, int64_t(bytes) / kRow, kRow, kRow}, rows_of(raw, kRow));
+  }
+  std::vector<Linear> found(size_t(parts), {at, format, rows, cols});
+  for (int p = 0; at && p < parts; p++) found[size_t(p)].data = at + size_t(p) * part;
   return found;
 }
 

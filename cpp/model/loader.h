@@ -23,8 +23,13 @@ using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)
 // counting arena it checks names and shapes and measures, with a real one it reads.
 class Loader {
  public:
-  // `sampling`: for the fingerprint, which costs a page of a mapped table for each of its samples.
-  explicit Loader(const Checkpoint& file, bool sampling = true) : file_(file), sampling_(sampling) {}
+  explicit Loader(const Checkpoint& file) : file_(file) {}
+  // For a file that is packed: no fingerprint is made, and matrices stay in `mapping`, the whole file, if there is one.
+  void trust(std::shared_ptr<const std::byte> mapping) {
+    sampling_ = false;
+    whole_file_ = std::move(mapping);
+    if (whole_file_) mappings_.push_back(whole_file_);
+  }
   void enter(Backend& backend, Arena& arena) { backend_ = &backend, arena_ = &arena; }  // where the next tensors go
   // Called on this thread alone, now and then; `tell` calls it at once.
   void report(const LoadProgress& progress, int64_t bytes_total) { progress_ = progress, bytes_total_ = bytes_total; }
@@ -76,7 +81,7 @@ class Loader {
  private:
   enum class Kind { numbers, matrix };  // a matrix may be packed
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape, Kind kind = Kind::numbers);
-  // Where they lie in the file, one behind the other.
+  // One behind the other, where they lie in the mapped file or read from it.
   std::vector<Linear> packed(const TensorInfo& tensor, int parts, int rows, int cols, Format format);
   // Between the two of a tensor its elements are read, each once, in any order and by any threads.
   void begin(const TensorInfo& tensor);
@@ -86,7 +91,7 @@ class Loader {
   const std::byte* read_whole(const TensorInfo& tensor);  // begins and finishes it; valid until the next one
 
   const Checkpoint& file_;
-  const bool sampling_;
+  bool sampling_ = true;
   Backend* backend_ = nullptr;
   Arena* arena_ = nullptr;
   Fingerprint fingerprint_;
@@ -95,7 +100,7 @@ class Loader {
   std::vector<std::byte> staging_;
   std::vector<float> samples_;
   Mappings mappings_;
-  std::map<size_t, std::shared_ptr<const std::byte>> whole_files_;
+  std::shared_ptr<const std::byte> whole_file_;
   Matrices matrices_;
   const std::thread::id caller_ = std::this_thread::get_id();  // where progress is told
   std::atomic<int64_t> bytes_read_ = 0;

@@ -83,8 +83,10 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->stages_ = open_stages(strategy, native, only, model->config_.n_layer, options);
   model->mapped_ = packed.has_value();
 
-  Loader measure(file);
-  measure.make_columns_of_packed(options.sparse.value_or(false));
+  const auto mapping = packed ? map_packed(file) : nullptr;
+  Loader measure(file), loader(file);
+  for (Loader* l : {&measure, &loader}) l->make_columns_of_packed(options.sparse.value_or(false));
+  if (packed) measure.trust(mapping), loader.trust(mapping);
   model->build(measure);
   measure.check_all_used();
   for (Stage& stage : model->stages_) {
@@ -93,8 +95,6 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
   }
   model->column_bytes_ = measure.column_bytes();
-  Loader loader(file, !packed);  // whose weights no longer have the numbers that a fingerprint is made of
-  loader.make_columns_of_packed(options.sparse.value_or(false));
   loader.report(progress, measure.bytes());
   model->build(loader);
   loader.tell();

@@ -1,6 +1,7 @@
 #include "model/packed.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <span>
 #include <vector>
@@ -22,6 +23,8 @@ constexpr const char* kPackedKey = "rwkv_packed";
 constexpr uint64_t kLayout = 1;                   // grows with every change of what lies in a packed matrix
 constexpr uint64_t kMaxSize = uint64_t(1) << 24;  // of a dimension
 constexpr size_t kWritePiece = size_t(4) << 20;   // bytes between two reports of progress
+
+constexpr uint64_t kProbe = uint64_t(32) << 20;  // of a mapping, to see what pages it gets
 
 struct Matrix {
   std::string format;
@@ -140,6 +143,22 @@ Checkpoint with_packed_matrices(const Checkpoint& file) {
   return file.with(std::move(tensors));
 }
 
+std::shared_ptr<const std::byte> map_packed(const Checkpoint& file) {
+  const auto in_file = [](const TensorInfo& t) { return t.packed_bytes > 0 && t.file == 0; };
+  const auto first = std::ranges::find_if(file.tensors(), in_file);
+  const bool whole = std::ranges::all_of(file.tensors(), [](const TensorInfo& t) { return t.file == 0; });
+  const char* wish = std::getenv("RWKV_MAP");
+  if (!whole || first == file.tensors().end() || std::string_view(wish ? wish : "") == "0") return nullptr;
+  auto mapping = file.map_file(*first);
+  if (wish && std::string_view(wish) == "1") return mapping;
+  uint64_t begin = first->offset, end = begin;
+  for (const TensorInfo& t : file.tensors())
+    if (in_file(t)) begin = std::min(begin, t.offset), end = std::max(end, t.offset + t.packed_bytes);
+  const auto some = size_t(std::min(end - begin, kProbe));
+  fetch_pages(mapping.get() + begin, some);
+  return huge_page_bytes(mapping.get()) >= some / 2 ? mapping : nullptr;
+}
+
 void write_packed(const Checkpoint& opened, const std::string& path, std::string_view precision,
                   const std::function<void(int64_t, int64_t)>& progress) {
   expect_unpacked(opened);
@@ -187,6 +206,8 @@ void write_packed(const Checkpoint& opened, const std::string& path, std::string
         put(bytes.subspan(at, std::min(kWritePiece, bytes.size() - at)));
     }
   });
+  // What was written lies in the cache in small pages; who opens the file next reads it into huge ones, if it can be.
+  drop_cached(path);
 }
 
 }  // namespace rwkv

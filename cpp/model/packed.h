@@ -7,6 +7,7 @@
 // takes. Beside them stands the fingerprint of the original weights, which these cannot give any more.
 #pragma once
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,6 +30,10 @@ void expect_unpacked(const Checkpoint& file);  // throws ModelFormatError for su
 
 // The same file with the shapes of the packed matrices. `file` is one of those.
 Checkpoint with_packed_matrices(const Checkpoint& file);
+
+// The whole file, mapped, if its pages are huge ones: in small pages its matrices are slower than in memory. Otherwise
+// null. RWKV_MAP=1 in the environment takes any pages, RWKV_MAP=0 none.
+std::shared_ptr<const std::byte> map_packed(const Checkpoint& file);
 
 // Writes such a file of a model of any container. `progress` is called with a measure of the work done and of all.
 void write_packed(const Checkpoint& model, const std::string& path, std::string_view precision,

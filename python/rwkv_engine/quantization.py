@@ -46,8 +46,8 @@ def quantize(
 
     Notes
     -----
-    The matrices are used where they lie in the file: whoever cuts it short while an engine is open
-    ends the process. To replace it, write a new file over its name, as this function does.
+    Matrices and the embedding table may stay in the file while an engine is open: whoever cuts it
+    short meanwhile ends the process. To replace it, write a new file over its name, as this does.
 
     Examples
     --------

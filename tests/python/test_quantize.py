@@ -42,9 +42,15 @@ def rewrite(path, header, data):
 # ---- the same bits ----
 
 
+@pytest.fixture(params=["0", "1"], ids=["read", "mapped"])
+def use(request, monkeypatch):
+    """Into memory or where the matrices lie: otherwise that depends on the pages which the system gives."""
+    monkeypatch.setenv("RWKV_MAP", request.param)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("version", ALL)
-def test_every_version_has_the_bits_of_the_original(tmp_path, version, dtype):
+def test_every_version_has_the_bits_of_the_original(tmp_path, use, version, dtype):
     source, target = quantised(tmp_path, dtype=dtype, **ALL[version])
     original = rwkv.Engine(source, "cpu int8", threads=2)
     tokens = model(**ALL[version]).tokens(50)
@@ -59,7 +65,7 @@ def test_every_version_has_the_bits_of_the_original(tmp_path, version, dtype):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("version", ["4", "6", "7", "7a"])
-def test_other_precisions(tmp_path, version, precision):
+def test_other_precisions(tmp_path, use, version, precision):
     source, target = quantised(tmp_path, precision, **ALL[version])
     tokens = model(**ALL[version]).tokens(40)
     original, engine = rwkv.Engine(source, f"cpu {precision}", threads=1), rwkv.Engine(target)
@@ -80,7 +86,11 @@ print(hashlib.sha256(logits[1] + state).hexdigest())
     found = {
         python(code, path, strategy, threads, tokens, **environment)
         for path, strategy in [(source, "cpu int8"), (target, "auto")]
-        for threads, environment in [(1, {}), (3, {"RWKV_ISA": "avx2"})]
+        for threads, environment in [
+            (1, {}),
+            (2, {"RWKV_MAP": "1"}),
+            (3, {"RWKV_ISA": "avx2", "RWKV_MAP": "0"}),
+        ]
     }
     assert len(found) == 1
 
@@ -159,8 +169,11 @@ with open("/proc/self/status") as status:
 """
     weights = model(**options).weights
     matrices = sum(t.size for name, t in weights.items() if t.ndim == 2 and name.endswith("weight"))
-    saved = int(python(code, source)) - int(python(code, target))
-    assert saved > 0.9 * (matrices + weights["emb.weight"].size)  # a table of two bytes each
+    loaded = int(python(code, source))
+    in_memory, mapped = (int(python(code, target, RWKV_MAP=use)) for use in "01")
+    table = weights["emb.weight"].size  # of two bytes each, which stays in the file in any case
+    assert loaded - in_memory > 0.9 * 2 * table
+    assert loaded - mapped > 0.9 * (matrices + table)
 
 
 def test_other_precisions_are_refused_by_name(tmp_path):
@@ -330,6 +343,22 @@ def test_a_shape_that_the_rest_of_the_model_does_not_have(tmp_path):
         rwkv.Engine(refusal_of)
 
 
+def test_a_matrix_of_too_few_bytes(tmp_path):
+    _, target = quantised(tmp_path, **SMALL)
+    header, data = parts(target)
+    _, end = header[MATRIX]["data_offsets"]
+    behind = next(t for t in header.values() if t.get("data_offsets", [0])[0] == end)
+    header[MATRIX]["data_offsets"][1] = behind["data_offsets"][0] = end - 64
+    header[MATRIX]["shape"], behind["shape"] = (
+        [header[MATRIX]["shape"][0] - 64],
+        [behind["shape"][0] + 64],
+    )
+    with pytest.raises(
+        rwkv.ModelFormatError, match=r"key.weight: expected \d+ bytes for \(192, 64\)"
+    ):
+        rwkv.Engine(rewrite(target, header, data))
+
+
 def test_matrices_at_an_odd_place(tmp_path):
     _, target = quantised(tmp_path, **SMALL)
     header, data = parts(target)
@@ -367,7 +396,7 @@ def test_damage_in_the_header_is_an_error_or_harmless(tmp_path):
     assert refused > 200
 
 
-def test_damage_in_the_numbers_crashes_nothing(tmp_path):
+def test_damage_in_the_numbers_crashes_nothing(tmp_path, use):
     _, target = quantised(tmp_path, **WIDE)
     header, data = parts(target)
     start = target.stat().st_size - len(data)
