@@ -31,7 +31,7 @@ size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float
 
 // The share of live columns up to which reading them alone is faster than reading all panels, as measured. It depends
 // on the bytes of a column that a worker reads at a stretch.
-double most_live(size_t bytes) { return bytes < 512 ? 0.35 : bytes < 1024 ? 0.4 : bytes < 2048 ? 0.5 : 0.65; }
+double most_live(size_t bytes) { return bytes < 512 ? 0.3 : bytes < 2048 ? 0.4 : 0.65; }
 
 Product product_of(const LinearJob& job) {
   return {job.w.data,
