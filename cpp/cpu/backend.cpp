@@ -30,7 +30,7 @@ size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float
 
 // The share of live columns up to which reading them alone is faster than reading all panels, as measured. It depends
 // on the bytes of a column that a worker reads at a stretch.
-double most_live(size_t bytes) { return bytes < 512 ? 0.35 : bytes < 1024 ? 0.4 : bytes < 2048 ? 0.5 : 0.65; }
+double most_live(size_t bytes) { return bytes < 512 ? 0.3 : bytes < 2048 ? 0.4 : 0.65; }
 
 Product product_of(const LinearJob& job) {
   return {job.w.data,
@@ -271,21 +271,26 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
 
 void CpuBackend::linear(std::span<const LinearJob> jobs) {
   if (jobs.size() == 1 && skip_zeros(jobs[0])) return;
-  // Jobs one behind the other, cut into pieces of equal bytes at borders of panels, or of pairs of them.
-  const auto bytes_of = [](const Linear& w) { return int64_t(panel_bytes(w.format, padded_k(w.format, w.cols))); };
+  // Jobs one behind the other, cut into pieces of equal work at borders of panels, or of pairs of them. Few tokens take
+  // the time of their weights' bytes, many that of their multiplications, four of which int8 does in the time of one.
+  const auto work_of = [&](const LinearJob& job) {
+    const int k = padded_k(job.w.format, job.w.cols);
+    if (job.x.rows <= kernels_.tile) return int64_t(panel_bytes(job.w.format, k));
+    return int64_t(k) * (job.x.format == Format::i8 ? 1 : 4);
+  };
   int64_t total = 0;
-  for (const LinearJob& job : jobs) total += panels_of(job.w.rows) * bytes_of(job.w);
+  for (const LinearJob& job : jobs) total += panels_of(job.w.rows) * work_of(job);
   pool_.run([&](int worker) {
     const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
     int64_t at = 0;
     for (const LinearJob& job : jobs) {
       const int panels = panels_of(job.w.rows), unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;
-      const int64_t bytes = bytes_of(job.w) * unit;
+      const int64_t work = work_of(job) * unit;
       const auto panel_at = [&](int64_t position) {
-        return int(std::clamp<int64_t>((position - at + bytes - 1) / bytes * unit, 0, panels));
+        return int(std::clamp<int64_t>((position - at + work - 1) / work * unit, 0, panels));
       };
       const int p0 = begin <= at ? 0 : panel_at(begin), p1 = end <= at ? 0 : panel_at(end);
-      at += panels * bytes_of(job.w);
+      at += panels * work_of(job);
       if (p0 >= p1) continue;
       kernels_.product(product_of(job), p0, p1);
     }

@@ -47,11 +47,11 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
 constexpr size_t kLeastScratch = size_t(256) << 20;
 
 // Rows whose largest part of a layer, 4 C F multiply-adds per row, takes some 50 ms on a small machine; whole tiles of
-// every kernel.
+// the products that have the largest, of 32 tokens.
 int rows_for(const Config& c) {
-  constexpr int64_t kBudget = 4'200'000'000, kTile = 24;
+  constexpr int64_t kBudget = 4'200'000'000, kTile = 32;
   const int64_t rows = kBudget / (int64_t(c.n_embd) * c.n_ffn) / kTile * kTile;
-  return int(std::clamp<int64_t>(rows, 48, 264));
+  return int(std::clamp<int64_t>(rows, 64, 288));
 }
 
 // No layers yet, of the version that a model is of.
