@@ -138,7 +138,7 @@ std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int
   } else if (reading) {
     constexpr int64_t kRow = Arena::kAlign;  // the bytes as a table
     const TensorInfo raw = t.bytes();
-    backend_->copy({at, DType::u8, int64_t(bytes) / kRow, kRow, kRow}, rows_of(raw, kRow));
+    backend_->copy({at, DType::u8, int64_t(bytes) / kRow, kRow, kRow}, rows_of(raw, kRow, Format::f32));
   }
   std::vector<Linear> found(size_t(parts), {at, format, rows, cols});
   for (int p = 0; at && p < parts; p++) found[size_t(p)].data = at + size_t(p) * part;
