@@ -38,8 +38,7 @@ class Engine(GenerationMixin):
     ----------
     model : path, "hf:owner/repo/file" or "demo"
         A .pth, safetensors or GGUF file, or the folder of a Hugging Face model; one of the hub,
-        which is downloaded once (`rwkv_engine.hub.download` says how); or the small model that
-        comes with the package.
+        downloaded once (`rwkv_engine.hub.download` says how); or the package's own small model.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu P", P one of fp32, fp16, bf16, int8 and
         int4 (the head int8), or several as "cpu bf16 *10 -> cpu fp32" (the first 10 layers, the
@@ -53,8 +52,9 @@ class Engine(GenerationMixin):
         Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading. If there
         is something to download, it is first called so for that.
     sparse : bool, optional
-        Whether single tokens skip the weights of zeros in the channel mix, for which about a quarter of
-        the model is kept twice. By default where it pays; False saves the memory. No bit changes.
+        Whether single tokens skip the weights of zeros in the channel mix, for which a quarter of
+        the model is kept twice. By default where it pays, but in files of `quantize`, which then
+        would not open at once; False saves the memory. No bit changes.
 
     Raises
     ------

@@ -37,9 +37,7 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     path = model_path(model)
     container, core, state_bytes, listed, precision = _core.inspect(path)
     config = Config._of(core)
-    kinds = {
-        dtype for _, dtype, shape, _, _, packed in listed if _is_matrix(shape) and not packed
-    }
+    kinds = {dtype for _, dtype, shape, _, _, packed in listed if _is_matrix(shape) and not packed}
     native = 2 if kinds in ({"f16"}, {"bf16"}) else 4
     found: dict[str, Any] = {
         "path": os.fsdecode(path),

@@ -9,7 +9,7 @@ from ._arguments import Path, Progress, model_path, path_bytes
 from .conversion import check_free
 from .errors import Error
 
-PRECISIONS = ("int8", "bf16", "fp32")
+PRECISIONS = ("int8", "int4", "fp16", "bf16", "fp32")
 
 
 def quantize(
@@ -33,7 +33,7 @@ def quantize(
     target : path
         The new file, whose name ends in ".safetensors"; it appears when it is complete.
     precision : str
-        "int8"; or "bf16" or "fp32", which save the time of loading and no memory.
+        "int8" or "int4"; or "fp16", "bf16" or "fp32", which save the time of loading and no memory.
     overwrite : bool
         Replace a target that exists. The source itself is never written to.
     progress : callable, optional
