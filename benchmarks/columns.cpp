@@ -42,7 +42,9 @@ struct Matrices {
       Linear w{arena.take(panels), format, rows, cols};
       w.columns = arena.take(columns);
       if (i == 0) {
-        backend->pack(w, 0, rows, values.data(), DType::f32);
+        backend->pack(w, {DType::f32, 1 << 18, [&](int64_t row, int64_t n, std::byte* to) {
+                            std::memcpy(to, &values[size_t(row * cols)], size_t(n * cols) * sizeof(float));
+                          }});
         backend->pack_columns(w);
       } else {
         std::memcpy(w.data, all[0].data, panels);
@@ -50,7 +52,7 @@ struct Matrices {
       }
       all.push_back(w);
     }
-    x = {arena.take(backend->operand_bytes(format, 1, cols)), format, 1, cols};
+    x = {arena.take(backend->operand_bytes(operand_format(format), 1, cols)), operand_format(format), 1, cols};
     for (Tensor* t : {&y, &sum}) *t = arena.take(DType::f32, 1, rows, backend->row_stride(rows));
   }
 
