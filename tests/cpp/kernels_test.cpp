@@ -116,7 +116,8 @@ TEST(denormal_halves_keep_their_value_on_every_set) {
       for (float v : w.values) CHECK(v < 0x1p-14f);
       const Outcome o = multiply(*k, w, Row(size_t(tokens) * 70, 1.0f), tokens);
       for (size_t r = 0; r < 32; r++) {
-        const float sum = std::accumulate(&w.values[r * 70], &w.values[r * 70 + 70], 0.0f);  // exact
+        const float* row = &w.values[r * 70];
+        const float sum = std::accumulate(row, row + 70, 0.0f);  // exact
         CHECK(sum > 0 && o.y[r] == sum && o.y[size_t(tokens - 1) * 32 + r] == sum);
       }
     }
