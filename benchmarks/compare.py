@@ -1,7 +1,8 @@
 """This engine, llama.cpp and the `rwkv` package on the same random weights, in interleaved rounds.
 
-    python benchmarks/compare.py [--shape 0.1B] [--threads N] [--zeros 50 86] [--peers llama.cpp rwkv] [--rounds 5]
-                                 [--tokens 24] [--prompt 512] [--loads 3]
+    python benchmarks/compare.py [--shape 0.1B] [--threads N] [--zeros 50 86] [--peers llama.cpp rwkv]
+                                 [--precisions fp32 fp16 bf16 int8 int4] [--rounds 5] [--tokens 24] [--prompt 512]
+                                 [--loads 3]
 
 Programs of one width run in turns, each in a process of its own (runners.py), of which one computes at a time. LLAMA_PYTHON
 and RWKV_PYTHON in the environment name interpreters that have the peers, if this one does not.
@@ -145,7 +146,7 @@ def measure(a, found: list[Entry], width: int, limits: common.Limits, expected: 
             name = str(pathlib.Path(folder, "logits.npy"))
             entry.process.save_logits(CHECKED, name)
             logits = np.load(name)
-            expected = logits if expected is None else expected  # the first is the engine in float32
+            expected = logits if expected is None else expected  # the first is the engine's
             entry.difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
             assert entry.difference < TOLERANCES[width], f"{entry.runner} {entry.precision} computes another model"
 
@@ -212,6 +213,7 @@ def main() -> None:
     parser = common.parser(__doc__, shape="0.1B")
     parser.add_argument("--zeros", type=int, nargs="+", default=[50, 86], metavar="PERCENT", help="of ffn activations")
     parser.add_argument("--peers", nargs="*", choices=INTERPRETERS, help="default: all, none in a quick run")
+    parser.add_argument("--precisions", nargs="+", choices=OPPONENTS, default=list(OPPONENTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24, help="decoded in each round")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prefill")
@@ -221,7 +223,7 @@ def main() -> None:
     if a.peers is None:
         a.peers = [] if a.quick else list(INTERPRETERS)
     a.peers, limits = installed(a.peers), common.Limits(a.quick)
-    precisions = common.known_precisions(OPPONENTS)
+    precisions = common.known_precisions(a.precisions)
     results = []
     for percent in a.zeros:
         path, zeros = common.model_with_zeros(a.shape, percent)

@@ -14,7 +14,7 @@ esac
 build() {  # FOLDER SANITIZERS TARGET...
   cmake -S . -B "$1" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" \
     -DRWKV_SANITIZE="$2" -DRWKV_BUILD_TESTS=ON -DRWKV_BUILD_PYTHON=OFF -DCMAKE_BUILD_TYPE=Debug \
-    -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g -D_GLIBCXX_ASSERTIONS" >/dev/null
+    -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1 -D_GLIBCXX_ASSERTIONS" >/dev/null
   cmake --build "$1" --parallel "$(nproc)" --target "${@:3}"
 }
 names() { for path in "$@"; do basename "$path" .cpp; done; }
