@@ -124,7 +124,7 @@ def entries(a, path: pathlib.Path, precision: str) -> Iterator[list[Entry]]:
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=common.BUILD)))
         found = []
-        own = [precision] if precision == "fp32" else [precision, f"{precision} skipping"]
+        own = [precision] if precision in ("fp32", "int4") else [precision, f"{precision} skipping"]
         for runner, kind in [*((ENGINE, kind) for kind in own), *others]:
             file = path
             if runner == "llama.cpp":

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 case ${1:-short} in
-  short) mutations=30000 steps=300 ;;
-  long) mutations=30000000 steps=20000 ;;
+  short) mutations=100000 steps=300 ;;
+  long) mutations=100000000 steps=20000 ;;
   *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
 esac
 

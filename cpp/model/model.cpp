@@ -51,7 +51,7 @@ constexpr size_t kLeastScratch = size_t(256) << 20;
 int rows_for(const Config& c) {
   constexpr int64_t kBudget = 4'200'000'000, kTile = 32;
   const int64_t rows = kBudget / (int64_t(c.n_embd) * c.n_ffn) / kTile * kTile;
-  return int(std::clamp<int64_t>(rows, 64, 288));
+  return int(std::clamp<int64_t>(rows, kTile, 288));
 }
 
 // No layers yet, of the version that a model is of.

@@ -49,7 +49,7 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
         "state_bytes": state_bytes,
         "memory_bytes": {
             strategy: sum(
-                _bytes_in_memory(name, shape, element, strategy, native)
+                _bytes_in_memory(name, shape, element, strategy, native, not precision)
                 for name, _, shape, _, element, _ in listed
             )
             for strategy in ([f"cpu {precision}"] if precision else _STRATEGIES)
@@ -68,7 +68,7 @@ def _is_matrix(shape: tuple[int, ...]) -> bool:
 
 
 def _bytes_in_memory(
-    name: str, shape: tuple[int, ...], element: int, strategy: str, native: int
+    name: str, shape: tuple[int, ...], element: int, strategy: str, native: int, twice: bool
 ) -> int:
     count = math.prod(shape)
     if name == "emb.weight":
@@ -77,7 +77,7 @@ def _bytes_in_memory(
         return 0
     if not _is_matrix(shape):
         return count * 4
-    if name.endswith(".ffn.value.weight") and strategy != "cpu int4":
+    if twice and name.endswith(".ffn.value.weight") and strategy != "cpu int4":
         count *= 2  # kept twice, to skip zeros
     if strategy in ("cpu int8", "cpu int4"):
         if not _LARGE.fullmatch(name):

@@ -63,13 +63,16 @@ def test_every_version_has_the_bits_of_the_original(tmp_path, use, version, dtyp
         assert snapshot(engine, tokens, [20, 30]) == run
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["int4", "fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("version", ["4", "6", "7", "7a"])
 def test_other_precisions(tmp_path, use, version, precision):
     source, target = quantised(tmp_path, precision, **ALL[version])
     tokens = model(**ALL[version]).tokens(40)
-    original, engine = rwkv.Engine(source, f"cpu {precision}", threads=1), rwkv.Engine(target)
-    assert snapshot(engine, tokens) == snapshot(original, tokens)
+    expected = snapshot(rwkv.Engine(source, f"cpu {precision}", threads=1), tokens)
+    for sparse in (None, True):
+        engine = rwkv.Engine(target, sparse=sparse)
+        assert (engine._core.column_bytes > 0) == (sparse is True and precision != "int4")
+        assert snapshot(engine, tokens) == snapshot(engine, tokens, [1] * 40) == expected
 
 
 def test_in_another_process_and_with_every_instruction_set(tmp_path):
@@ -236,7 +239,10 @@ def test_inspect_and_the_command(tmp_path):
     found, original = inspect(target, tensors=True), inspect("demo")
     assert (found["packed"], original["packed"]) == ("int8", None)
     assert found["parameters"] == original["parameters"]
-    assert found["memory_bytes"] == {"cpu int8": original["memory_bytes"]["cpu int8"]}
+    core = rwkv.Engine(target)._core
+    assert core.column_bytes == 0  # kept once, the original twice
+    once = found["n_layer"] * found["n_embd"] * found["n_ffn"] // 64 * 66
+    assert found["memory_bytes"] == {"cpu int8": original["memory_bytes"]["cpu int8"] - once}
     assert found["bytes"] <= target.stat().st_size < found["bytes"] + 20_000
     head = {"name": "head.weight", "dtype": "int8", "shape": [1024, 128], "bytes": 1024 * 2 * 66}
     assert head in found["tensors"]

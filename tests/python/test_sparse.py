@@ -18,7 +18,7 @@ from helpers import (
     snapshot,
 )
 
-STRATEGIES = ["cpu fp32", "cpu bf16", "cpu int8"]
+STRATEGIES = ["cpu fp32", "cpu fp16", "cpu bf16", "cpu int8"]
 SHAPES = {
     "small": SMALL,
     "wide": WIDE,
