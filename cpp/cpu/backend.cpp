@@ -12,8 +12,9 @@ namespace rwkv::cpu {
 
 namespace {
 
-constexpr int kWkvTokens = 48;    // tokens of one head per kernel call: their results stay in L1
-constexpr int kMixColumns = 256;  // columns of one lerp per packing call, for the same reason; whole groups
+constexpr int kWkvTokens = 48;             // tokens of one head per kernel call: their results stay in L1
+constexpr int64_t kPieceBytes = 32 << 10;  // of weights that a thread takes at a time
+constexpr int kMixColumns = 256;           // columns of one lerp per packing call, for the same reason; whole groups
 
 // Worker's share of n equal pieces.
 struct Share {
@@ -56,7 +57,7 @@ bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
 }  // namespace
 
 CpuBackend::CpuBackend(const DeviceOptions& options)
-    : kernels_(choose_kernels()), pool_(options.threads), sparse_(options.sparse) {
+    : kernels_(choose_kernels()), pool_(options.threads), pieces_(pool_.size()), sparse_(options.sparse) {
   scratch_.resize(size_t(pool_.size()));
   sampling_.resize(size_t(pool_.size()));
   errors_.resize(size_t(pool_.size()));
@@ -220,17 +221,23 @@ void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t
 
 void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch,
                      Shift write) {
-  const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile);
+  const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), c = int(x.cols);
   pool_.run([&](int worker) {
     auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
-    const Share share(tiles, worker, pool_.size());
+    // Where there are fewer tiles than threads, everybody normalises all rows and takes some columns.
+    const bool whole = tiles >= pool_.size();
+    const Share share(tiles, whole ? worker : 0, whole ? pool_.size() : 1),
+        groups((c + kGroup - 1) / kGroup, worker, pool_.size());
+    const Columns columns = whole ? Columns{0, c} : Columns{groups.begin * kGroup, std::min(groups.end * kGroup, c)};
+    if (columns.begin >= columns.end) return;
     for (int i = share.begin; i < share.end; i++)
-      mix_tile(x, norm, jobs, shift, batch, write, tile_start(rows, tiles, i), tile_start(rows, tiles, i + 1), scratch);
+      mix_tile(x, norm, jobs, shift, batch, write, tile_start(rows, tiles, i), tile_start(rows, tiles, i + 1), columns,
+               scratch);
   });
 }
 
 void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift,
-                          const Batch& batch, Shift write, int begin, int end, float* scratch) const {
+                          const Batch& batch, Shift write, int begin, int end, Columns columns, float* scratch) const {
   const int c = int(x.cols);
   const int64_t ld = row_stride(c);
   float* xn = scratch + ld;  // row -1 is the one before the tile
@@ -251,8 +258,8 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
     }
   }
   for (const MixJob& job : jobs)
-    for (int k0 = 0; k0 < c; k0 += kMixColumns) {
-      const int kn = std::min(kMixColumns, c - k0);
+    for (int k0 = columns.begin; k0 < columns.end; k0 += kMixColumns) {
+      const int kn = std::min(kMixColumns, columns.end - k0);
       for (int i = 0; i < end - begin; i++)
         kernels_.lerp(xn + i * ld + k0, previous[i] + k0, job.mu.as<float>() + k0,
                       job.dynamic ? job.dynamic.row(begin + i) + k0 : nullptr, kn, lerped + i * kMixColumns);
@@ -263,7 +270,8 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
   for (int s = first; s <= sequence; s++) {
     if (batch.start[size_t(s)] < begin) continue;
     layer_norm(x.row(batch.start[size_t(s) + 1] - 1), norm, c, last);
-    std::copy_n(last, c, reinterpret_cast<float*>(batch.dst[size_t(s)] + shift));
+    auto* to = reinterpret_cast<float*>(batch.dst[size_t(s)] + shift);
+    std::copy(last + columns.begin, last + columns.end, to + columns.begin);
   }
 }
 
@@ -271,29 +279,50 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
 
 void CpuBackend::linear(std::span<const LinearJob> jobs) {
   if (jobs.size() == 1 && skip_zeros(jobs[0])) return;
-  // Jobs one behind the other, cut into pieces of equal work at borders of panels, or of pairs of them. Few tokens take
-  // the time of their weights' bytes, many that of their multiplications, four of which int8 does in the time of one.
-  const auto work_of = [&](const LinearJob& job) {
+  // Few tokens take the time of their weights' bytes, which differs from thread to thread: pieces that may change
+  // hands. Many take that of their multiplications, four of which int8 does in the time of one: a share for every
+  // worker.
+  const bool few = std::ranges::all_of(jobs, [&](const LinearJob& job) { return job.x.rows <= kernels_.tile; });
+  const auto work_of = [&](const LinearJob& job) {  // of a panel
     const int k = padded_k(job.w.format, job.w.cols);
-    if (job.x.rows <= kernels_.tile) return int64_t(panel_bytes(job.w.format, k));
+    if (few) return int64_t(panel_bytes(job.w.format, k));
     return int64_t(k) * (job.x.format == Format::i8 ? 1 : 4);
+  };
+  const auto cut = [&](const LinearJob& job) {  // panels of a piece
+    const int unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;
+    return few ? unit * int(std::max<int64_t>(1, kPieceBytes / (work_of(job) * unit))) : unit;
   };
   int64_t total = 0;
   for (const LinearJob& job : jobs) total += panels_of(job.w.rows) * work_of(job);
-  pool_.run([&](int worker) {
-    const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
-    int64_t at = 0;
-    for (const LinearJob& job : jobs) {
-      const int panels = panels_of(job.w.rows), unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;
-      const int64_t work = work_of(job) * unit;
-      const auto panel_at = [&](int64_t position) {
-        return int(std::clamp<int64_t>((position - at + work - 1) / work * unit, 0, panels));
-      };
-      const int p0 = begin <= at ? 0 : panel_at(begin), p1 = end <= at ? 0 : panel_at(end);
-      at += panels * work_of(job);
-      if (p0 >= p1) continue;
-      kernels_.product(product_of(job), p0, p1);
+  int worker = 0, given = 0, first = 0;
+  int64_t at = 0;
+  for (const LinearJob& job : jobs) {
+    const int panels = panels_of(job.w.rows), size = cut(job), pieces = (panels + size - 1) / size;
+    const int64_t work = work_of(job);
+    for (; worker < pool_.size() - 1; worker++) {
+      const int64_t end = total * (worker + 1) / pool_.size() - at;
+      if (end > panels * work) break;
+      const int to = first + int(std::max<int64_t>(0, (end + size * work - 1) / (size * work)));
+      pieces_.give(worker, {given, to});
+      given = to;
     }
+    first += pieces;
+    at += panels * work;
+  }
+  for (; worker < pool_.size(); worker++) pieces_.give(worker, {given, first}), given = first;
+
+  const auto work = [&](Pieces::Range range) {
+    int at = 0;
+    for (const LinearJob& job : jobs) {
+      const int panels = panels_of(job.w.rows), size = cut(job), pieces = (panels + size - 1) / size;
+      const int p0 = std::clamp(range.begin - at, 0, pieces) * size, p1 = std::clamp(range.end - at, 0, pieces) * size;
+      at += pieces;
+      if (p0 < p1) kernels_.product(product_of(job), p0, std::min(p1, panels));
+    }
+  };
+  pool_.run([&](int worker) {
+    if (!few) return work(pieces_.all(worker));
+    while (const Pieces::Range range = pieces_.take(worker)) work(range);
   });
 }
 

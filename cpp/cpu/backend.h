@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "cpu/kernels.h"
+#include "cpu/pieces.h"
 #include "cpu/sample.h"
 #include "cpu/threads.h"
 
@@ -47,8 +48,11 @@ class CpuBackend final : public Backend {
   void pack_panels(const Linear& w, int row, int count, const std::byte* rows, DType dtype) const;
   void widen(const Tensor& table, int64_t row, float* y) const;
   void layer_norm(const float* x, const Norm&, int n, float* y) const;
+  struct Columns {
+    int begin, end;
+  };
   void mix_tile(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift, int begin,
-                int end, float* scratch) const;
+                int end, Columns, float* scratch) const;
   // kernel(stretch, n) for every group of n = `size` channels (the last may have fewer) and at most kWkvTokens rows of
   // a sequence, in order of its rows; packs what the kernel leaves in the stretch's y.
   struct Stretch;
@@ -59,6 +63,7 @@ class CpuBackend final : public Backend {
 
   const Kernels& kernels_;
   ThreadPool pool_;
+  Pieces pieces_;
   std::vector<Memory> scratch_;  // one per worker
   int64_t width_ = 0;
   const std::optional<bool> sparse_;
