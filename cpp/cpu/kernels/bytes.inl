@@ -82,7 +82,8 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
   constexpr int kColumns = F == Format::i8 ? 4 : 8;           // of a word of weights
   Floats sums[kHeld ? M : 1][kHeld ? V : 1];
   if constexpr (kHeld) load_sums(sums, y, ldy, first);
-  const int part = fetch.lines / 4, rest = fetch.lines - 3 * part;
+  constexpr int kParts = kGroup / 4 / kColumns;
+  const Spread<Stream, 4 * kParts> hints(fetch);
   for (int k = 0; k < kn; k += kGroup) {
     const std::byte* scales = w + row * 2;
     w += kPanel * 2 + row * 4;
@@ -95,13 +96,14 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
       for (int v = 0; v < V; v++) dots[m][v] = all(F == Format::i8 ? correction[m] : correction[m] >> 4);
     const int* numbers = x + kTokenWords<F> * At;
     for (int q = 0; q < 4; q++) {
-      prefetch<Stream>(fetch.at, q < 3 ? part : rest);
 #pragma GCC unroll 64
-      for (int c = 0; c < kGroup / 4; c += kColumns, w += kPanel * 4, numbers += kColumns / 4 * kPartsOf<F>)
+      for (int c = 0; c < kGroup / 4; c += kColumns, w += kPanel * 4, numbers += kColumns / 4 * kPartsOf<F>) {
+        hints.next(q * kParts + c / kColumns);
         if constexpr (F == Format::i8)
           add_bytes(dots, w, numbers);
         else
           add_halves(dots, w, numbers);
+      }
     }
     x += kGroupWords<F> * Width;
     w -= row * 4;

@@ -12,6 +12,7 @@ namespace {
 
 // What the tokens of a block need besides the state, rows of padded_n. kk has a row more: the last token has no next.
 constexpr int kWkvBlock = kMaxHead;
+constexpr int kStateAhead = 4096;  // bytes of a state that are fetched ahead
 struct WkvBlock {
   alignas(64) float r[kWkvBlock], w[kWkvBlock], k[kWkvBlock], v[kWkvBlock], b[kWkvBlock], y[kWkvBlock];
   alignas(64) float kk[2 * kWkvBlock];
@@ -91,11 +92,42 @@ void wkv7_sweep(const float* src, float* dst, int n, int tokens, int at, WkvBloc
   }
 }
 
+// The same of one token whose state goes somewhere else, which nobody reads before the weights of the next layers have
+// passed through the caches: it is written past them, and the next lines of the old one are fetched.
+template <int C>
+void wkv7_step(const float* src, float* dst, int n, int at, WkvBlock& block) {
+  const int ld = padded_n(n);
+  Floats removed[C], v[C], y[C];
+  for (int c = 0; c < C; c++) {
+    removed[c] = y[c] = zero();
+    v[c] = load(block.v + at + c * kLanes);
+  }
+  for (int i = 0; i < n; i++)
+    for (int c = 0; c < C; c++) {
+      const float* from = src + i * ld + at + c * kLanes;
+      prefetch_l1(reinterpret_cast<const std::byte*>(from) + kStateAhead);
+      removed[c] = fma(all(block.kk[i]), load(from), removed[c]);
+    }
+#pragma GCC unroll 2
+  for (int i = 0; i < n; i++) {
+    const Floats wi = all(block.w[i]), bi = all(block.b[i]), ki = all(block.k[i]), ri = all(block.r[i]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) {
+      const int j = i * ld + at + c * kLanes;
+      const Floats s = fma(ki, v[c], fma(bi, removed[c], mul(wi, load(src + j))));
+      store_past(dst + j, s);
+      y[c] = fma(ri, s, y[c]);
+    }
+  }
+  for (int c = 0; c < C; c++) store(block.y + at + c * kLanes, y[c]);
+}
+
 void wkv7(const Wkv7Head& p) {
   const int n = p.n, ld = padded_n(n), most = kWkvBlock / ld;
   const float* src = p.src;
   WkvBlock block;
   float bonus[kWkvBlock / 16];
+  const bool step = p.tokens == 1 && p.src != p.dst && reinterpret_cast<uintptr_t>(p.dst) % sizeof(Floats) == 0;
   for (int begin = 0; begin < p.tokens; begin += most, src = p.dst) {
     const int tokens = p.tokens - begin < most ? p.tokens - begin : most;
     for (int t = 0; t < tokens; t++) {
@@ -107,8 +139,10 @@ void wkv7(const Wkv7Head& p) {
 
     int at = 0;
     for (; at + kWkvVectors * kLanes <= ld; at += kWkvVectors * kLanes)
-      wkv7_sweep<kWkvVectors>(src, p.dst, n, tokens, at, block);
-    for (; at < ld; at += kLanes) wkv7_sweep<1>(src, p.dst, n, tokens, at, block);
+      step ? wkv7_step<kWkvVectors>(src, p.dst, n, at, block)
+           : wkv7_sweep<kWkvVectors>(src, p.dst, n, tokens, at, block);
+    for (; at < ld; at += kLanes)
+      step ? wkv7_step<1>(src, p.dst, n, at, block) : wkv7_sweep<1>(src, p.dst, n, tokens, at, block);
 
     for (int t = 0; t < tokens; t++) {
       const float *y = block.y + t * ld, *v = block.v + t * ld, *g = p.g + size_t(begin + t) * p.ld;

@@ -111,6 +111,9 @@ inline float sum16(const Floats* s) {
   return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
+// Past the caches, where p is aligned to a whole vector; ordered by the next locked instruction, as the pool's barriers
+// are.
+inline void store_past(float* p, Floats a) { _mm512_stream_ps(p, a); }
 inline void prefetch_l1(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_l2(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 

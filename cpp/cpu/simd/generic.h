@@ -197,6 +197,7 @@ inline void transpose4(const uint32_t* const rows[4], size_t at, uint32_t* to, s
   for (size_t i = 0; i < 4; i++)
     for (size_t j = 0; j < 4; j++) memcpy(to + i * ld + j, rows[j] + at + i, 4);
 }
+inline void store_past(float* p, Floats a) { store(p, a); }
 inline void prefetch_l1(const std::byte*) {}
 inline void prefetch_l2(const std::byte*) {}
 
