@@ -33,7 +33,7 @@ size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float
 // on the bytes of a column that a worker reads at a stretch.
 double most_live(size_t bytes) { return bytes < 512 ? 0.3 : bytes < 2048 ? 0.4 : 0.65; }
 
-Product product_of(const LinearJob& job) {
+Product product_of(const LinearJob& job, float* room) {
   return {job.w.data,
           job.w.format,
           padded_k(job.w.format, job.w.cols),
@@ -49,7 +49,8 @@ Product product_of(const LinearJob& job) {
           job.sum.as<float>(),
           size_t(job.sum.stride),
           job.gate.as<float>(),
-          size_t(job.gate.stride)};
+          size_t(job.gate.stride),
+          room};
 }
 
 bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
@@ -78,7 +79,7 @@ void CpuBackend::prepare(int64_t width) {
   // A recurrence needs kWkvTokens rows of an item.
   const int64_t mix = (kernels_.tile + 2) * row_stride(width) + int64_t(kernels_.tile) * kMixColumns;
   const int64_t wkv = int64_t(kWkvTokens) * std::max<int64_t>(2 * width, kPanel);
-  for (Memory& m : scratch_) m = allocate(size_t(std::max(mix, wkv)) * sizeof(float));
+  for (Memory& m : scratch_) m = allocate(size_t(std::max({mix, wkv, int64_t(kRoom)})) * sizeof(float));
 }
 
 size_t CpuBackend::operand_bytes(Format format, int rows, int cols) const {
@@ -168,7 +169,7 @@ void CpuBackend::widen(const Tensor& table, int64_t row, float* y) const {
 void CpuBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x, Operand out) {
   const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), c = int(table.cols);
   pool_.run([&](int worker) {
-    auto* wide = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    auto* wide = room(worker);
     float* normed = wide + row_stride(c);
     const Share share(tiles, worker, pool_.size());
     for (int i = share.begin; i < share.end; i++) {
@@ -187,7 +188,7 @@ void CpuBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch
 void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, Tensor gate) {
   const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), d = int(p.z.cols);
   pool_.run([&](int worker) {
-    auto* matrix = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    auto* matrix = room(worker);
     float* products = matrix + p.table.cols;
     const Share share(tiles, worker, pool_.size());
     for (int i = share.begin; i < share.end; i++) {
@@ -205,7 +206,7 @@ void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, T
 void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t> rows, Tensor y, Operand out) {
   const int n = int(rows.size()), tiles = tile_count(n, kernels_.tile), c = int(x.cols);
   pool_.run([&](int worker) {
-    auto* buffer = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    auto* buffer = room(worker);
     const Share share(tiles, worker, pool_.size());
     for (int i = share.begin; i < share.end; i++) {
       const int begin = tile_start(n, tiles, i), end = tile_start(n, tiles, i + 1);
@@ -223,7 +224,7 @@ void CpuBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> 
                      Shift write) {
   const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), c = int(x.cols);
   pool_.run([&](int worker) {
-    auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    auto* scratch = room(worker);
     // Where there are fewer tiles than threads, everybody normalises all rows and takes some columns.
     const bool whole = tiles >= pool_.size();
     const Share share(tiles, whole ? worker : 0, whole ? pool_.size() : 1),
@@ -311,18 +312,18 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
   }
   for (; worker < pool_.size(); worker++) pieces_.give(worker, {given, first}), given = first;
 
-  const auto work = [&](Pieces::Range range) {
+  const auto work = [&](int worker, Pieces::Range range) {
     int at = 0;
     for (const LinearJob& job : jobs) {
       const int panels = panels_of(job.w.rows), size = cut(job), pieces = (panels + size - 1) / size;
       const int p0 = std::clamp(range.begin - at, 0, pieces) * size, p1 = std::clamp(range.end - at, 0, pieces) * size;
       at += pieces;
-      if (p0 < p1) kernels_.product(product_of(job), p0, std::min(p1, panels));
+      if (p0 < p1) kernels_.product(product_of(job, room(worker)), p0, std::min(p1, panels));
     }
   };
   pool_.run([&](int worker) {
-    if (!few) return work(pieces_.all(worker));
-    while (const Pieces::Range range = pieces_.take(worker)) work(range);
+    if (!few) return work(worker, pieces_.all(worker));
+    while (const Pieces::Range range = pieces_.take(worker)) work(worker, range);
   });
 }
 
@@ -339,7 +340,7 @@ bool CpuBackend::skip_zeros(const LinearJob& job) {
   pool_.run([&](int worker) {
     const Share share((panels + 1) / 2, worker, pool_.size());
     if (share.begin == share.end) return;
-    kernels_.column_product(product_of(job), columns, 2 * share.begin, std::min(2 * share.end, panels));
+    kernels_.column_product(product_of(job, room(worker)), columns, 2 * share.begin, std::min(2 * share.end, panels));
   });
   return true;
 }
@@ -366,7 +367,7 @@ void CpuBackend::recur(int channels, int size, const Batch& batch, Operand y, co
   const int joined = whole / std::gcd(whole, size), items = (groups + joined - 1) / joined;
   const int64_t total = int64_t(batch.token.size()) * items;
   pool_.run([&](int worker) {
-    auto* scratch = reinterpret_cast<float*>(scratch_[size_t(worker)].data.get());
+    auto* scratch = room(worker);
     const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
     for (size_t s = 0; s < batch.src.size(); s++) {
       const int first = batch.start[s], last = batch.start[s + 1];

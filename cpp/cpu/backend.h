@@ -40,6 +40,7 @@ class CpuBackend final : public Backend {
   void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
 
  private:
+  float* room(int worker) const { return reinterpret_cast<float*>(scratch_[size_t(worker)].data.get()); }
   bool skip_zeros(const LinearJob& job);  // true if the job is done
   // work(worker, row, count) for all rows, `step` at a time and on all threads; throws what one of them throws first.
   using RowWork = std::function<void(int worker, int64_t row, int64_t count)>;

@@ -71,6 +71,8 @@ struct LiveColumns {
   int count;
 };
 
+constexpr int kRoom = 256 * 4 * kPanel;  // floats
+
 struct Product {
   const std::byte* w;  // first panel of the matrix
   Format format;
@@ -89,6 +91,9 @@ struct Product {
   size_t ld_sum;
   const float* gate = nullptr;  // what goes to out or sum is multiplied with, or null
   size_t ld_gate = 0;
+  float* room = nullptr;  // kRoom floats for sums of which y is not to keep the results, or null: they stay in a cache
+  int y_token = 0, y_panel = 0;  // what y begins with
+  float* sums(int token, int panel) const { return y + size_t(token - y_token) * ldy + (panel - y_panel) * kPanel; }
 };
 
 constexpr int kMaxHead = 1024;  // largest head size of the recurrence

@@ -116,7 +116,7 @@ inline Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, c
   const size_t ld = size_t(panels) * kPanel, out_k = size_t(padded_k(out_format, w.rows));
   const std::vector<std::byte> operand = pack(k, operand_format(w.format), x, tokens, w.cols);
   const auto run = [&](std::byte* out, float* sum, const float* gate, Act act) {
-    Row y(size_t(tokens) * ld, 12345.0f);
+    Row y(size_t(tokens) * ld, 12345.0f), room(kRoom, 12345.0f);
     const Product p{w.data(),
                     w.format,
                     padded_k(w.format, w.cols),
@@ -132,7 +132,8 @@ inline Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, c
                     sum,
                     ld,
                     gate,
-                    ld};
+                    ld,
+                    room.data()};
     int from = 0;
     for (int cut : cuts) k.product(p, from, cut), from = cut;
     k.product(p, from, panels);

@@ -20,7 +20,7 @@ void finish_tile(const Product& p, int panel, int token, int m, int first, int w
   const bool groups = p.out && p.out_format == Format::i8;
   const int k0 = panel * kPanel;
   for (int i = 0; i < m; i++) {
-    float* y = p.y + size_t(token + i) * p.ldy + k0;
+    float* y = p.sums(token + i, panel);
     float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
     float* to = p.out && !groups ? rows[i] : y;
     const float* gate = p.gate ? p.gate + size_t(token + i) * p.ld_gate + k0 : nullptr;
@@ -42,7 +42,7 @@ void finish_tile(const Product& p, int panel, int token, int m, int first, int w
   if (!groups) return pack_rows(p.out_format, rows[0], kPanel, m, k0, end - k0, last ? p.out_k : end, tile, width, at);
   if (!last && end % kGroup != 0) return;
   const int begin = k0 / kGroup * kGroup;
-  pack_rows(p.out_format, p.y + size_t(token) * p.ldy + begin, p.ldy, m, begin, end - begin, p.out_k, tile, width, at);
+  pack_rows(p.out_format, p.sums(token, begin / kPanel), p.ldy, m, begin, end - begin, p.out_k, tile, width, at);
 }
 
 // One panel's sums of the `m` tokens from `token` on are complete. The tiles of the operand that they go to need not be

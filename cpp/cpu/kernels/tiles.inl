@@ -19,20 +19,25 @@ constexpr int kUnitGroups = 2;           // 1 and 4 are slower
 constexpr int kBlockGroups = 8;          // of k
 constexpr int kBlockPanels = 4;          // even
 constexpr int kBlockTiles = 8;
+static_assert(kBlockTiles * kByteTile * kBlockPanels * kPanel <= kRoom);
 constexpr int kChunk = 8;  // tokens whose sums are held in registers
 constexpr float kShift = 0x1.8p23f;
 
 template <Format F>
 class TileProduct {
  public:
-  TileProduct(const Product& product, int p0, int p1) : p_(product), p0_(p0), p1_(p1) {}
+  TileProduct(const Product& product, int p0, int p1) : p_(product), p0_(p0), p1_(p1) {
+    if (hidden_) p_.y = p_.room, p_.ldy = kBlockPanels * kPanel;
+  }
 
   void run() {
     const int blocks = (tiles_ + kBlockTiles - 1) / kBlockTiles, step = kBlockGroups * kGroup;
     for (int i = 0; i < blocks; i++)
-      for (int panel = p0_; panel < p1_; panel += kBlockPanels)
+      for (int panel = p0_; panel < p1_; panel += kBlockPanels) {
+        if (hidden_) y_token_ = start(tiles_ * i / blocks), y_panel_ = panel;
         for (int k = 0; k < p_.k; k += step)
           block(tiles_ * i / blocks, tiles_ * (i + 1) / blocks, k, panel, i + 1 < blocks);
+      }
     flush();
     shapes_.release();
   }
@@ -42,6 +47,7 @@ class TileProduct {
     const std::byte *w, *x;  // first groups
     int groups;
     int panel, token, tokens;
+    int y_token, y_panel;
     bool first, last;     // of k
     const float* scales;  // of tokens, see prepare()
   };
@@ -81,7 +87,8 @@ class TileProduct {
             fetch_.lines = 0;
           }
           take({from[i] + panel_bytes(Format::i8, at), x + row_bytes(Format::i8, at) * size_t(m), groups, panel + i,
-                token, m, k + at == 0, k + at + groups * kGroup == p_.k, scales + at / kGroup * 2 * kByteTile});
+                token, m, y_token_, y_panel_, k + at == 0, k + at + groups * kGroup == p_.k,
+                scales + at / kGroup * 2 * kByteTile});
         }
     }
   }
@@ -119,6 +126,7 @@ class TileProduct {
     }
     retire();
     before_ = unit;
+    p_.y_token = unit.y_token, p_.y_panel = unit.y_panel;
     unit_at_ ^= 1;
     for (int g = 0; g < unit.groups; g++)
       for (int v = 0; v < 2; v++)
@@ -181,7 +189,7 @@ class TileProduct {
   void add(int t, Pieces&& step) {
     float* y[kChunk];
     Floats sums[kChunk][2];
-    y[0] = p_.y + size_t(before_.token + t) * p_.ldy + before_.panel * kPanel;
+    y[0] = p_.sums(before_.token + t, before_.panel);
 #pragma GCC unroll 8
     for (int i = 1; i < kChunk; i++) y[i] = y[i - 1] + p_.ldy;
     for (int i = before_.tokens - t; i < kChunk; i++) y[i] = spare_;
@@ -218,8 +226,10 @@ class TileProduct {
     retire();
   }
 
-  const Product& p_;
+  Product p_;  // its y is that of `before_`
   const int p0_, p1_, tiles_ = tile_count(p_.tokens, kByteTile);
+  const bool hidden_ = p_.room && (p_.out || p_.sum);  // are the sums
+  int y_token_ = 0, y_panel_ = 0;
   Unpacked<F, kBlockPanels, kBlockGroups * kGroup> unpacked_;
   TileShapes shapes_;
   Fetch fetch_ = {nullptr, 0};
