@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "core/error.h"
 #include "core/platform.h"
@@ -12,45 +11,10 @@ namespace rwkv::cpu {
 
 namespace {
 
-constexpr int kWkvTokens = 48;             // tokens of one head per kernel call: their results stay in L1
-constexpr int64_t kPieceBytes = 32 << 10;  // of weights that a thread takes at a time
-constexpr int kMixColumns = 256;           // columns of one lerp per packing call, for the same reason; whole groups
-
-// Worker's share of n equal pieces.
-struct Share {
-  int begin, end;
-  Share(int n, int worker, int workers)
-      : begin(int(int64_t(n) * worker / workers)), end(int(int64_t(n) * (worker + 1) / workers)) {}
-};
+constexpr int kMixColumns = 256;  // columns of one lerp per packing call: they stay in L1; whole groups
 
 int sequence_of(const Batch& batch, int row) {
   return int(std::upper_bound(batch.start.begin(), batch.start.end(), row) - batch.start.begin()) - 1;
-}
-
-size_t head_bytes(int n) { return size_t(n) * size_t(padded_n(n)) * sizeof(float); }
-
-// The share of live columns up to which reading them alone is faster than reading all panels, as measured. It depends
-// on the bytes of a column that a worker reads at a stretch.
-double most_live(size_t bytes) { return bytes < 512 ? 0.3 : bytes < 2048 ? 0.4 : 0.65; }
-
-Product product_of(const LinearJob& job, float* room) {
-  return {job.w.data,
-          job.w.format,
-          padded_k(job.w.format, job.w.cols),
-          job.x.data,
-          job.x.rows,
-          job.y.as<float>(),
-          size_t(job.y.stride),
-          job.act,
-          job.out.data,
-          job.out.format,
-          padded_k(job.out.format, job.out.cols),
-          job.out.cols,
-          job.sum.as<float>(),
-          size_t(job.sum.stride),
-          job.gate.as<float>(),
-          size_t(job.gate.stride),
-          room};
 }
 
 bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
@@ -274,171 +238,6 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
     auto* to = reinterpret_cast<float*>(batch.dst[size_t(s)] + shift);
     std::copy(last + columns.begin, last + columns.end, to + columns.begin);
   }
-}
-
-// ---- products ----
-
-void CpuBackend::linear(std::span<const LinearJob> jobs) {
-  if (jobs.size() == 1 && skip_zeros(jobs[0])) return;
-  // Few tokens take the time of their weights' bytes, which differs from thread to thread: pieces that may change
-  // hands. Many take that of their multiplications, four of which int8 does in the time of one: a share for every
-  // worker.
-  const bool few = std::ranges::all_of(jobs, [&](const LinearJob& job) { return job.x.rows <= kernels_.tile; });
-  const auto work_of = [&](const LinearJob& job) {  // of a panel
-    const int k = padded_k(job.w.format, job.w.cols);
-    if (few) return int64_t(panel_bytes(job.w.format, k));
-    return int64_t(k) * (job.x.format == Format::i8 ? 1 : 4);
-  };
-  const auto cut = [&](const LinearJob& job) {  // panels of a piece
-    const int unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;
-    return few ? unit * int(std::max<int64_t>(1, kPieceBytes / (work_of(job) * unit))) : unit;
-  };
-  int64_t total = 0;
-  for (const LinearJob& job : jobs) total += panels_of(job.w.rows) * work_of(job);
-  int worker = 0, given = 0, first = 0;
-  int64_t at = 0;
-  for (const LinearJob& job : jobs) {
-    const int panels = panels_of(job.w.rows), size = cut(job), pieces = (panels + size - 1) / size;
-    const int64_t work = work_of(job);
-    for (; worker < pool_.size() - 1; worker++) {
-      const int64_t end = total * (worker + 1) / pool_.size() - at;
-      if (end > panels * work) break;
-      const int to = first + int(std::max<int64_t>(0, (end + size * work - 1) / (size * work)));
-      pieces_.give(worker, {given, to});
-      given = to;
-    }
-    first += pieces;
-    at += panels * work;
-  }
-  for (; worker < pool_.size(); worker++) pieces_.give(worker, {given, first}), given = first;
-
-  const auto work = [&](int worker, Pieces::Range range) {
-    int at = 0;
-    for (const LinearJob& job : jobs) {
-      const int panels = panels_of(job.w.rows), size = cut(job), pieces = (panels + size - 1) / size;
-      const int p0 = std::clamp(range.begin - at, 0, pieces) * size, p1 = std::clamp(range.end - at, 0, pieces) * size;
-      at += pieces;
-      if (p0 < p1) kernels_.product(product_of(job, room(worker)), p0, std::min(p1, panels));
-    }
-  };
-  pool_.run([&](int worker) {
-    if (!few) return work(worker, pieces_.all(worker));
-    while (const Pieces::Range range = pieces_.take(worker)) work(worker, range);
-  });
-}
-
-// One token, a residual: everybody takes some rows of all live columns.
-bool CpuBackend::skip_zeros(const LinearJob& job) {
-  if (!job.w.columns || job.x.rows != 1 || !job.sum || !may_skip(job.w.columns)) return false;
-  const int k = padded_k(job.w.format, job.w.cols), panels = panels_of(job.w.rows);
-  const size_t stretch =
-      cpu::column_bytes(job.w.format, column_rows(job.w.rows), kGroup) / kGroup / size_t(pool_.size());
-  const int most = sparse_ ? k : int(k * most_live(stretch));
-  const int count = kernels_.live_columns(job.w.format, job.x.data, k, most, live_.data());
-  if (count < 0) return false;
-  const LiveColumns columns{job.w.columns, job.w.rows, live_.data(), count};
-  pool_.run([&](int worker) {
-    const Share share((panels + 1) / 2, worker, pool_.size());
-    if (share.begin == share.end) return;
-    kernels_.column_product(product_of(job, room(worker)), columns, 2 * share.begin, std::min(2 * share.end, panels));
-  });
-  return true;
-}
-
-// ---- recurrences ----
-
-// What a kernel gets: these rows of one sequence, these channels; its state before and after.
-struct CpuBackend::Stretch {
-  int row, tokens, group, channel;
-  const std::byte* src;
-  std::byte* dst;
-  float* y;
-  size_t ldy;
-
-  float* rows(const Tensor& t) const { return t ? t.row(row) + channel : nullptr; }
-  const float* channels(const Tensor& t) const { return t ? t.as<float>() + channel : nullptr; }
-};
-
-template <class Kernel>
-void CpuBackend::recur(int channels, int size, const Batch& batch, Operand y, const Kernel& kernel) {
-  // An item is as many groups of channels of one sequence as keep what an operand packs together whole: pairs of bf16,
-  // groups of int8. Items one behind the other are cut into pieces of equally many tokens at item borders.
-  const int whole = y.format == Format::i8 ? kGroup : 2, groups = (channels + size - 1) / size;
-  const int joined = whole / std::gcd(whole, size), items = (groups + joined - 1) / joined;
-  const int64_t total = int64_t(batch.token.size()) * items;
-  pool_.run([&](int worker) {
-    auto* scratch = room(worker);
-    const int64_t begin = total * worker / pool_.size(), end = total * (worker + 1) / pool_.size();
-    for (size_t s = 0; s < batch.src.size(); s++) {
-      const int first = batch.start[s], last = batch.start[s + 1];
-      const int64_t base = int64_t(first) * items, tokens = last - first;
-      const auto item_at = [&](int64_t at) {
-        return int(std::clamp<int64_t>((at - base + tokens - 1) / tokens, 0, items));
-      };
-      const int i0 = begin <= base ? 0 : item_at(begin), i1 = end <= base ? 0 : item_at(end);
-      if (i0 >= i1) continue;
-      // All items of a few rows before the next rows: a row is a page, and a processor keeps track of few.
-      for (int row = first; row < last; row += kWkvTokens)
-        for (int i = i0; i < i1; i++) {
-          const int count = std::min(kWkvTokens, last - row), from = i * joined * size;
-          const int width = std::min(joined * size, channels - from);
-          const std::byte* src = row == first ? batch.src[s] : batch.dst[s];
-          for (int c = 0; c < width; c += size)
-            kernel(Stretch{row, count, (from + c) / size, from + c, src, batch.dst[s], scratch + c, size_t(width)},
-                   std::min(size, width - c));
-          pack_rows(scratch, size_t(width), row, count, from, width, y);
-        }
-    }
-  });
-}
-
-void CpuBackend::wkv4(const Wkv4& p, const Batch& batch, Operand y) {
-  recur(int(p.decay.cols), kPanel, batch, y, [&](const Stretch& s, int n) {
-    const auto src = [&](size_t part) { return reinterpret_cast<const float*>(s.src + part) + s.channel; };
-    const auto dst = [&](size_t part) { return reinterpret_cast<float*>(s.dst + part) + s.channel; };
-    kernels_.wkv4({n, s.tokens, size_t(p.r.stride), s.rows(p.r), s.rows(p.k), s.rows(p.v), s.channels(p.decay),
-                   s.channels(p.bonus), src(p.a), src(p.b), src(p.m), dst(p.a), dst(p.b), dst(p.m), s.y, s.ldy});
-  });
-}
-
-void CpuBackend::wkv6(const Wkv6& p, size_t state, const Batch& batch, Operand y) {
-  recur(p.heads * p.head_size, p.head_size, batch, y, [&](const Stretch& s, int n) {
-    const size_t slot = state + head_bytes(n) * size_t(s.group);
-    kernels_.wkv6({n, s.tokens, size_t(p.r.stride), s.rows(p.r), s.rows(p.k), s.rows(p.v), s.rows(p.g), s.rows(p.w),
-                   s.channels(p.decay), s.channels(p.bonus), s.channels(p.out.weight), s.channels(p.out.bias),
-                   p.out.eps, reinterpret_cast<const float*>(s.src + slot), reinterpret_cast<float*>(s.dst + slot), s.y,
-                   s.ldy});
-  });
-}
-
-void CpuBackend::wkv7(const Wkv7& p, size_t state, const Batch& batch, Operand y) {
-  recur(p.heads * p.head_size, p.head_size, batch, y, [&](const Stretch& s, int n) {
-    const size_t slot = state + head_bytes(n) * size_t(s.group);
-    kernels_.wkv7({n,
-                   s.tokens,
-                   size_t(p.r.stride),
-                   s.rows(p.r),
-                   s.rows(p.w),
-                   s.rows(p.k),
-                   s.rows(p.v),
-                   s.rows(p.a),
-                   s.rows(p.g),
-                   s.rows(p.v_mix),
-                   s.rows(p.v_first),
-                   s.channels(p.w0),
-                   s.channels(p.a0),
-                   s.channels(p.v0),
-                   s.channels(p.k_k),
-                   s.channels(p.k_a),
-                   s.channels(p.r_k),
-                   s.channels(p.out.weight),
-                   s.channels(p.out.bias),
-                   p.out.eps,
-                   reinterpret_cast<const float*>(s.src + slot),
-                   reinterpret_cast<float*>(s.dst + slot),
-                   s.y,
-                   s.ldy});
-  });
 }
 
 // ---- results ----

@@ -9,6 +9,8 @@
 
 namespace rwkv::cpu {
 
+constexpr int kWkvTokens = 48;  // tokens of one head per kernel call: their results stay in L1
+
 // The verbs as loops over rows, heads and panels on a pool of threads.
 class CpuBackend final : public Backend {
  public:

@@ -6,6 +6,13 @@
 
 namespace rwkv::cpu {
 
+// Worker's share of n equal pieces.
+struct Share {
+  int begin, end;
+  Share(int n, int worker, int workers)
+      : begin(int(int64_t(n) * worker / workers)), end(int(int64_t(n) * (worker + 1) / workers)) {}
+};
+
 // A fixed set of threads that run one function at a time; the caller is worker 0. Between jobs they spin for a
 // while, because the next job usually follows at once, and then park.
 class ThreadPool {
