@@ -28,7 +28,7 @@ std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOption
     if (options.poll) options.poll();
     if (options.progress) options.progress(done, total);
   };
-  auto model = Model::load(file, options.strategy, {options.threads, options.sparse}, report);
+  auto model = Model::load(file, options.strategy, {options.threads, options.sparse, options.pin}, report);
   return std::shared_ptr<Engine>(new Engine(std::move(model), process_id()));
 }
 

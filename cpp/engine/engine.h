@@ -32,7 +32,8 @@ struct EngineOptions {
   int threads = 0;    // 0: one per core this process may use
   Progress progress;  // bytes of weights read
   Poll poll;
-  std::optional<bool> sparse = {};  // as DeviceOptions have it
+  std::optional<bool> sparse = {};  // as DeviceOptions have them
+  bool pin = false;
 };
 
 struct Sequence {
