@@ -272,9 +272,9 @@ def write_durably(path: pathlib.Path, data) -> None:
     os.close(folder)
 
 
-def memory(field: str) -> int:
+def memory(field: str, file: str = "status") -> int:
     """Bytes of this process, as Linux calls them: VmRSS, RssAnon, VmHWM."""
-    with open("/proc/self/status") as status:
+    with open(f"/proc/self/{file}") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith(field + ":"))
 
 

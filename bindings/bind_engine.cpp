@@ -19,9 +19,9 @@ rwkv::Output output_of(const std::string& name) {
   throw rwkv::Error("output: expected 'last', 'all', 'none' or 'hidden', found '" + name + "'");
 }
 
-std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads, std::optional<bool> sparse,
-                             const py::object& progress) {
-  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(), sparse};
+std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads, bool pin,
+                             std::optional<bool> sparse, const py::object& progress) {
+  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(), sparse, pin};
   const std::string name = path;
   const Unlocked unlocked;
   return Engine::open(name, options);

@@ -206,6 +206,7 @@ struct DeviceOptions {
   // Whether Linear::columns are kept, and zero inputs skipped: always, never, or, where nothing is said, when the share
   // of zeros says that it pays.
   std::optional<bool> sparse = std::nullopt;
+  bool pin = false;  // each thread but the caller's stays on a core of its own
 };
 
 // "cpu", "cuda", "cuda:1". Throws DeviceError if this build or this machine has no such device.

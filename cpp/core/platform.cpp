@@ -2,6 +2,7 @@
 #include "core/platform.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -13,6 +14,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <system_error>
 
 #include "core/error.h"
@@ -231,6 +233,39 @@ int usable_cores() {
   if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
   return std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
 }
+
+#ifdef __linux__
+std::vector<int> cores_to_pin_to() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  RWKV_CHECK(DeviceError, sched_getaffinity(0, sizeof set, &set) == 0,
+             "pin: cannot tell which cores may be used: ", reason(errno));
+  std::map<std::string, int> taken;              // of each physical core, as the list of what shares it
+  std::vector<std::pair<int, int>> rank_number;  // of one core: how many of the same physical one come before it
+  for (int core = 0; core < CPU_SETSIZE; core++) {
+    if (!CPU_ISSET(core, &set)) continue;
+    std::string physical = join(core);
+    std::ifstream siblings(join("/sys/devices/system/cpu/cpu", core, "/topology/thread_siblings_list"));
+    std::getline(siblings, physical);
+    rank_number.emplace_back(taken[physical]++, core);
+  }
+  std::ranges::sort(rank_number);
+  std::vector<int> cores;
+  for (const auto& [rank, core] : rank_number) cores.push_back(core);
+  return cores;
+}
+
+void pin_thread(std::thread& thread, int core) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  const int code = pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);
+  RWKV_CHECK(DeviceError, code == 0, "pin: cannot keep a thread on core ", core, ": ", reason(code));
+}
+#else
+std::vector<int> cores_to_pin_to() { throw DeviceError("pin: this system keeps no thread on a core"); }
+void pin_thread(std::thread&, int) { cores_to_pin_to(); }
+#endif
 
 bool request_tiles() {
 #if defined(__linux__) && defined(__x86_64__)

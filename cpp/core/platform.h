@@ -6,6 +6,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace rwkv {
 
@@ -56,6 +58,11 @@ int64_t process_id();
 
 // Cores that this process may run on: its affinity, at least 1.
 int usable_cores();
+
+// The numbers of these, one of each physical core before the others that share it. Throws DeviceError where the system
+// lets nobody choose.
+std::vector<int> cores_to_pin_to();
+void pin_thread(std::thread& thread, int core);  // keeps it there; throws DeviceError
 
 // Asks once for AMX's tiles, which the system saves only for processes that want them. False: it does not.
 bool request_tiles();

@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -15,9 +16,14 @@ struct Share {
 
 // A fixed set of threads that run one function at a time; the caller is worker 0. Between jobs they spin for a
 // while, because the next job usually follows at once, and then park.
+//
+// Each worker has its share of a job, and the caller waits for all of them. Where the system lets a worker wait,
+// because something else runs on its core, the caller does the share that this one has not begun.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // 0: one per core this process may use
+  // 0 threads: one per core this process may use. `pin` keeps every thread but the caller's on a core of its own, and
+  // leaves the first core to the caller. Throws DeviceError.
+  explicit ThreadPool(int threads, bool pin = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
 
@@ -32,8 +38,12 @@ class ThreadPool {
 
  private:
   using Job = void (*)(const void*, int worker);
+  struct alignas(64) Share {
+    std::atomic<unsigned> round{0};  // the last that somebody has begun
+  };
   void run(Job job, const void* argument);
   void work(int worker);
+  bool begin(int worker, unsigned round);  // true: for the caller to do, nobody else will
   void end();
 
   bool spins_;
@@ -42,7 +52,8 @@ class ThreadPool {
   const void* argument_ = nullptr;
   bool stop_ = false;
   alignas(64) std::atomic<unsigned> round_{0};    // grows by one with every job
-  alignas(64) std::atomic<unsigned> running_{0};  // workers that have not ended the job
+  alignas(64) std::atomic<unsigned> running_{0};  // shares of other workers that have not ended
+  std::unique_ptr<Share[]> shares_;
   std::vector<std::thread> threads_;
 };
 

@@ -11,18 +11,6 @@
 
 namespace rwkv {
 
-namespace {
-
-// Calls one after the other hold their states until the last has ended.
-std::vector<std::unique_ptr<State::Use>> use_all(std::span<const Sequence> sequences) {
-  std::vector<std::unique_ptr<State::Use>> uses;
-  uses.reserve(sequences.size());
-  for (const Sequence& s : sequences) uses.push_back(std::make_unique<State::Use>(*s.state));
-  return uses;
-}
-
-}  // namespace
-
 Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
     : model_(std::move(model)),
       pool_(std::make_shared<StatePool>(model_->backend(), model_->layout())),
@@ -40,7 +28,7 @@ std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOption
     if (options.poll) options.poll();
     if (options.progress) options.progress(done, total);
   };
-  auto model = Model::load(file, options.strategy, {options.threads, options.sparse}, report);
+  auto model = Model::load(file, options.strategy, {options.threads, options.sparse, options.pin}, report);
   return std::shared_ptr<Engine>(new Engine(std::move(model), process_id()));
 }
 
@@ -69,9 +57,8 @@ std::shared_ptr<State> Engine::new_state() {
 
 // ---- steps ----
 
-void Engine::check_sequences(std::span<const Sequence> sequences) const {
+void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const {
   const int vocab = config().n_vocab;
-  std::vector<const State*> states;
   for (const Sequence& s : sequences) {
     check_mine(*s.state);
     states.push_back(s.state);
@@ -103,7 +90,6 @@ size_t Engine::result_size(std::span<const Sequence> sequences, Output output) c
 
 std::vector<float> Engine::forward(std::span<const Sequence> sequences, Output output, const Poll& poll,
                                    const Progress& progress) {
-  check_sequences(sequences);
   std::vector<float> result(result_size(sequences, output));
   forward(sequences, output, result, poll, progress);
   return result;
@@ -112,32 +98,36 @@ std::vector<float> Engine::forward(std::span<const Sequence> sequences, Output o
 void Engine::forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll,
                      const Progress& progress) {
   check_process();
-  check_sequences(sequences);
+  const ListsPool::Use lists(lists_);
+  check_sequences(sequences, lists->states);
   if (sequences.empty()) return;
   RWKV_CHECK(Error, result.empty() || result.size() == result_size(sequences, output), "result: expected room for ",
              result_size(sequences, output), " floats, found ", result.size());
-  const auto uses = use_all(sequences);
+  // Calls one after the other hold their states until the last has ended.
+  for (const Sequence& s : sequences) lists->uses.emplace_back(*s.state);
   const Turn::Hold hold(turn_, poll);
 
   // Everything a step needs is there before it begins: slots to write to, room for the logits, the lists of a panel.
-  const size_t count = sequences.size();
+  const size_t count = sequences.size(), vocab = size_t(config().n_vocab);
+  auto& target = lists->target;
+  auto& logits = lists->logits;
+  auto &token = lists->token, &start = lists->start, &out = lists->out;
+  auto& src = lists->src;
+  auto& dst = lists->dst;
+  auto& ending = lists->ending;
   int64_t total = 0;
-  std::vector<std::shared_ptr<StateSlot>> target(count);
-  std::vector<std::shared_ptr<std::vector<float>>> logits(count);
+  target.resize(count), logits.resize(count);
   for (size_t s = 0; s < count; s++) {
     total += int64_t(sequences[s].tokens.size());
     target[s] = pool_->take();
-    if (output == Output::last || output == Output::all)
-      logits[s] = std::make_shared<std::vector<float>>(size_t(config().n_vocab));
+    if (output != Output::last && output != Output::all) continue;
+    logits[s] = pool_->take_logits();
+    logits[s]->reserve(vocab);
   }
   // Panels of about equal size, whole tiles of the kernels.
   const int64_t most = model_->panel_rows(), panels = (total + most - 1) / most;
   const int64_t step = std::min(most, ((total + panels - 1) / panels + 23) / 24 * 24);
 
-  std::vector<int32_t> token, start, out;
-  std::vector<const std::byte*> src;
-  std::vector<std::byte*> dst;
-  std::vector<size_t> ending;  // for each row of `out` the sequence that ends with it, or count
   const auto room = size_t(std::min<int64_t>(step, total));
   token.reserve(room), out.reserve(room), ending.reserve(room);
   start.reserve(count + 1), src.reserve(count), dst.reserve(count);
@@ -148,7 +138,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
                                                       : Model::Result::logits;
   size_t s = 0, at = 0, written = 0;  // the next token to read, the next float to write
   for (int64_t done = 0; done < total; done += int64_t(token.size())) {
-    token.clear(), start.clear(), out.clear(), ending.clear(), src.clear(), dst.clear();
+    lists->clear_panel();
     while (s < count && int64_t(token.size()) < step) {
       const auto& tokens = sequences[s].tokens;
       const size_t n = std::min(tokens.size() - at, size_t(step) - token.size());
@@ -174,7 +164,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
         if (!result.empty()) std::copy_n(values.row(i), values.cols, result.data() + written);
         if (kind == Model::Result::logits && ending[row] < count)
-          std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
+          logits[ending[row]]->assign(values.row(i), values.row(i) + values.cols);
       }
     };
     // By reference: a function that held the captures would allocate.

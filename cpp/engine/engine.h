@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/lists.h"
 #include "engine/state.h"
 #include "engine/turn.h"
 #include "model/config.h"
@@ -31,7 +32,8 @@ struct EngineOptions {
   int threads = 0;    // 0: one per core this process may use
   Progress progress;  // bytes of weights read
   Poll poll;
-  std::optional<bool> sparse = {};  // as DeviceOptions have it
+  std::optional<bool> sparse = {};  // as DeviceOptions have them
+  bool pin = false;
 };
 
 struct Sequence {
@@ -84,7 +86,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Engine(std::shared_ptr<const Model> model, int64_t process);
   void check_mine(const State& state) const;  // throws StateError for another engine's state
   std::string header_of(const StateContents& contents) const;
-  void check_sequences(std::span<const Sequence> sequences) const;
+  void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 
   std::shared_ptr<const Model> model_;
   std::shared_ptr<StatePool> pool_;
@@ -92,6 +94,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Arena scratch_;
   int64_t process_;
   Turn turn_;
+  ListsPool lists_;
 };
 
 }  // namespace rwkv

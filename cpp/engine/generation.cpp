@@ -176,7 +176,7 @@ void Generation::step(const Poll& poll, const Process& process) {
     const SamplingParams& p = d.text.params;
     const float* logits = d.before.last_logits->data();
     if (p.process_logits) {
-      d.processed = *d.before.last_logits;
+      d.processed.assign(d.before.last_logits->begin(), d.before.last_logits->end());
       process(size_t(std::ranges::find(texts_, &d.text, &std::unique_ptr<Text>::get) - texts_.begin()), d.text.written,
               d.processed);
       logits = d.processed.data();
@@ -263,10 +263,10 @@ std::optional<Piece> Generation::next(size_t index, const Poll& poll, const Proc
 
 std::vector<std::vector<Piece>> Generation::run(const Poll& poll, const Progress& progress, const Process& process) {
   const Entry entry(*this);
-  std::vector<std::unique_ptr<State::Use>> uses;
+  std::vector<State::Use> uses;
   std::vector<StateContents> before;
   for (const TextRequest& r : requests_) {
-    uses.push_back(std::make_unique<State::Use>(*r.state));
+    uses.emplace_back(*r.state);
     before.push_back(r.state->contents_);
   }
   prepare(std::move(before), poll, progress);

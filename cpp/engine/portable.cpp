@@ -81,9 +81,10 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
                 values.size() * sizeof(float));
     pool_->backend().write_state(part, slot->data() + offset, values.data());
   });
-  std::shared_ptr<std::vector<float>> logits;
+  std::shared_ptr<Logits> logits;
   if (!view.last_logits.empty()) {
-    logits = std::make_shared<std::vector<float>>(view.last_logits.size() / sizeof(float));
+    logits = pool_->take_logits();
+    logits->resize(view.last_logits.size() / sizeof(float));
     std::memcpy(logits->data(), view.last_logits.data(), view.last_logits.size());
   }
   return std::make_shared<State>(

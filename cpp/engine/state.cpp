@@ -20,12 +20,14 @@ void State::advance(const StateContents& from, const StateContents& to) {
   contents_ = to;
 }
 
-State::Use::Use(const State& state) : state_(state) {
+State::Use::Use(const State& state) : state_(&state) {
   RWKV_CHECK(
       ConcurrentUseError, !state.busy_.exchange(true, std::memory_order_acquire),
       "expected one use of a state handle at a time, found a second while the first runs; fork() gives each its own");
 }
 
-State::Use::~Use() { state_.busy_.store(false, std::memory_order_release); }
+State::Use::~Use() {
+  if (state_) state_->busy_.store(false, std::memory_order_release);
+}
 
 }  // namespace rwkv

@@ -3,9 +3,11 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
+#include "engine/recycler.h"
 
 namespace rwkv {
 
@@ -13,14 +15,14 @@ class Engine;
 class Generation;
 struct SamplerState;
 class StateSlot;  // one slot of the pool; forks share it until one of them steps
+using Logits = std::vector<float, RecyclingAllocator<float>>;
 
 // What a handle stands for. A slot that a handle holds is never written again: steps go to a slot of their own.
 struct StateContents {
   std::shared_ptr<const StateSlot> slot;
   int64_t tokens_seen = 0;
-  int32_t last_token = -1;  // -1 before the first
-  std::shared_ptr<const std::vector<float>> last_logits =
-      nullptr;                                            // (V) after the last token; null when the last call made none
+  int32_t last_token = -1;                                // -1 before the first
+  std::shared_ptr<const Logits> last_logits = nullptr;    // (V) after the last token; null when the last call made none
   std::shared_ptr<const SamplerState> sampler = nullptr;  // of the text that the last token belongs to, if one is known
 };
 
@@ -40,17 +42,17 @@ class State {
   StateContents contents() const;
   int64_t tokens_seen() const { return contents().tokens_seen; }
   int32_t last_token() const { return contents().last_token; }
-  std::shared_ptr<const std::vector<float>> last_logits() const { return contents().last_logits; }
+  std::shared_ptr<const Logits> last_logits() const { return contents().last_logits; }
 
   // Holds the handle for one call; a second one at the same time throws ConcurrentUseError.
   class Use {
    public:
     explicit Use(const State& state);
+    Use(Use&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
     ~Use();
-    Use(const Use&) = delete;
 
    private:
-    const State& state_;
+    const State* state_;
   };
 
  private:

@@ -30,11 +30,16 @@ std::shared_ptr<StateSlot> StatePool::take() {
     free_.pop_back();
   }
   try {
-    return std::make_shared<StateSlot>(shared_from_this(), data);
+    return std::allocate_shared<StateSlot>(RecyclingAllocator<StateSlot>(recycler_), shared_from_this(), data);
   } catch (...) {
     give_back(data);
     throw;
   }
+}
+
+std::shared_ptr<Logits> StatePool::take_logits() {
+  const RecyclingAllocator<float> allocator(recycler_);
+  return std::allocate_shared<Logits>(allocator, allocator);
 }
 
 std::shared_ptr<const StateSlot> StatePool::make_initial() {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/state.h"
 #include "model/state_layout.h"
 
 namespace rwkv {
@@ -34,6 +35,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   Backend& backend() const { return *backend_; }
 
   std::shared_ptr<StateSlot> take();                // contents undefined
+  std::shared_ptr<Logits> take_logits();            // empty
   std::shared_ptr<const StateSlot> make_initial();  // the state before any token
 
  private:
@@ -43,6 +45,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   std::shared_ptr<Backend> backend_;
   StateLayout layout_;
   const int64_t process_;
+  const std::shared_ptr<Recycler> recycler_ = std::make_shared<Recycler>();
   std::mutex mutex_;
   std::vector<Memory> slabs_;
   std::vector<std::byte*> free_;

@@ -63,14 +63,15 @@ def integer(value: object, name: str, low: int, high: int) -> int:
 
 
 def engine_options(
-    strategy: object, threads: object, sparse: object
-) -> tuple[bytes, int, bool | None]:
+    strategy: object, threads: object, pin: object, sparse: object
+) -> tuple[bytes, int, bool, bool | None]:
     """Return what an engine is opened with, as the core takes it."""
     if not isinstance(strategy, str):
         raise TypeError(f"strategy: expected str, found {type(strategy).__name__}")
     return (
         strategy.encode(errors="surrogatepass"),
         0 if threads is None else integer(threads, "threads", 1, 1024),
+        boolean(pin, "pin"),
         None if sparse is None else boolean(sparse, "sparse"),
     )
 

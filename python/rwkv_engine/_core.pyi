@@ -45,6 +45,7 @@ class Engine:
         path: bytes,
         strategy: bytes,
         threads: int,
+        pin: bool,
         sparse: bool | None,
         progress: Callable[[int, int], object] | None,
         /,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from . import _core
 from ._arguments import (
     DEMO,
-    Array,
     Path,
     Progress,
     Tokens,
@@ -23,7 +22,7 @@ from .chat import Chat
 from .config import Config
 from .generation import GenerationMixin
 from .params import SamplingParams
-from .state import State, core_of, parts_of
+from .state import Parts, State, core_of, parts_of
 from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
@@ -45,16 +44,16 @@ class Engine(GenerationMixin):
         rest). "auto" keeps the file's precision, as small matrices do beside int8 and int4.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
+    pin : bool, default False
+        Keep each thread on a core of its own, the caller's excepted, to which one core is left.
     tokenizer : path or Tokenizer, optional
-        A World vocabulary or a JSON file of the `tokenizers` package. By default the model's own,
-        from its GGUF file or folder; else, for 65,536 token ids, the World vocabulary.
+        A World vocabulary or a JSON file of `tokenizers`. By default the one in the model's GGUF
+        file or folder; else, for 65,536 token ids, the World vocabulary.
     progress : callable, optional
-        Called as ``progress(bytes_read, bytes_total)``; what it raises ends the loading. If there
-        is something to download, it is first called so for that.
+        Called as ``progress(bytes_read, bytes_total)``, first of a download; raising ends it.
     sparse : bool, optional
-        Whether single tokens skip the weights of zeros in the channel mix, for which a quarter of
-        the model is kept twice. By default where it pays, but in files of `quantize`, which then
-        would not open at once; False saves the memory. No bit changes.
+        Whether single tokens skip the weights of zeros in the channel mix; no bit changes. It keeps
+        a quarter of the model twice. By default where it pays, but not in files of `quantize`.
 
     Raises
     ------
@@ -77,11 +76,12 @@ class Engine(GenerationMixin):
         strategy: str = "auto",
         *,
         threads: int | None = None,
+        pin: bool = False,
         tokenizer: Path | Tokenizer | None = None,
         progress: Progress | None = None,
         sparse: bool | None = None,
     ) -> None:
-        options = engine_options(strategy, threads, sparse)
+        options = engine_options(strategy, threads, pin, sparse)
         path = model_path(model, progress)
         self._core = _core.Engine.open(path, *options, progress)
         self._name = model_name(model)
@@ -191,7 +191,7 @@ class Engine(GenerationMixin):
         """Return the state in a file that `State.save` wrote; otherwise as `state_from_bytes`."""
         return State(self._core.load_state(path_bytes(path, "path"), bool(check_weights)))
 
-    def state_from_numpy(self, parts: Mapping[str, Array]) -> State:
+    def state_from_numpy(self, parts: Parts) -> State:
         """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them."""
         return State(self._core.state_from_parts(parts_of(parts)))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, TypeAlias, overload
 
 import numpy as np
 
 from . import _core
 from ._arguments import Array, Path, integer, path_bytes
 from .errors import ConcurrentUseError, StateError
+
+Parts: TypeAlias = Mapping[str, Array]
 
 
 class State:
@@ -124,7 +126,7 @@ def core_of(state: State) -> _core.State:
     return state._core
 
 
-def parts_of(parts: Mapping[str, Array]) -> list[tuple[str, Array]]:
+def parts_of(parts: Parts) -> list[tuple[str, Array]]:
     """Return named arrays as the core takes them; float32 is neither rounded to nor assumed."""
     arrays = [(name, np.asarray(part)) for name, part in parts.items()]
     for name, array in arrays:

@@ -82,8 +82,12 @@ def test_results_that_do_not_change_with_time_are_right(quick):
         narrow = 4 if row["precision"] == "fp32" else 2
         bytes_read = L * 12 * C * C * width + V * C * head + 2 * C * R * narrow + L * 21 * C * 4
         assert row["megabytes_per_token"] == pytest.approx(bytes_read / 1e6, rel=1e-3)
-    assert {(row["container"], row["precision"]) for row in quick[0]("load")["results"]} == {
-        (container, precision) for container in (".pth", ".safetensors") for precision in ("fp32", "bf16")
+    originals = {(container, precision) for container in (".pth", ".safetensors") for precision in ("fp32", "bf16")}
+    assert {(row["container"], row["precision"]) for row in quick[0]("load")["results"]} == originals | {
+        (container, "int8") for container in (".pth", "quantised, read", "quantised, mapped")
+    }
+    assert {(row["precision"], row["pinned"]) for row in quick[0]("steady")["results"]} == {
+        (precision, pinned) for precision in ("bf16", "int8") for pinned in (False, True)
     }
     rows = quick[0]("compare")["results"]
     fractions = [row["ffn_zero_fraction"] for row in rows]

@@ -103,6 +103,34 @@ def test_a_long_stream_keeps_nothing(rounds):
     assert growth < 2e6, f"{growth} bytes more after {seen} tokens"
 
 
+STEPS = (
+    RSS
+    + """
+import resource
+engine = rwkv.Engine(sys.argv[1], sys.argv[2], threads=int(sys.argv[3]))
+state, token = engine.new_state(), 1
+def steps(count):
+    global token
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(count):
+        token = int(engine.forward([token], state).argmax())
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt
+steps(50)
+print(min(steps(200) for _ in range(5)))
+"""
+)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu int8", "cpu int4"])
+def test_tokens_one_by_one_touch_no_new_page(strategy, threads):
+    """With logits of 256 KB, for which the C library likes to ask the system each time."""
+    path = model(L=2, C=64, N=16, V=65_536).path("bf16")
+    # The system itself may take a page away now and then, but not in every round.
+    assert int(python(STEPS, path, strategy, threads)) == 0
+
+
 FAILED = (
     RSS
     + """

@@ -55,6 +55,52 @@ def test_one_handle_in_two_threads_is_an_error(e, m):
     assert bits(results[0]) == bits(e.forward(tokens, fresh)) and fresh.equals(state)
 
 
+def affinities():
+    """The cores that each thread of this process may use, by thread."""
+    return {thread: os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux")
+def test_threads_stay_on_cores_of_their_own_when_asked(m):
+    path, cores, before = m.path(), os.sched_getaffinity(0), affinities()
+    for threads in range(1, len(cores) + 1):
+        plain, pinned = (rwkv.Engine(path, "cpu fp32", threads=threads, pin=pin) for pin in (False, True))
+        found = [affinity for thread, affinity in affinities().items() if thread not in before]
+        alone = [affinity for affinity in found if len(affinity) == 1]
+        if len(cores) > 1:
+            assert len(found) == 2 * (threads - 1) and found.count(cores) == threads - 1
+            assert len(alone) == len(set().union(*alone)) == threads - 1 and set().union(*alone) <= cores
+        assert affinities()[str(threading.get_native_id())] == cores, "the caller's thread is the caller's"
+        assert snapshot(pinned, m.tokens(30), [1] * 10 + [20]) == snapshot(plain, m.tokens(30))
+        del plain, pinned
+    with pytest.raises(rwkv.DeviceError, match=f"may use, {len(cores)}, found {len(cores) + 1}"):
+        rwkv.Engine(path, "cpu fp32", threads=len(cores) + 1, pin=True)
+    assert affinities() == before, "no thread is left"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_pinned_threads_stay_on_the_cores_of_the_process(m):
+    code = """
+import os, sys
+import rwkv_engine as rwkv
+core = max(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {core})
+rwkv.Engine(sys.argv[1], "cpu fp32", pin=True)
+try:
+    rwkv.Engine(sys.argv[1], "cpu fp32", threads=2, pin=True)
+except rwkv.DeviceError as error:
+    print(error)
+for pin in (1, "yes", None):
+    try:
+        rwkv.Engine(sys.argv[1], "cpu fp32", pin=pin)
+    except TypeError as error:
+        print(error)
+"""
+    said = python(code, m.path()).splitlines()
+    assert said[0].startswith("pin: expected no more threads than cores") and said[0].endswith("1, found 2") and len(said) == 4
+    assert all(line.startswith("pin: expected a bool") for line in said[1:])
+
+
 def test_the_interpreter_runs_while_the_engine_computes(e, m):
     tokens, done = m.tokens(60_000), threading.Event()
 

@@ -17,6 +17,7 @@ from ..params import SamplingParams
 from ._progress import Bar
 
 MODEL_HELP = "a file, or hf:owner/repo/file (default: the demo)"
+PIN_HELP = "keep each thread on a core of its own"
 STRATEGY_HELP = '"cpu fp32", fp16, bf16, int8 or int4'
 
 
@@ -26,6 +27,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
     option("--strategy", default="auto", metavar="S", help=f"{STRATEGY_HELP} (default: auto)")
     option("--threads", type=int, metavar="N", help="default: one per core")
+    option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
 
 
@@ -78,6 +80,7 @@ def open_engine(options: argparse.Namespace) -> Engine:
             options.model,
             options.strategy,
             threads=options.threads,
+            pin=options.pin,
             tokenizer=options.tokenizer,
             progress=bar.update,
         )

@@ -14,7 +14,7 @@ from ..engine import Engine
 from ..errors import Error
 from ..inspection import inspect
 from ._progress import Bar
-from ._shared import MODEL_HELP, STRATEGY_HELP, fetch
+from ._shared import MODEL_HELP, PIN_HELP, STRATEGY_HELP, fetch
 
 HELP = "measure a model on this machine"
 DESCRIPTION = """Measure loading, reading and writing of a model on this machine: medians of several
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{STRATEGY_HELP}; may be repeated (default: auto)",
     )
     option("--threads", type=int, metavar="N", help="default: one per core")
+    option("--pin", action="store_true", help=PIN_HELP)
     option("--prompt", type=_count, default=512, metavar="N", help="tokens read (default: 512)")
     option("--tokens", type=_count, default=32, metavar="N", help="tokens written (default: 32)")
     option("--batch", type=_count, default=1, metavar="N", help="texts at once (default: 1)")
@@ -69,7 +70,8 @@ def run(options: argparse.Namespace) -> None:
 def _measure(strategy: str, options: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     with Bar("loading") as bar:
-        engine = Engine(options.model, strategy, threads=options.threads, progress=bar.update)
+        threads = {"threads": options.threads, "pin": options.pin}
+        engine = Engine(options.model, strategy, **threads, progress=bar.update)
     load = time.perf_counter() - begin
     prompt = [1 + i % (engine.config.n_vocab - 1) for i in range(options.prompt)]
     prefill: list[float] = []

@@ -11,7 +11,7 @@ from .._arguments import DEMO
 from ..engine import Engine
 from ..evaluation import Comparison, compare
 from ._progress import Bar
-from ._shared import MODEL_HELP, STRATEGY_HELP, fetch, file_bytes, text_bytes
+from ._shared import MODEL_HELP, PIN_HELP, STRATEGY_HELP, fetch, file_bytes, text_bytes
 
 HELP = "measure how well a model predicts a text"
 DESCRIPTION = """Print the perplexity of a text; with --compare, also how far each strategy is from
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--compare", action="store_true", help=f'compare with "{REFERENCE}"')
     option("--tokens", type=_count, metavar="N", help="read so many at most (default: all)")
     option("--threads", type=int, metavar="N", help="default: one per core")
+    option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
     option("--json", action="store_true", help="as a JSON list")
 
@@ -75,6 +76,7 @@ def _evaluate(strategies: list[str], data: bytes, options: argparse.Namespace) -
                 options.model,
                 strategy,
                 threads=options.threads,
+                pin=options.pin,
                 tokenizer=options.tokenizer,
                 progress=bar.update,
             )
