@@ -1,4 +1,7 @@
-"""The C++ tests and examples, one test for each program."""
+"""The C++ tests and examples, one test for each program, and what the objects export.
+
+All that uses what CMake builds is in this file: with `pytest -n 2 --dist loadfile` one process builds.
+"""
 
 import pathlib
 import subprocess
@@ -46,3 +49,17 @@ def test_example_generate(cpp_build):
     more = engine.generate_batch([""], params, [first.state], n=2)
     texts = [first.text, *(f"\n-- {result.text}" for result in more)]
     assert output == "".join(texts) + f"\n{seen} tokens read and written\n"
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni", "avx512amx", "avx512bf16"])
+def test_each_instruction_set_exports_one_symbol(cpp_build, tool, isa):
+    """Anything else with linkage, inline functions above all, could be taken by code for older machines."""
+    objects = list(cpp_build.rglob(f"kernels_{isa}.cpp.o*"))
+    if not objects and isa != "generic":
+        pytest.skip(f"not built here: {isa}")
+    (built,) = objects
+    lines = subprocess.run(
+        [tool("nm"), "--defined-only", built], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    exported = [line.split()[-2:] for line in lines if line.split()[-2] not in set("abcdnrst")]
+    assert len(exported) == 1 and exported[0][0] in {"D", "R", "B"}, exported

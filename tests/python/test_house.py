@@ -6,8 +6,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FLOORS = {
     "core": set(),
@@ -136,23 +134,6 @@ def test_one_version_number():
     )
     changes = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert rwkv_engine.__version__ == cmake == changes[1]
-
-
-# ---- objects ----
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni", "avx512amx", "avx512bf16"])
-def test_each_instruction_set_exports_one_symbol(cpp_build, tool, isa):
-    """Anything else with linkage, inline functions above all, could be taken by code for older machines."""
-    objects = list(cpp_build.rglob(f"kernels_{isa}.cpp.o*"))
-    if not objects and isa != "generic":
-        pytest.skip(f"not built here: {isa}")
-    (built,) = objects
-    lines = subprocess.run(
-        [tool("nm"), "--defined-only", built], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    exported = [line.split()[-2:] for line in lines if line.split()[-2] not in set("abcdnrst")]
-    assert len(exported) == 1 and exported[0][0] in {"D", "R", "B"}, exported
 
 
 # ---- tools ----
