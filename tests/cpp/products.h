@@ -149,9 +149,12 @@ inline Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, c
   o.active = rows(run(nullptr, nullptr, nullptr, act));
   Row sum(size_t(tokens) * ld, 1.0f), gated = sum;
   const Row gate(sum.size(), 3.0f);
-  CHECK(same(rows(run(nullptr, sum.data(), nullptr, Act::none)), o.y));
+  run(nullptr, sum.data(), nullptr, Act::none);
   run(nullptr, gated.data(), gate.data(), Act::none);
   o.sum = rows(sum), o.gated = rows(gated);
+  Row expected = o.y;
+  for (float& y : expected) y += 1.0f;
+  CHECK(same(o.sum, expected));
   std::vector<std::byte> out(size_t(tokens) * row_bytes(out_format, int(out_k)), std::byte{0xff});
   run(out.data(), nullptr, nullptr, act);
   o.out = unpack(k, out_format, out, tokens, w.rows);
