@@ -1,0 +1,115 @@
+// The list of all kernels: number, source, params, shared memory, threads of a block. Whoever launches takes the sizes
+// from here, and the tables of the library and of the simulator are made from the same lines.
+#pragma once
+#include "cuda/params.h"
+
+namespace rwkv::cuda {
+
+constexpr int kWarps = 8;  // of all blocks that multiply: they share k
+constexpr int kMostHead = 1024;
+
+// ---- shared memory of a block ----
+struct NoShared {};
+struct SumShared {
+  float part[32];
+};
+// What the warps have of 8 tokens and 16 M outputs, in the places of fragments.
+template <int M>
+struct FinishShared {
+  float part[kWarps][M * 128];
+};
+struct WkvShared {
+  float r[kMostHead], w[kMostHead], k[kMostHead], v[kMostHead], b[kMostHead], kk[kMostHead], y[kMostHead];
+  float part[32];
+};
+// Of one token of a head of 64.
+struct Wkv7Vectors {
+  float r[64], w[64], k[64], b[64], kk[64], v[64], g[64];
+  float bonus, unused[3];
+};
+struct Wkv7Shared {
+  Wkv7Vectors token[3];
+  float y[2][64];
+};
+
+// clang-format off
+#define RWKV_ROW_KERNELS(X) \
+  X(embed, (embed), EmbedParams, SumShared, 256) \
+  X(norm, (norm), NormParams, NoShared, 256) \
+  X(mix, (mix), MixParams, NoShared, 256) \
+  X(deep_embed, (deep_embed), DeepEmbedParams, NoShared, 256) \
+  X(finite, (finite), FiniteParams, NoShared, 256) \
+  X(write_rows, (write_rows), WriteRowsParams, NoShared, 256) \
+  X(pack_rows_f32, (pack<Stored::f32, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_f16, (pack<Stored::f16, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_bf16, (pack<Stored::bf16, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_i8, (pack<Stored::i8, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_i4, (pack<Stored::i4, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_columns_f32, (pack<Stored::f32, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_f16, (pack<Stored::f16, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_bf16, (pack<Stored::bf16, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_i8, (pack<Stored::i8, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_i4, (pack<Stored::i4, Order::columns>), PackParams, NoShared, 256)
+
+// small_FORMAT_TILES: for up to 8 TILES tokens. MT of them is the second number of the template: blocks of 16 rows.
+#define RWKV_SMALL_KERNELS(X) \
+  X(small_f32_1, (small<Stored::f32, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f32_2, (small<Stored::f32, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f32_8, (small<Stored::f32, 8, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f16_1, (small<Stored::f16, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f16_2, (small<Stored::f16, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f16_4, (small<Stored::f16, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_f16_8, (small<Stored::f16, 8, 4>), LinearParams, FinishShared<4>, 256) \
+  X(small_bf16_1, (small<Stored::bf16, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_bf16_2, (small<Stored::bf16, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_bf16_4, (small<Stored::bf16, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_bf16_8, (small<Stored::bf16, 8, 4>), LinearParams, FinishShared<4>, 256) \
+  X(small_i8_1, (small<Stored::i8, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i8_2, (small<Stored::i8, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i8_4, (small<Stored::i8, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_i8_8, (small<Stored::i8, 8, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_i4_1, (small<Stored::i4, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i4_2, (small<Stored::i4, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i4_4, (small<Stored::i4, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_i4_8, (small<Stored::i4, 8, 2>), LinearParams, FinishShared<2>, 256)
+
+#define RWKV_WKV_KERNELS(X) \
+  X(wkv4, (wkv4), Wkv4Params, NoShared, 128) \
+  X(wkv6, (wkv6), Wkv6Params, WkvShared, 256) \
+  X(wkv7, (wkv7), Wkv7Params, WkvShared, 256) \
+  X(wkv7_64, (wkv7_64), Wkv7Params, Wkv7Shared, 256)
+
+#define RWKV_KERNELS(X) \
+  RWKV_ROW_KERNELS(X) \
+  RWKV_SMALL_KERNELS(X) \
+  RWKV_WKV_KERNELS(X)
+// clang-format on
+
+enum class Kernel : uint32_t {
+#define RWKV_NUMBER(name, ...) name,
+  RWKV_KERNELS(RWKV_NUMBER)
+#undef RWKV_NUMBER
+      count
+};
+
+struct KernelInfo {
+  const char* name;
+  uint32_t params, shared, threads;
+};
+constexpr KernelInfo kKernels[] = {
+#define RWKV_INFO(name, source, params, shared, threads) \
+  {#name, sizeof(params), __is_empty(shared) ? 0 : sizeof(shared), threads},
+    RWKV_KERNELS(RWKV_INFO)
+#undef RWKV_INFO
+};
+
+// How a library starts them, by number. Of CUDA only the function counts; the simulator also needs to know its type.
+struct Entry {
+  const void* function;
+  void (*call)(const void* function, const void* params);
+};
+void add_rows(Entry* table);
+void add_small(Entry* table);
+void add_wkv(Entry* table);
+
+}  // namespace rwkv::cuda
