@@ -1,8 +1,8 @@
 // Where the numbers of weights and activations lie: one definition for the host, the kernels and the tests.
 //
-// Weights by rows are cut into blocks of 16 rows whose rows are 64 bytes long (int4: 32), so that the 16 bytes of a lane
-// (g = lane / 4, t = lane % 4) at chunk t of row g are what it feeds to two (int8, int4: four) tensor-core products. The
-// order of k inside of a product is free as long as both sides agree: lanes take consecutive k on both.
+// Weights by rows are cut into blocks of 16 rows whose rows are 64 bytes long (int4: 32), so that the 16 bytes of a
+// lane (g = lane / 4, t = lane % 4) at chunk t of row g are what it feeds to two (int8, int4: four) tensor-core
+// products. The order of k inside of a product is free as long as both sides agree: lanes take consecutive k on both.
 //   f16, bf16  [N/16][K/32] blocks of [16][32]
 //   f32        [N/16][K/16] blocks of [16][16]
 //   i8         [N/16][K/64] blocks of [16][64] bytes, each number + 128; then the scales as bf16 [N/16][K/64][16]
@@ -27,9 +27,9 @@
 
 namespace rwkv::cuda {
 
-enum class Stored : uint8_t { f32, f16, bf16, i8, i4 };                        // as Format of backend.h
-enum class Activation : uint8_t { none, tanh, sigmoid, silu, relu2 };          // as Act
-enum class Order : uint8_t { rows, columns };                                  // of the numbers of a matrix
+enum class Stored : uint8_t { f32, f16, bf16, i8, i4 };                // as Format of backend.h
+enum class Activation : uint8_t { none, tanh, sigmoid, silu, relu2 };  // as Act
+enum class Order : uint8_t { rows, columns };                          // of the numbers of a matrix
 
 constexpr int kPad = 64;        // rows and columns of a matrix are padded to this
 constexpr int kBlockRows = 16;  // rows of a block of weights
@@ -40,14 +40,18 @@ constexpr int kSpan = 16;       // columns that share a mean and deviation
 
 RWKV_BOTH constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 RWKV_BOTH constexpr bool quantised(Stored f) { return f == Stored::i8 || f == Stored::i4; }
-RWKV_BOTH constexpr int bits_of(Stored f) { return f == Stored::f32 ? 32 : f == Stored::i8 ? 8 : f == Stored::i4 ? 4 : 16; }
+RWKV_BOTH constexpr int bits_of(Stored f) {
+  return f == Stored::f32 ? 32 : f == Stored::i8 ? 8 : f == Stored::i4 ? 4 : 16;
+}
 // k of a block of weights, which is what one step of a warp multiplies.
 RWKV_BOTH constexpr int block_k(Stored f) { return f == Stored::f32 ? 16 : quantised(f) ? 64 : 32; }
 RWKV_BOTH constexpr int block_bytes(Stored f) { return f == Stored::i4 ? 512 : 1024; }
 RWKV_BOTH constexpr Stored operand_of(Stored weights) { return quantised(weights) ? Stored::f16 : weights; }
 
 // n and k here and below are padded.
-RWKV_BOTH constexpr size_t number_bytes(Stored f, int n, int k) { return size_t(n) * size_t(k) * size_t(bits_of(f)) / 8; }
+RWKV_BOTH constexpr size_t number_bytes(Stored f, int n, int k) {
+  return size_t(n) * size_t(k) * size_t(bits_of(f)) / 8;
+}
 RWKV_BOTH constexpr size_t weight_bytes(Stored f, Order order, int n, int k) {
   return (order == Order::columns ? kHead : 0) + number_bytes(f, n, k) +
          (quantised(f) ? size_t(n) * size_t(k / kGroup) * 2 : 0);
@@ -69,7 +73,8 @@ RWKV_BOTH constexpr bool high_nibble(Order order, int row, int col) {
 RWKV_BOTH constexpr size_t scale_at(Stored f, Order order, int n, int k, int row, int group) {
   const size_t first = (order == Order::columns ? kHead : 0) + number_bytes(f, n, k);
   if (order == Order::columns) return first + (size_t(group) * size_t(n) + size_t(row)) * 2;
-  return first + ((size_t(row / kBlockRows) * size_t(k / kGroup) + size_t(group)) * kBlockRows + size_t(row % kBlockRows)) * 2;
+  return first +
+         ((size_t(row / kBlockRows) * size_t(k / kGroup) + size_t(group)) * kBlockRows + size_t(row % kBlockRows)) * 2;
 }
 
 // An operand of `rows8` tokens, a multiple of 8.

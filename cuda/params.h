@@ -1,5 +1,5 @@
-// What kernels are given: one plain struct for each, of which both sides see the same bytes. Pointers are of the device.
-// `ld` is a stride in elements; an operand is named with its format and its tokens rounded up to 8.
+// What kernels are given: one plain struct for each, of which both sides see the same bytes. Pointers are of the
+// device. `ld` is a stride in elements; an operand is named with its format and its tokens rounded up to 8.
 #pragma once
 #include "cuda/layout.h"
 
@@ -110,14 +110,14 @@ struct LinearJobParams {
   float* sum;
   const float* gate;
   OperandPointer out;
-  int32_t n, k;         // padded
-  int32_t rows;         // of the matrix
+  int32_t n, k;  // padded
+  int32_t rows;  // of the matrix
   int32_t tokens;
-  int32_t rows8;        // of x
+  int32_t rows8;  // of x
   int32_t ld_y, ld_sum, ld_gate;
-  int32_t first;        // its first block
+  int32_t first;  // its first block
   Activation act;
-  uint8_t skip;         // by columns: zeros may be skipped if all numbers are finite
+  uint8_t skip;  // by columns: zeros may be skipped if all numbers are finite
   uint16_t reserved;
 };
 static_assert(sizeof(LinearJobParams) == 96);

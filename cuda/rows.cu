@@ -1,5 +1,5 @@
-#include "cuda/kernels/rows.cuh"
 #include "cuda/kernels/pack.cuh"
+#include "cuda/kernels/rows.cuh"
 
 namespace rwkv::cuda {
 

@@ -1,5 +1,5 @@
-// The table of device.h over the CUDA runtime, which is linked into this library: nothing but the driver is needed where
-// it runs. Kernels are started by number; no kernel is named here.
+// The table of device.h over the CUDA runtime, which is linked into this library: nothing but the driver is needed
+// where it runs. Kernels are started by number; no kernel is named here.
 #include <cuda_runtime.h>
 
 #include <cstdio>

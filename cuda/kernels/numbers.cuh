@@ -1,5 +1,5 @@
-// Conversions, functions and sums. The functions are the CPU's polynomials (cpu/kernels/math.inl) operation by operation,
-// so that all devices agree on them; sums are trees of a fixed shape.
+// Conversions, functions and sums. The functions are the CPU's polynomials (cpu/kernels/math.inl) operation by
+// operation, so that all devices agree on them; sums are trees of a fixed shape.
 #pragma once
 #include "cuda/kernels/gpu.h"
 

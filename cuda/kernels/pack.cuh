@@ -1,5 +1,5 @@
-// Rows of a matrix as a file has them become packed weights. Numbers of int8 and int4 and their scales are those that the
-// CPU makes (cpu/pack.cpp), bit for bit.
+// Rows of a matrix as a file has them become packed weights. Numbers of int8 and int4 and their scales are those that
+// the CPU makes (cpu/pack.cpp), bit for bit.
 #pragma once
 #include "cuda/kernels/numbers.cuh"
 

@@ -13,7 +13,8 @@ RWKV_KERNEL void RWKV_BOUNDS(256) embed(PARAMS(EmbedParams, p)) {
   const int t = int(blockIdx.x);
   const size_t from = size_t(p.token[t]) * size_t(p.ld);
   float sum = 0;
-  for (int i = int(threadIdx.x); i < p.cols; i += int(blockDim.x)) sum += load_number(p.table, p.dtype, from + size_t(i));
+  for (int i = int(threadIdx.x); i < p.cols; i += int(blockDim.x))
+    sum += load_number(p.table, p.dtype, from + size_t(i));
   Moments m = {float(p.cols), sum_block(sum, s.part) / float(p.cols), 0.0f};
   float squares = 0;
   for (int i = int(threadIdx.x); i < p.cols; i += int(blockDim.x)) {
@@ -24,9 +25,9 @@ RWKV_KERNEL void RWKV_BOUNDS(256) embed(PARAMS(EmbedParams, p)) {
   const float scale = scale_of(m, p.norm.eps);
   for (int i = int(threadIdx.x); i < round_up(p.cols, kPad); i += int(blockDim.x)) {  // whole warps
     const bool real = i < p.cols;
-    const float v = real ? normed(load_number(p.table, p.dtype, from + size_t(i)), m, scale, p.norm.weight[i],
-                                  p.norm.bias[i])
-                         : 0.0f;
+    const float v =
+        real ? normed(load_number(p.table, p.dtype, from + size_t(i)), m, scale, p.norm.weight[i], p.norm.bias[i])
+             : 0.0f;
     if (p.out.data) store_operand(p.out, t, i, v);
     if (!p.x) continue;
     float* row = p.x + size_t(t) * size_t(p.ld_x);
@@ -96,7 +97,8 @@ RWKV_KERNEL void RWKV_BOUNDS(256) deep_embed(PARAMS(DeepEmbedParams, p)) {
     }
     store_operand(p.y, t, j, sum);
   }
-  for (int j = int(threadIdx.x); j < p.f; j += int(blockDim.x)) p.gate[size_t(t) * size_t(p.ld_gate) + size_t(j)] = p.bias[j];
+  for (int j = int(threadIdx.x); j < p.f; j += int(blockDim.x))
+    p.gate[size_t(t) * size_t(p.ld_gate) + size_t(j)] = p.bias[j];
 }
 
 // (rows, columns / 4096) blocks.
@@ -104,7 +106,8 @@ RWKV_KERNEL void RWKV_BOUNDS(256) finite(PARAMS(FiniteParams, p)) {
   const float* x = p.x + size_t(blockIdx.x) * size_t(p.ld);
   const int from = int(blockIdx.y) * 4096, end = from + 4096 < p.cols ? from + 4096 : p.cols;
   bool found = false;
-  for (int i = from + int(threadIdx.x); i < end; i += int(blockDim.x)) found |= (bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+  for (int i = from + int(threadIdx.x); i < end; i += int(blockDim.x))
+    found |= (bits(x[i]) & 0x7f800000u) == 0x7f800000u;
   if (ballot(found) != 0 && lane() == 0) atomic_or(p.flag, 1 << p.bit);
 }
 

@@ -142,8 +142,9 @@ RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
 #pragma unroll
     for (int m = 0; m < 4; m++) {
       const float4 w = keys_of(x.w, q, m), k = keys_of(x.k, q, m), b = keys_of(x.b, q, m);
-      state[m] = {fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
-                  fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
+      state[m] = {
+          fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
+          fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
       y = add_product(keys_of(x.r, q, m), state[m], y);
     }
     y = sum_four(y);

@@ -51,7 +51,9 @@ class Device {
   void launch(rwkv::cuda::Kernel kernel, std::array<int, 3> grid, const void* params) {
     const rwkv::cuda::KernelInfo& k = rwkv::cuda::kKernels[size_t(kernel)];
     const rwkv::cuda::Launch l{uint32_t(kernel), {uint32_t(grid[0]), uint32_t(grid[1]), uint32_t(grid[2])},
-                               k.threads, k.shared, k.params, 0, params, 0};
+                               k.threads,        k.shared,
+                               k.params,         0,
+                               params,           0};
     ask(api.launch(handle_, &l, 1, &fault));
   }
   // Of what the device did, in words; empty: nothing.

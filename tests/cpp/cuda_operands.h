@@ -63,7 +63,10 @@ struct DeviceOperand {
   int tokens, cols, rows8;
   Buffer<unsigned char> buffer;
   DeviceOperand(Device& d, Stored f, int t, int c)
-      : format(f), tokens(t), cols(c), rows8(rounded_up(t, 8)),
+      : format(f),
+        tokens(t),
+        cols(c),
+        rows8(rounded_up(t, 8)),
         buffer(d, cuda::operand_bytes(f, rows8, rounded_up(c, 64))) {}
   DeviceOperand(Device& d, Stored f, int t, int c, const Row& dense)
       : format(f), tokens(t), cols(c), rows8(rounded_up(t, 8)), buffer(d, laid_out(f, t, c, dense)) {}

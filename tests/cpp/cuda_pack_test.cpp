@@ -61,10 +61,10 @@ TEST(ties_zeros_and_tiny_groups_are_quantised_as_on_the_cpu) {
       for (Order order : {Order::rows, Order::columns}) {
         Device d(schedule);
         Row x(3 * 256);
-        x[70] = 2, x[75] = -2, x[64] = 1;        // the first of several decides the sign of int4's scale
-        x[128 + 9] = -3, x[128 + 2] = 3;         // out of order
-        x[192] = 1e-38f, x[193] = 1e-39f;        // a scale that would be denormal
-        x[256 + 1] = 127e-38f, x[256 + 2] = 5e-39f;
+        x[70] = 2, x[75] = -2, x[64] = 1;            // the first of several decides the sign of int4's scale
+        x[128 + 9] = -3, x[128 + 2] = 3;             // out of order
+        x[192] = 1e-38f, x[193] = 1e-39f;            // a scale that would be denormal
+        x[256 + 1] = 200e-38f, x[256 + 2] = 9e-39f;  // a denormal that would be 1
         for (int i = 0; i < 64; i++) x[size_t(320 + i)] = float(i) + 0.5f;  // halves between two numbers
         x[512 + 63] = -1;
         const Weights w(d, f, order, 3, 256, Stored::f32, x);

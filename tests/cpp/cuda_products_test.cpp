@@ -11,8 +11,8 @@ struct Choice {
   int rows;  // of a block
 };
 Choice kernel_of(Stored f, int tiles) {
-  const uint32_t first[] = {uint32_t(Kernel::small_f32_1), uint32_t(Kernel::small_f16_1), uint32_t(Kernel::small_bf16_1),
-                            uint32_t(Kernel::small_i8_1), uint32_t(Kernel::small_i4_1)};
+  const uint32_t first[] = {uint32_t(Kernel::small_f32_1), uint32_t(Kernel::small_f16_1),
+                            uint32_t(Kernel::small_bf16_1), uint32_t(Kernel::small_i8_1), uint32_t(Kernel::small_i4_1)};
   if (f == Stored::f32) return {Kernel(first[0] + (tiles == 1 ? 0u : tiles == 2 ? 1u : 2u)), 16};
   const int blocks = tiles <= 2 ? 1 : tiles == 4 || cuda::quantised(f) ? 2 : 4;
   return {Kernel(first[size_t(f)] + (tiles == 1 ? 0u : tiles == 2 ? 1u : tiles == 4 ? 2u : 3u)), 16 * blocks};
@@ -114,7 +114,8 @@ TEST(what_follows_the_sums) {
         CHECK(distance(sum.dense(), plain) < kTolerance && sum.has_statistics());
         CHECK(distance(gated.dense(), with_gate) < kTolerance && gated.has_statistics());
 
-        for (Activation a : {Activation::none, Activation::tanh, Activation::sigmoid, Activation::silu, Activation::relu2}) {
+        for (Activation a :
+             {Activation::none, Activation::tanh, Activation::sigmoid, Activation::silu, Activation::relu2}) {
           const Stored next = kOperands[random.below(3)];
           Rows y(d, t, n);
           const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);

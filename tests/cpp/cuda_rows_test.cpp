@@ -37,8 +37,8 @@ std::vector<unsigned char> table_of(const Row& values, Stored f) {
   std::vector<unsigned char> bytes;
   for (float v : values) {
     const uint16_t h = f == Stored::f16 ? f32_to_f16(v) : f32_to_bf16(v);
-    const auto* from = f == Stored::f32 ? reinterpret_cast<const unsigned char*>(&v)
-                                        : reinterpret_cast<const unsigned char*>(&h);
+    const auto* from =
+        f == Stored::f32 ? reinterpret_cast<const unsigned char*>(&v) : reinterpret_cast<const unsigned char*>(&h);
     bytes.insert(bytes.end(), from, from + (f == Stored::f32 ? 4 : 2));
   }
   return bytes;
@@ -154,8 +154,8 @@ TEST(deep_embedding_multiplies_each_row_with_a_matrix_of_its_own) {
       const Rows base(d, kT, n * n, bases), z(d, kT, n, zs), gate(d, kT, kF);
       const Buffer<float> d_bias(d, bias);
       const DeviceOperand y(d, Stored::f32, kT, n);
-      const cuda::DeepEmbedParams p{table, Stored::bf16, n,           kF,          base.buffer, z.buffer, d_bias,
-                                    base.ld, z.ld,       y.pointer(), gate.buffer, gate.ld,     token};
+      const cuda::DeepEmbedParams p{table,   Stored::bf16, n,           kF,          base.buffer, z.buffer, d_bias,
+                                    base.ld, z.ld,         y.pointer(), gate.buffer, gate.ld,     token};
       d.launch(Kernel::deep_embed, {kT, 1, 1}, &p);
       Row expected(size_t(kT * n)), rows;
       for (int t = 0; t < kT; t++) {

@@ -53,9 +53,7 @@ RWKV_KERNEL void shuffle_and_barrier(PARAMS(Params, p)) {
   else
     p.to[threadIdx.x] = shuffle_xor(p.from[threadIdx.x], 1);
 }
-RWKV_KERNEL void lane_of_nowhere(PARAMS(Params, p)) {
-  p.to[threadIdx.x] = shuffle(p.from[threadIdx.x], lane() + 1);
-}
+RWKV_KERNEL void lane_of_nowhere(PARAMS(Params, p)) { p.to[threadIdx.x] = shuffle(p.from[threadIdx.x], lane() + 1); }
 RWKV_KERNEL void no_barrier(PARAMS(Params, p)) {
   SHARED(Shared, s);
   s.v[threadIdx.x] = p.from[threadIdx.x];

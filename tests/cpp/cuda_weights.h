@@ -13,7 +13,10 @@ struct Weights {
   Weights(Device& d, Random& random, Stored f, Order o, int rows, int cols, Stored dtype = Stored::f32)
       : Weights(d, f, o, rows, cols, dtype, as_file(dtype, random.row(size_t(rows * cols)))) {}
   Weights(Device& d, Stored f, Order o, int rows, int cols, Stored dtype, const Row& x, int piece = 1 << 20)
-      : format(f), order(o), n(rows), k(cols),
+      : format(f),
+        order(o),
+        n(rows),
+        k(cols),
         bytes(d, std::vector<unsigned char>(cuda::weight_bytes(f, o, padded_n(), padded_k()))) {
     for (int row = 0; row < n; row += piece) {
       const int count = std::min(piece, n - row);

@@ -1,4 +1,5 @@
-// A place to switch to: registers on a stack. Assembly on x86-64, ucontext elsewhere (slower); AddressSanitizer is told.
+// A place to switch to: registers on a stack. Assembly on x86-64, ucontext elsewhere (slower); AddressSanitizer is
+// told.
 #pragma once
 #include <cstddef>
 

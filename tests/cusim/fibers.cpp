@@ -189,7 +189,8 @@ std::string run(const Start& start, const Schedule& schedule) {
 #endif
   for (size_t i = 0; i < kCanary && machine.error.empty(); i++)
     if (now.shared[start.shared + i] != kUnset)
-      machine.error = "writes past the end of the shared memory that it has, " + std::to_string(start.shared) + " bytes";
+      machine.error =
+          "writes past the end of the shared memory that it has, " + std::to_string(start.shared) + " bytes";
   return machine.error;
 }
 

@@ -1,6 +1,6 @@
 // Runs a kernel on the host: one block after the other, each thread of a block a fiber that runs until it waits for
-// others. What a GPU would leave undefined is an error here: a barrier or a warp operation that some threads do not come
-// to, or not to the same one; a thread that ends while others wait for it or with a copy still on its way.
+// others. What a GPU would leave undefined is an error here: a barrier or a warp operation that some threads do not
+// come to, or not to the same one; a thread that ends while others wait for it or with a copy still on its way.
 #pragma once
 #include <cstddef>
 #include <cstdint>

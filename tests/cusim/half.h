@@ -11,7 +11,8 @@ inline float half_to_float(uint16_t h) {
   const float small = std::bit_cast<float>(uint32_t(h & 0x7fff) << 13) * 0x1p112f;
   const uint32_t sign = uint32_t(h & 0x8000) << 16;
   const bool finite = (h & 0x7c00) != 0x7c00;
-  return std::bit_cast<float>(sign | (finite ? std::bit_cast<uint32_t>(small) : 0x7f800000u | uint32_t(h & 1023) << 13));
+  return std::bit_cast<float>(sign |
+                              (finite ? std::bit_cast<uint32_t>(small) : 0x7f800000u | uint32_t(h & 1023) << 13));
 }
 
 inline uint16_t float_to_half(float v) {

@@ -14,11 +14,11 @@ class DeviceMemory {
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
 
-  void* allocate(uint64_t bytes);        // zeroed; null: not so much is free
-  std::string release(void* memory);     // what was wrong
-  std::string check() const;             // of all canaries
+  void* allocate(uint64_t bytes);                      // zeroed; null: not so much is free
+  std::string release(void* memory);                   // what was wrong
+  std::string check() const;                           // of all canaries
   bool holds(const void* from, uint64_t bytes) const;  // inside one allocation
-  void open(bool reachable);             // protected memory, before and after the device works
+  void open(bool reachable);                           // protected memory, before and after the device works
   uint64_t total() const { return total_; }
   uint64_t free() const { return total_ - used_; }
 

@@ -100,9 +100,9 @@ std::string run_kernel(Device& d, const Kept& kept) {
   const Launch& l = kept.launch;
   const KernelInfo& info = kKernels[l.kernel];
   const Entry& e = entries()[l.kernel];
-  std::string error = run({info.name, {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function,
-                           kept.params.data()},
-                          d.options.schedule);
+  std::string error =
+      run({info.name, {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function, kept.params.data()},
+          d.options.schedule);
   if (error.empty()) error = d.memory.check();
   return error.empty() ? error : std::string(info.name) + ": " + error;
 }
@@ -185,8 +185,8 @@ bool copy(void* device, void* to, const void* from, uint64_t bytes, bool up, Fau
   const bool known = d.memory.holds(up ? to : from, bytes), pinned = d.pinned.holds(up ? from : to, bytes);
   if (!known || !pinned) {
     fail(&d.failure, Failure::device,
-         std::string(up ? "upload" : "download") + " of " + std::to_string(bytes) + " bytes: " +
-             (known ? "the host's memory is not pinned" : "outside of the device's memory"));
+         std::string(up ? "upload" : "download") + " of " + std::to_string(bytes) +
+             " bytes: " + (known ? "the host's memory is not pinned" : "outside of the device's memory"));
     return *fault = d.failure, false;
   }
   return enqueue(d, fault, [=] { return std::memcpy(to, from, bytes), std::string(); });
@@ -235,9 +235,9 @@ bool replay(void* device, void* graph, Fault* fault) {
 }
 void forget(void*, void* graph) { delete static_cast<Graph*>(graph); }
 
-constexpr DeviceApi kApi = {kAbi,        sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count,    open,   close,
-                            describe,    allocate,          release,         pin,         unpin,    upload, download,
-                            launch,      synchronise,       record,          replay,      forget,   stage,  await};
+constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count,  open,   close,
+                            describe, allocate,          release,         pin,         unpin,  upload, download,
+                            launch,   synchronise,       record,          replay,      forget, stage,  await};
 
 }  // namespace
 
