@@ -32,6 +32,12 @@ struct Wkv7Shared {
   float y[2][64];
 };
 
+struct SampleShared {
+  double part[32];
+  float value[32];
+  int32_t id[32];
+};
+
 // clang-format off
 #define RWKV_ROW_KERNELS(X) \
   X(embed, (embed), EmbedParams, SumShared, 256) \
@@ -73,16 +79,34 @@ struct Wkv7Shared {
   X(small_i4_4, (small<Stored::i4, 4, 2>), LinearParams, FinishShared<2>, 256) \
   X(small_i4_8, (small<Stored::i4, 8, 2>), LinearParams, FinishShared<2>, 256)
 
+// sparse_FORMAT_TILES: the tokens of so many tiles at once.
+#define RWKV_SPARSE_KERNELS(X) \
+  X(sparse_f32_1, (sparse<Stored::f32, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_f32_2, (sparse<Stored::f32, 2>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_f16_1, (sparse<Stored::f16, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_f16_4, (sparse<Stored::f16, 4>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_bf16_1, (sparse<Stored::bf16, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_bf16_4, (sparse<Stored::bf16, 4>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i8_1, (sparse<Stored::i8, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i8_4, (sparse<Stored::i8, 4>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i4_1, (sparse<Stored::i4, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i4_4, (sparse<Stored::i4, 4>), LinearParams, FinishShared<4>, 256)
+
 #define RWKV_WKV_KERNELS(X) \
   X(wkv4, (wkv4), Wkv4Params, NoShared, 128) \
   X(wkv6, (wkv6), Wkv6Params, WkvShared, 256) \
   X(wkv7, (wkv7), Wkv7Params, WkvShared, 256) \
   X(wkv7_64, (wkv7_64), Wkv7Params, Wkv7Shared, 256)
 
+#define RWKV_SAMPLE_KERNELS(X) \
+  X(sample, (sample), SampleParams, SampleShared, 1024)
+
 #define RWKV_KERNELS(X) \
   RWKV_ROW_KERNELS(X) \
   RWKV_SMALL_KERNELS(X) \
-  RWKV_WKV_KERNELS(X)
+  RWKV_SPARSE_KERNELS(X) \
+  RWKV_WKV_KERNELS(X) \
+  RWKV_SAMPLE_KERNELS(X)
 // clang-format on
 
 enum class Kernel : uint32_t {
@@ -110,6 +134,8 @@ struct Entry {
 };
 void add_rows(Entry* table);
 void add_small(Entry* table);
+void add_sparse(Entry* table);
 void add_wkv(Entry* table);
+void add_sample(Entry* table);
 
 }  // namespace rwkv::cuda

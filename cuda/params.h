@@ -159,4 +159,38 @@ struct Wkv7Params {
   StepPointers step;
 };
 
+// ---- sampling ----
+constexpr int kSampleSpan = 128;                                   // logits that have a sum of their own
+RWKV_BOTH constexpr size_t sample_scratch_bytes(int vocabulary) {  // of a job
+  return size_t(round_up((vocabulary + kSampleSpan - 1) / kSampleSpan * 8 + vocabulary * 4, 64));
+}
+
+struct TokenNumber {
+  int32_t token;
+  float number;
+};
+// As SampleJob, whose values the host has checked.
+struct SampleJobParams {
+  const float* logits;
+  const TokenNumber* bias;
+  TokenNumber* top;  // the most likely tokens with their logprobs
+  double scale;      // 1 / temperature, or 0: the most likely token
+  double uniform;    // in [0, 1), from seed and counter
+  float top_p, min_p;
+  int32_t top_k, biases, tops, reserved;
+};
+enum class SampleCode : int32_t { drawn, not_finite, all_infinite, not_finite_biased, all_banned };
+struct SampleResult {
+  int32_t token;
+  float logprob;
+  SampleCode code;
+  int32_t where;  // the first logit that is not finite
+};
+struct SampleParams {
+  const SampleJobParams* jobs;  // on the device, one for each block
+  SampleResult* results;
+  void* scratch;
+  int32_t vocabulary;
+};
+
 }  // namespace rwkv::cuda

@@ -67,6 +67,8 @@ RWKV_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 // ---- numbers and bits ----
 RWKV_DEVICE uint32_t bits(float v) { return __float_as_uint(v); }
 RWKV_DEVICE float from_bits(uint32_t v) { return __uint_as_float(v); }
+RWKV_DEVICE uint64_t double_bits(double v) { return uint64_t(__double_as_longlong(v)); }
+RWKV_DEVICE double from_double_bits(uint64_t v) { return __longlong_as_double(int64_t(v)); }
 RWKV_DEVICE float half_to_float(uint16_t h) {
   float v;
   asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(h));

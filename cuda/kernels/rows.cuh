@@ -50,21 +50,17 @@ RWKV_KERNEL void RWKV_BOUNDS(256) norm(PARAMS(NormParams, p)) {
   }
 }
 
-// out = xn + (previous xn - xn) (mu + dynamic) for every job; blockIdx.x is the row. Who reads a sequence's shift from
-// src also writes it to dst, so both may be the same slot.
+// out = xn + (previous xn - xn) (mu + dynamic) for every job; blockIdx.x is the row. The thread that reads a column of
+// a sequence's shift from src also writes it to dst, afterwards: both may be the same slot.
 RWKV_KERNEL void RWKV_BOUNDS(256) mix(PARAMS(MixParams, p)) {
   const int t = int(blockIdx.x), from = int(blockIdx.y) * kRowColumns, s = p.step.sequence[t];
   const bool first = t == p.step.start[s];
   const float* x = p.x + size_t(t) * size_t(p.ld);
   const float* before = first ? x : x - p.ld;  // the row before is of the same sequence
-  const float* last = p.x + size_t(p.step.start[s + 1] - 1) * size_t(p.ld);
   const Moments m = row_moments(x, p.cols);
   const Moments m_before = first ? m : row_moments(before, p.cols);
-  const Moments m_last = first && p.write ? row_moments(last, p.cols) : m;
-  const float scale = scale_of(m, p.norm.eps), scale_before = scale_of(m_before, p.norm.eps),
-              scale_last = scale_of(m_last, p.norm.eps);
+  const float scale = scale_of(m, p.norm.eps), scale_before = scale_of(m_before, p.norm.eps);
   const auto* src = reinterpret_cast<const float*>(p.step.src[s] + p.shift);
-  auto* dst = reinterpret_cast<float*>(p.step.dst[s] + p.shift);
   const int end = from + kRowColumns < round_up(p.cols, kPad) ? from + kRowColumns : round_up(p.cols, kPad);
   for (int i = from + int(threadIdx.x); i < end; i += int(blockDim.x)) {
     const bool real = i < p.cols;
@@ -73,7 +69,6 @@ RWKV_KERNEL void RWKV_BOUNDS(256) mix(PARAMS(MixParams, p)) {
       const float weight = p.norm.weight[i], bias = p.norm.bias[i];
       xn = normed(x[i], m, scale, weight, bias);
       step = (first ? src[i] : normed(before[i], m_before, scale_before, weight, bias)) - xn;
-      if (first && p.write) dst[i] = normed(last[i], m_last, scale_last, weight, bias);
     }
     for (int j = 0; j < p.count; j++) {
       const MixJobParams& job = p.job[j];
@@ -82,6 +77,13 @@ RWKV_KERNEL void RWKV_BOUNDS(256) mix(PARAMS(MixParams, p)) {
       store_operand(job.out, t, i, fmaf(step, mu, xn));
     }
   }
+  if (!first || p.write == 0) return;
+  const float* last = p.x + size_t(p.step.start[s + 1] - 1) * size_t(p.ld);
+  const Moments m_last = row_moments(last, p.cols);
+  const float scale_last = scale_of(m_last, p.norm.eps);
+  auto* dst = reinterpret_cast<float*>(p.step.dst[s] + p.shift);
+  for (int i = from + int(threadIdx.x); i < end && i < p.cols; i += int(blockDim.x))
+    dst[i] = normed(last[i], m_last, scale_last, p.norm.weight[i], p.norm.bias[i]);
 }
 
 // y[t] = z[t] (table[token[t]] + base[t]), and every row of gate is the bias; a block for each row.

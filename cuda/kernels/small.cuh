@@ -98,6 +98,7 @@ template <int NT>
 RWKV_DEVICE void multiply_floats(const LinearJobParams& q, int tile, int begin, int end, float (&acc)[1][NT][4]) {
   const int blocks = q.k / 16, t = lane() % 4;
   float sum[2][NT * 8] = {};
+#pragma unroll(NT == 1 ? 2 : 1)
   for (int block = begin; block < end; block++) {
     const unsigned char* from =
         static_cast<const unsigned char*>(q.w) + (size_t(tile) * size_t(blocks) + size_t(block)) * 1024 + lane() * 16;

@@ -18,6 +18,10 @@ Choice kernel_of(Stored f, int tiles) {
   return {Kernel(first[size_t(f)] + (tiles == 1 ? 0u : tiles == 2 ? 1u : tiles == 4 ? 2u : 3u)), 16 * blocks};
 }
 
+Choice columns_kernel_of(Stored f, int tiles) {
+  return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1)), 64};
+}
+
 struct Job {
   const Weights* w;
   const DeviceOperand* x;
@@ -29,14 +33,16 @@ struct Job {
 };
 
 // All jobs of one format in one launch, for the tiles given (0: as few as hold the tokens).
-void multiply(Device& d, const std::vector<Job>& jobs, int tiles = 0) {
-  const Choice choice = kernel_of(jobs[0].w->format, tiles ? tiles : tiles_of(jobs[0].x->tokens));
+void multiply(Device& d, const std::vector<Job>& jobs, int tiles = 0, bool skip = false) {
+  if (tiles == 0) tiles = tiles_of(jobs[0].x->tokens);
+  const bool by_rows = jobs[0].w->order == Order::rows;
+  const Choice choice = (by_rows ? kernel_of : columns_kernel_of)(jobs[0].w->format, tiles);
   cuda::LinearParams p{};
   for (const Job& job : jobs) {
     cuda::LinearJobParams& q = p.job[p.count++];
     q.w = job.w->bytes.data(), q.x = job.x->buffer.data();
     q.n = job.w->padded_n(), q.k = job.w->padded_k(), q.rows = job.w->n;
-    q.tokens = job.x->tokens, q.rows8 = job.x->rows8, q.act = job.act, q.first = p.blocks;
+    q.tokens = job.x->tokens, q.rows8 = job.x->rows8, q.act = job.act, q.skip = skip, q.first = p.blocks;
     if (job.y) q.y = job.y->buffer, q.ld_y = job.y->ld;
     if (job.sum) q.sum = job.sum->buffer, q.ld_sum = job.sum->ld;
     if (job.gate) q.gate = job.gate->buffer, q.ld_gate = job.gate->ld;
@@ -161,6 +167,48 @@ TEST(a_row_has_the_same_bits_in_any_batch) {
           if (t > 2) CHECK(::same(last, Row(reference.begin() + (t - 1) * n, reference.begin() + t * n)));
         }
       }
+    }
+}
+
+TEST(columns_have_the_bits_of_rows_with_and_without_skipping) {
+  Random random;
+  const int tokens[] = {1, 7, 9, 33, 64};
+  for (const char* schedule : schedules())
+    for (Stored f : kStored)
+      for (int zeros : {0, 50, 90, 100}) {
+        const int n = 100, k = 330, t = tokens[random.below(5)];
+        Device d(schedule);
+        const Row numbers = random.row(size_t(n * k)), old = random.row(size_t(t * n));
+        const Weights rows(d, f, Order::rows, n, k, Stored::f32, numbers),
+            columns(d, f, Order::columns, n, k, Stored::f32, numbers);
+        Row x = activations(random, f, t * k, zeros);
+        for (float& v : x)
+          if (v == 0 && random.below(2)) v = -0.0f;
+        const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
+        Rows expected(d, t, n, old);
+        multiply(d, {{&rows, &operand, nullptr, &expected}});
+        for (bool skip : {false, true})
+          for (int tiles : {1, 2}) {
+            Rows sum(d, t, n, old);
+            multiply(d, {{&columns, &operand, nullptr, &sum}}, tiles, skip);
+            CHECK(::same(sum.dense(), expected.dense()) && sum.has_statistics());
+          }
+      }
+}
+
+TEST(an_infinite_weight_is_not_skipped) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Stored f : kStored) {
+      Device d(schedule);
+      Row numbers = random.row(70 * 70);
+      numbers[5 * 70 + 66] = kInf;
+      const Weights columns(d, f, Order::columns, 70, 70, Stored::f32, numbers);
+      const DeviceOperand operand(d, cuda::operand_of(f), 2, 70, Row(140));
+      Rows y(d, 2, 70);
+      multiply(d, {{&columns, &operand, &y}}, 1, true);
+      const Row found = y.dense();
+      for (int i = 0; i < 140; i++) CHECK(std::isnan(found[size_t(i)]) == (i % 70 == 5));
     }
 }
 

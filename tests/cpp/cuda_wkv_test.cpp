@@ -142,7 +142,8 @@ Result on_cpu(const Wkv7Inputs& in) {
   return result;
 }
 
-Result on_device(const char* schedule, const Wkv7Inputs& in, Kernel kernel, bool two_calls, bool in_place, Stored format) {
+Result on_device(const char* schedule, const Wkv7Inputs& in, Kernel kernel, bool two_calls, bool in_place,
+                 Stored format) {
   Device d(schedule);
   Result result{Row(in.r.size()), Row(in.r.size()), in.states};
   const Buffer<float> w0(d, in.w0), a0(d, in.a0), v0(d, in.v0), k_k(d, in.k_k), k_a(d, in.k_a), r_k(d, in.r_k),

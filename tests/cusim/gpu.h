@@ -125,6 +125,8 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 // ---- numbers and bits ----
 inline uint32_t bits(float v) { return std::bit_cast<uint32_t>(v); }
 inline float from_bits(uint32_t v) { return std::bit_cast<float>(v); }
+inline uint64_t double_bits(double v) { return std::bit_cast<uint64_t>(v); }
+inline double from_double_bits(uint64_t v) { return std::bit_cast<double>(v); }
 inline float half_to_float(uint16_t h) { return cusim::half_to_float(h); }
 inline uint16_t float_to_half(float v) { return cusim::float_to_half(v); }
 inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
