@@ -16,29 +16,39 @@
 #ifndef RWKV_CUDA_FILE
 #define RWKV_CUDA_FILE "librwkv_cuda.so"  // built without
 #endif
+#ifndef RWKV_CUSIM_RACE_FILE
+#define RWKV_CUSIM_RACE_FILE ""  // the same, for a sanitizer
+#endif
 
 inline bool on_gpu() { return std::getenv("RWKV_GPU_TESTS") != nullptr; }
+
+// A schedule in which races are searched for, by a library of its own.
+constexpr const char* kRace = "order:fwd";
 
 // One after the other, so that a result that depends on the order of threads is another one somewhere.
 inline std::vector<const char*> schedules() {
   if (on_gpu()) return {""};
-  return {"order:fwd,copies:late", "order:rev,greedy,copies:eager", "order:rand:1,greedy,copies:late,stream:late"};
+  std::vector<const char*> all = {"order:fwd,copies:late", "order:rev,greedy,copies:eager",
+                                  "order:rand:1,greedy,copies:late,stream:late"};
+  if (*RWKV_CUSIM_RACE_FILE) all.push_back(kRace);
+  return all;
 }
 
-inline const rwkv::cuda::DeviceApi& device_api() {
-  static const rwkv::cuda::DeviceApi* api = [] {
-    const char* path = on_gpu() ? RWKV_CUDA_FILE : RWKV_CUSIM_FILE;
-    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!library) throw std::runtime_error(dlerror());
-    const auto get = reinterpret_cast<rwkv::cuda::GetBackend>(dlsym(library, rwkv::cuda::kGetBackend));
-    return get(rwkv::cuda::kAbi);
-  }();
-  return *api;
+inline const rwkv::cuda::DeviceApi& open_api(const char* path) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw std::runtime_error(dlerror());
+  return *reinterpret_cast<rwkv::cuda::GetBackend>(dlsym(library, rwkv::cuda::kGetBackend))(rwkv::cuda::kAbi);
+}
+inline const rwkv::cuda::DeviceApi& device_api(const char* schedule = "") {
+  static const auto& api = open_api(on_gpu() ? RWKV_CUDA_FILE : RWKV_CUSIM_FILE);
+  if (std::strcmp(schedule, kRace) != 0) return api;
+  static const auto& race = open_api(RWKV_CUSIM_RACE_FILE);
+  return race;
 }
 
 class Device {
  public:
-  explicit Device(const char* schedule = "") : api(device_api()) {
+  explicit Device(const char* schedule = "") : api(device_api(schedule)) {
     setenv("RWKV_CUSIM", schedule, 1);
     ask(api.open(0, &handle_, &info, &fault));
   }

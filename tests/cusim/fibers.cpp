@@ -10,6 +10,7 @@
 namespace cusim {
 
 Now now;
+__attribute__((weak)) void note_copy(void*, const void*, bool) {}
 
 namespace {
 
@@ -23,6 +24,7 @@ struct Copy {
   const void* from;
   bool wanted;
   void happen() const {
+    note_copy(to, from, wanted);
     if (wanted)
       std::memcpy(to, from, 16);
     else
@@ -48,7 +50,11 @@ struct Fiber {
 struct Machine {
   Context host;
   std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<int> arrived;  // lanes of each warp that wait for lanes
+  struct Warp {
+    int arrived = 0;      // lanes that wait for lanes
+    unsigned synced = 0;  // how often all have met for nothing else
+  };
+  std::vector<Warp> warps;
   Fiber* running = nullptr;
   const Start* start = nullptr;
   Schedule schedule;
@@ -93,9 +99,12 @@ void release(int warp) {
     }
     payloads[lane] = f.payload;
   }
-  if (first.combine) first.combine(payloads);
+  if (first.combine)
+    first.combine(payloads);
+  else
+    machine.warps[size_t(warp)].synced++;
   for (int lane = 0; lane < 32; lane++) machine.fibers[size_t(warp * 32 + lane)]->waits = Waits::no;
-  machine.arrived[size_t(warp)] = 0;
+  machine.warps[size_t(warp)].arrived = 0;
 }
 
 // Nobody can go on. True if all threads wait at one barrier: then they can.
@@ -118,16 +127,19 @@ bool pass_barrier(int threads) {
     return false;
   }
   for (int i = 0; i < threads; i++) machine.fibers[size_t(i)]->waits = Waits::no;
+  now.barriers++;
   return true;
 }
 
 void resume(int i) {
   Fiber& f = *machine.fibers[size_t(i)];
   machine.running = &f;
-  now.thread.x = unsigned(i);
+  now.thread.x = unsigned(i), now.lanes = machine.warps[size_t(i / 32)].synced;
+  now.running = true;
   machine.host.switch_to(f.context);
+  now.running = false;
   if (!machine.error.empty() || f.waits != Waits::lanes) return;
-  if (++machine.arrived[size_t(i / 32)] == 32) release(i / 32);
+  if (++machine.warps[size_t(i / 32)].arrived == 32) release(i / 32);
 }
 
 void run_block(int threads) {
@@ -138,7 +150,8 @@ void run_block(int threads) {
     f.asked.clear(), f.groups.clear();
     f.context.start(f.stack.get(), kStack, fiber_main);
   }
-  machine.arrived.assign(size_t(threads / 32), 0);
+  machine.warps.assign(size_t(threads / 32), {});
+  now.barriers = 0;
   std::vector<int> order(static_cast<size_t>(threads));
   std::iota(order.begin(), order.end(), 0);
   if (machine.schedule.order == Schedule::Order::reverse) order.assign(order.rbegin(), order.rend());
@@ -170,7 +183,7 @@ std::string run(const Start& start, const Schedule& schedule) {
   // Exactly as long as was asked for, and watched behind.
   constexpr size_t kAlign = 128, kCanary = 128;
   const std::unique_ptr<unsigned char[]> memory(new unsigned char[start.shared + kAlign + kCanary]);
-  now = {{}, {}, {start.threads, 1, 1}, start.blocks, memory.get()};
+  now = {{}, {}, {start.threads, 1, 1}, start.blocks, memory.get(), false, start.shared, 0, 0};
   now.shared += kAlign - reinterpret_cast<uintptr_t>(memory.get()) % kAlign;
   std::memset(now.shared + start.shared, kUnset, kCanary);
 #if CUSIM_ASAN

@@ -16,6 +16,9 @@ struct Index {
 struct Now {
   Index thread, block, threads, blocks;
   unsigned char* shared;
+  // For race.h: whether a thread runs, and what it has waited for together with its block and with its warp.
+  bool running;
+  unsigned shared_bytes, barriers, lanes;
 };
 extern Now now;
 
@@ -50,5 +53,6 @@ void barrier(Place place);
 void copy_async(void* to, const void* from, bool wanted, Place place);
 void commit_copies();
 void wait_for_copies(int but);
+void note_copy(void* to, const void* from, bool wanted);  // in race.cpp, where it is linked
 
 }  // namespace cusim

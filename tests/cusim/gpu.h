@@ -147,7 +147,7 @@ inline uint4 load_stream(const void* from, const char* file = __builtin_FILE(), 
     cusim::fail("16 bytes are read from an address that is not a multiple of 16", {file, line});
   return *static_cast<const uint4*>(from);
 }
-inline void atomic_or(int32_t* to, int32_t v) { *to |= v; }
+inline void atomic_or(int32_t* to, int32_t v) { __atomic_fetch_or(to, v, __ATOMIC_RELAXED); }
 inline void copy_async(void* to, const void* from, bool wanted, const char* file = __builtin_FILE(),
                        int line = __builtin_LINE()) {
   cusim::copy_async(to, from, wanted, {file, line});

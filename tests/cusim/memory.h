@@ -19,6 +19,10 @@ class DeviceMemory {
   std::string check() const;                           // of all canaries
   bool holds(const void* from, uint64_t bytes) const;  // inside one allocation
   void open(bool reachable);                           // protected memory, before and after the device works
+  template <class F>
+  void each(F f) const {  // f(memory, bytes)
+    for (const auto& [address, block] : blocks_) f(reinterpret_cast<const void*>(address), block.bytes);
+  }
   uint64_t total() const { return total_; }
   uint64_t free() const { return total_ - used_; }
 

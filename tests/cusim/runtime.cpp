@@ -12,6 +12,7 @@
 #include "cuda/kernels.h"
 #include "cusim/memory.h"
 #include "cusim/options.h"
+#include "cusim/race.h"
 
 namespace cusim {
 
