@@ -1,5 +1,6 @@
 #include "cusim/fibers.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -154,7 +155,7 @@ void run_block(int threads) {
   now.barriers = 0;
   std::vector<int> order(static_cast<size_t>(threads));
   std::iota(order.begin(), order.end(), 0);
-  if (machine.schedule.order == Schedule::Order::reverse) order.assign(order.rbegin(), order.rend());
+  if (machine.schedule.order == Schedule::Order::reverse) std::reverse(order.begin(), order.end());
   for (;;) {
     if (machine.schedule.order == Schedule::Order::random)
       for (size_t i = order.size(); i-- > 1;) std::swap(order[i], order[next_random() % (i + 1)]);
