@@ -21,7 +21,6 @@ RWKV_DEVICE void finish_number(const LinearJobParams& q, int token, int col, flo
   if (q.sum) {
     float* row = q.sum + size_t(token) * size_t(q.ld_sum);
     if (real) {
-      v += 0.0f;  // +0 of -0: so skipping zeros changes no bit
       v = q.gate ? fmaf(gate, v, row[col]) : row[col] + v;
       row[col] = v;
     }

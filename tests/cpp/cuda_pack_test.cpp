@@ -65,6 +65,7 @@ TEST(ties_zeros_and_tiny_groups_are_quantised_as_on_the_cpu) {
         x[128 + 9] = -3, x[128 + 2] = 3;             // out of order
         x[192] = 1e-38f, x[193] = 1e-39f;            // a scale that would be denormal
         x[256 + 1] = 200e-38f, x[256 + 2] = 9e-39f;  // a denormal that would be 1
+        x[384] = 5e-38f;                             // a normal number whose scale is not
         for (int i = 0; i < 64; i++) x[size_t(320 + i)] = float(i) + 0.5f;  // halves between two numbers
         x[512 + 63] = -1;
         const Weights w(d, f, order, 3, 256, Stored::f32, x);

@@ -120,8 +120,8 @@ TEST(what_follows_the_sums) {
         CHECK(distance(sum.dense(), plain) < kTolerance && sum.has_statistics());
         CHECK(distance(gated.dense(), with_gate) < kTolerance && gated.has_statistics());
 
-        for (Activation a :
-             {Activation::none, Activation::tanh, Activation::sigmoid, Activation::silu, Activation::relu2}) {
+        for (int i = 0; i < 2; i++) {
+          const Activation a = Activation(random.below(5));
           const Stored next = kOperands[random.below(3)];
           Rows y(d, t, n);
           const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);
@@ -146,12 +146,12 @@ TEST(a_row_has_the_same_bits_in_any_batch) {
   constexpr int kMost = 64;
   for (const char* schedule : schedules())
     for (Stored f : kStored) {
-      const int n = 80, k = 330;
+      const int n = 70, k = 200;
       Device d(schedule);
       const Weights w(d, random, f, Order::rows, n, k), other(d, random, f, Order::rows, 20, k);
       const Row x = activations(random, f, kMost * k, 30);
       Row reference;
-      for (int t : {kMost, 1, 5, 16, 31}) {
+      for (int t : {kMost, 1, 13, 31}) {
         for (int tiles : {1, 2, 4, 8}) {
           if (tiles * 8 < t || (f == Stored::f32 && tiles == 4)) continue;
           // The neighbours may be anything, and so may the other jobs.
@@ -175,8 +175,8 @@ TEST(columns_have_the_bits_of_rows_with_and_without_skipping) {
   const int tokens[] = {1, 7, 9, 33, 64};
   for (const char* schedule : schedules())
     for (Stored f : kStored)
-      for (int zeros : {0, 50, 90, 100}) {
-        const int n = 100, k = 330, t = tokens[random.below(5)];
+      for (int zeros : {0, 90, 100}) {
+        const int n = 70, k = 200, t = tokens[random.below(5)];
         Device d(schedule);
         const Row numbers = random.row(size_t(n * k)), old = random.row(size_t(t * n));
         const Weights rows(d, f, Order::rows, n, k, Stored::f32, numbers),

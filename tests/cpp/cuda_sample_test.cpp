@@ -91,14 +91,14 @@ TEST(tokens_are_those_of_the_cpu) {
   Random random;
   for (const char* schedule : schedules()) {
     Device d(schedule);
-    for (int n : {1, 3, 130, 700}) {
+    for (int n : {1, 130, 700}) {
       std::vector<Row> logits;
       std::vector<Draw> draws;
       for (float temperature : {1.0f, 0.0f, 0.6f, 2.5f})
         for (float top_p : {1.0f, 0.9f, 0.5f, 0.0f})
           for (int top_k : {0, 1, 5, 200})
             for (float min_p : {0.0f, 0.1f}) {
-              if (random.below(on_gpu() ? 1 : 4) != 0) continue;
+              if (random.below(on_gpu() ? 1 : 16) != 0) continue;
               logits.push_back(coarse(random, n, 6, random.below(2) == 0));
               draws.push_back({temperature,
                                top_p,
@@ -126,7 +126,7 @@ TEST(extreme_rows) {
     std::vector<Row> logits;
     std::vector<Draw> draws;
     for (const Row& row : {one, far, equal, zeros})
-      for (const Draw& w : {Draw{1, 1}, Draw{0.7f, 0.8f}, Draw{1, 1, 150}, Draw{2, 0.999f, 299, 0.5f}, Draw{0, 1}}) {
+      for (const Draw& w : {Draw{1, 1}, Draw{0.7f, 0.8f, 150}, Draw{2, 0.999f, 299, 0.5f}}) {
         logits.push_back(row), draws.push_back(w);
         draws.back().tops = 3;
       }
