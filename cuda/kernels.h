@@ -57,7 +57,7 @@ struct SampleShared {
   X(pack_columns_i8, (pack<Stored::i8, Order::columns>), PackParams, NoShared, 256) \
   X(pack_columns_i4, (pack<Stored::i4, Order::columns>), PackParams, NoShared, 256)
 
-// small_FORMAT_TILES: for up to 8 TILES tokens. MT of them is the second number of the template: blocks of 16 rows.
+// small_FORMAT_TILES: for up to 8 TILES tokens; a block has 16 outputs times the template's last number.
 #define RWKV_SMALL_KERNELS(X) \
   X(small_f32_1, (small<Stored::f32, 1, 1>), LinearParams, FinishShared<1>, 256) \
   X(small_f32_2, (small<Stored::f32, 2, 1>), LinearParams, FinishShared<1>, 256) \
@@ -126,6 +126,27 @@ constexpr KernelInfo kKernels[] = {
     RWKV_KERNELS(RWKV_INFO)
 #undef RWKV_INFO
 };
+
+// ---- choices ----
+constexpr Kernel pack_kernel(Stored f, Order order) {
+  return Kernel(uint32_t(order == Order::rows ? Kernel::pack_rows_f32 : Kernel::pack_columns_f32) + uint32_t(f));
+}
+// A product's kernel and how many outputs a block of it has.
+struct ProductKernel {
+  Kernel kernel;
+  int outputs;
+};
+constexpr int kMostTokens = 64;  // of the products below
+constexpr int tiles_of(int tokens) { return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8; }
+constexpr ProductKernel small_product(Stored f, int tiles) {
+  const auto nth = uint32_t(tiles == 1 ? 0 : tiles == 2 ? 1 : tiles == 4 && f != Stored::f32 ? 2 : 3);
+  if (f == Stored::f32) return {Kernel(uint32_t(Kernel::small_f32_1) + (nth < 2 ? nth : 2)), kBlockRows};
+  const int blocks = tiles <= 2 ? 1 : tiles == 4 || quantised(f) ? 2 : 4;
+  return {Kernel(uint32_t(Kernel::small_f16_1) + 4 * (uint32_t(f) - uint32_t(Stored::f16)) + nth), kBlockRows * blocks};
+}
+constexpr ProductKernel sparse_product(Stored f, int tiles) {
+  return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};
+}
 
 // How a library starts them, by number. Of CUDA only the function counts; the simulator also needs to know its type.
 struct Entry {

@@ -8,7 +8,7 @@
 #else
 
 #define RWKV_KERNEL __global__
-#define RWKV_BOUNDS(threads) __launch_bounds__(threads)
+#define RWKV_BOUNDS(...) __launch_bounds__(__VA_ARGS__)  // threads, and how many blocks a processor should hold
 #define RWKV_DEVICE __device__ __forceinline__
 #define PARAMS(type, name) const __grid_constant__ type name
 // All shared memory of a kernel is one struct.

@@ -5,23 +5,6 @@ namespace {
 
 using cuda::Activation;
 
-int tiles_of(int tokens) { return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8; }
-struct Choice {
-  Kernel kernel;
-  int rows;  // of a block
-};
-Choice kernel_of(Stored f, int tiles) {
-  const uint32_t first[] = {uint32_t(Kernel::small_f32_1), uint32_t(Kernel::small_f16_1),
-                            uint32_t(Kernel::small_bf16_1), uint32_t(Kernel::small_i8_1), uint32_t(Kernel::small_i4_1)};
-  if (f == Stored::f32) return {Kernel(first[0] + (tiles == 1 ? 0u : tiles == 2 ? 1u : 2u)), 16};
-  const int blocks = tiles <= 2 ? 1 : tiles == 4 || cuda::quantised(f) ? 2 : 4;
-  return {Kernel(first[size_t(f)] + (tiles == 1 ? 0u : tiles == 2 ? 1u : tiles == 4 ? 2u : 3u)), 16 * blocks};
-}
-
-Choice columns_kernel_of(Stored f, int tiles) {
-  return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1)), 64};
-}
-
 struct Job {
   const Weights* w;
   const DeviceOperand* x;
@@ -34,9 +17,9 @@ struct Job {
 
 // All jobs of one format in one launch, for the tiles given (0: as few as hold the tokens).
 void multiply(Device& d, const std::vector<Job>& jobs, int tiles = 0, bool skip = false) {
-  if (tiles == 0) tiles = tiles_of(jobs[0].x->tokens);
+  if (tiles == 0) tiles = cuda::tiles_of(jobs[0].x->tokens);
   const bool by_rows = jobs[0].w->order == Order::rows;
-  const Choice choice = (by_rows ? kernel_of : columns_kernel_of)(jobs[0].w->format, tiles);
+  const auto choice = (by_rows ? cuda::small_product : cuda::sparse_product)(jobs[0].w->format, tiles);
   cuda::LinearParams p{};
   for (const Job& job : jobs) {
     cuda::LinearJobParams& q = p.job[p.count++];
@@ -47,7 +30,7 @@ void multiply(Device& d, const std::vector<Job>& jobs, int tiles = 0, bool skip 
     if (job.sum) q.sum = job.sum->buffer, q.ld_sum = job.sum->ld;
     if (job.gate) q.gate = job.gate->buffer, q.ld_gate = job.gate->ld;
     if (job.out) q.out = job.out->pointer();
-    p.blocks += q.n / choice.rows;
+    p.blocks += q.n / choice.outputs;
   }
   d.launch(choice.kernel, {p.blocks, 1, 1}, &p);
 }

@@ -30,8 +30,7 @@ struct Weights {
       }
       const Buffer<unsigned char> file(d, rows_of_file);
       const cuda::PackParams p{file, dtype, row, count, n, k, bytes.data()};
-      const auto first = order == Order::rows ? Kernel::pack_rows_f32 : Kernel::pack_columns_f32;
-      d.launch(Kernel(uint32_t(first) + uint32_t(f)), {(count + 15) / 16, padded_k() / 64, 1}, &p);
+      d.launch(cuda::pack_kernel(format, order), {(count + 15) / 16, padded_k() / 64, 1}, &p);
       d.ask(d.api.synchronise(d.handle(), &d.fault));
     }
     values = x;

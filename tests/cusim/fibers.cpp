@@ -44,7 +44,9 @@ struct Fiber {
   std::vector<Copy> asked;                // since the last commit
   std::vector<std::vector<Copy>> groups;  // committed and not waited for
 
-  bool same_place(const Fiber& f) const { return place.line == f.place.line && !std::strcmp(place.file, f.place.file); }
+  bool same_place(const Fiber& f) const {
+    return place.line == f.place.line && (place.file == f.place.file || !std::strcmp(place.file, f.place.file));
+  }
 };
 
 // There is one: the calls of a library come one at a time.
@@ -154,11 +156,13 @@ void run_block(int threads) {
   machine.warps.assign(size_t(threads / 32), {});
   now.barriers = 0;
   std::vector<int> order(static_cast<size_t>(threads));
+  std::vector<size_t> place(order.size());  // of a thread in the order
   std::iota(order.begin(), order.end(), 0);
   if (machine.schedule.order == Schedule::Order::reverse) std::reverse(order.begin(), order.end());
   for (;;) {
     if (machine.schedule.order == Schedule::Order::random)
       for (size_t i = order.size(); i-- > 1;) std::swap(order[i], order[next_random() % (i + 1)]);
+    for (size_t i = 0; i < order.size(); i++) place[size_t(order[i])] = i;
     bool ran = false, ended = true;
     for (size_t at = 0; at < order.size(); at++) {
       const Fiber& f = *machine.fibers[size_t(order[at])];
@@ -167,8 +171,10 @@ void run_block(int threads) {
       resume(order[at]);
       if (!machine.error.empty()) return;
       ran = true, ended = false;
-      // The last lane of a warp lets the whole warp go on, before any other warp.
-      if (machine.schedule.greedy && f.waits == Waits::no) at = size_t(-1);
+      // The last lane of a warp has let all of it go on: back to the first of them.
+      if (!machine.schedule.greedy || f.waits != Waits::no) continue;
+      const auto warp = place.begin() + order[at] / 32 * 32;
+      at = *std::min_element(warp, warp + 32) - 1;
     }
     if (ended) return;
     if (!ran && !pass_barrier(threads)) return;

@@ -23,7 +23,7 @@ struct float4 {
 #define gridDim (::cusim::now.blocks)
 
 #define RWKV_KERNEL
-#define RWKV_BOUNDS(threads)
+#define RWKV_BOUNDS(...)
 #define RWKV_DEVICE inline
 #define PARAMS(type, name) const type& name
 #define SHARED(type, name) type& name = *reinterpret_cast<type*>(::cusim::now.shared)
