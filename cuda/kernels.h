@@ -22,10 +22,10 @@ struct WkvShared {
   float r[kMostHead], w[kMostHead], k[kMostHead], v[kMostHead], b[kMostHead], kk[kMostHead], y[kMostHead];
   float part[32];
 };
-// Of one token of a head of 64.
-struct Wkv7Vectors {
+// Of one token of a head of 64; a multiple of 16 bytes, four keys at a time are read.
+struct alignas(16) Wkv7Vectors {
   float r[64], w[64], k[64], b[64], kk[64], v[64], g[64];
-  float bonus, unused[3];
+  float bonus;
 };
 struct Wkv7Shared {
   Wkv7Vectors token[3];

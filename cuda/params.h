@@ -1,5 +1,6 @@
 // What kernels are given: one plain struct for each, of which both sides see the same bytes. Pointers are of the
 // device. `ld` is a stride in elements; an operand is named with its format and its tokens rounded up to 8.
+// Whoever compares params byte by byte sets all of them to zero first, for the padding.
 #pragma once
 #include "cuda/layout.h"
 

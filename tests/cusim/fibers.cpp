@@ -225,8 +225,9 @@ void barrier(Place place) {
   leave(Waits::block);
 }
 
-void fail(const std::string& what, Place place) {
-  machine.error = "thread " + std::to_string(now.thread.x) + ": " + what + " at " + place_of(place);
+void fail(const char* what, Place place) {
+  machine.error = "thread " + std::to_string(now.thread.x) + ": " + what;
+  if (place.file) machine.error += " at " + place_of(place);
   leave(Waits::ended);
   __builtin_unreachable();
 }

@@ -49,7 +49,8 @@ struct Place {
 using Combine = void (*)(void* const lanes[32]);
 void collective(const void* operation, void* payload, Combine combine, Place place);
 void barrier(Place place);
-[[noreturn]] void fail(const std::string& what, Place place);
+// Leaves the thread where it is: nothing on its stack is destroyed.
+[[noreturn]] void fail(const char* what, Place place);
 void copy_async(void* to, const void* from, bool wanted, Place place);
 void commit_copies();
 void wait_for_copies(int but);

@@ -54,7 +54,7 @@ struct Shuffle {
 template <class T>
 T shuffle(T v, int from, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   static const char operation = 0;
-  if (from < 0 || from > 31) cusim::fail("a shuffle from lane " + std::to_string(from), {file, line});
+  if (from < 0 || from > 31) cusim::fail("a shuffle from a lane below 0 or above 31", {file, line});
   Shuffle<T> s{v, v, from};
   const auto combine = [](void* const lanes[32]) {
     for (int i = 0; i < 32; i++) {

@@ -38,10 +38,11 @@ std::string where(uintptr_t at) {
 }
 
 [[noreturn]] void report(const Access& before, bool wrote, const Access& a, bool writes, uintptr_t at) {
-  fail("race: " + std::string(writes ? "writes " : "reads ") + where(at) + ", which thread " +
-           std::to_string(before.thread) + (before.block == a.block ? "" : " of another block") +
-           (wrote ? " has written" : " has read"),
-       {"kernel", 0});
+  static std::string text;  // see fail
+  text = std::string("race: ") + (writes ? "writes " : "reads ") + where(at) + ", which thread " +
+         std::to_string(before.thread) + (before.block == a.block ? "" : " of another block") +
+         (wrote ? " has written" : " has read");
+  fail(text.c_str(), {});
 }
 
 bool is_watched(uintptr_t at) {
