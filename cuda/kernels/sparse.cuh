@@ -136,7 +136,7 @@ RWKV_DEVICE void multiply_float_columns(const LinearJobParams& q, int output, in
 }
 
 template <Stored F, int NT>
-RWKV_KERNEL void RWKV_BOUNDS(256, NT == 1 ? 2 : 1) sparse(PARAMS(LinearParams, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, NT == 1 && F != Stored::f32 ? 2 : 1) sparse(PARAMS(LinearParams, p)) {
   SHARED(FinishShared<4>, s);
   int job = 0;
   while (job + 1 < p.count && int(blockIdx.x) >= p.job[job + 1].first) job++;
