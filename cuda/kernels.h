@@ -1,0 +1,162 @@
+// The list of all kernels: number, source, params, shared memory, threads of a block. Whoever launches takes the sizes
+// from here, and the tables of the library and of the simulator are made from the same lines.
+#pragma once
+#include "cuda/params.h"
+
+namespace rwkv::cuda {
+
+constexpr int kWarps = 8;  // of all blocks that multiply: they share k
+constexpr int kMostHead = 1024;
+
+// ---- shared memory of a block ----
+struct NoShared {};
+struct SumShared {
+  float part[32];
+};
+// What the warps have of 8 tokens and 16 M outputs, in the places of fragments.
+template <int M>
+struct FinishShared {
+  float part[kWarps][M * 128];
+};
+struct WkvShared {
+  float r[kMostHead], w[kMostHead], k[kMostHead], v[kMostHead], b[kMostHead], kk[kMostHead], y[kMostHead];
+  float part[32];
+};
+// Of one token of a head of 64; a multiple of 16 bytes, four keys at a time are read.
+struct alignas(16) Wkv7Vectors {
+  float r[64], w[64], k[64], b[64], kk[64], v[64], g[64];
+  float bonus;
+};
+struct Wkv7Shared {
+  Wkv7Vectors token[3];
+  float y[2][64];
+};
+
+struct SampleShared {
+  double part[32];
+  float value[32];
+  int32_t id[32];
+};
+
+// clang-format off
+#define RWKV_ROW_KERNELS(X) \
+  X(embed, (embed), EmbedParams, SumShared, 256) \
+  X(norm, (norm), NormParams, NoShared, 256) \
+  X(mix, (mix), MixParams, NoShared, 256) \
+  X(deep_embed, (deep_embed), DeepEmbedParams, NoShared, 256) \
+  X(finite, (finite), FiniteParams, NoShared, 256) \
+  X(write_rows, (write_rows), WriteRowsParams, NoShared, 256) \
+  X(pack_rows_f32, (pack<Stored::f32, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_f16, (pack<Stored::f16, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_bf16, (pack<Stored::bf16, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_i8, (pack<Stored::i8, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_rows_i4, (pack<Stored::i4, Order::rows>), PackParams, NoShared, 256) \
+  X(pack_columns_f32, (pack<Stored::f32, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_f16, (pack<Stored::f16, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_bf16, (pack<Stored::bf16, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_i8, (pack<Stored::i8, Order::columns>), PackParams, NoShared, 256) \
+  X(pack_columns_i4, (pack<Stored::i4, Order::columns>), PackParams, NoShared, 256)
+
+// small_FORMAT_TILES: for up to 8 TILES tokens; a block has 16 outputs times the template's last number.
+#define RWKV_SMALL_KERNELS(X) \
+  X(small_f32_1, (small<Stored::f32, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f32_2, (small<Stored::f32, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f32_8, (small<Stored::f32, 8, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f16_1, (small<Stored::f16, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f16_2, (small<Stored::f16, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_f16_4, (small<Stored::f16, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_f16_8, (small<Stored::f16, 8, 4>), LinearParams, FinishShared<4>, 256) \
+  X(small_bf16_1, (small<Stored::bf16, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_bf16_2, (small<Stored::bf16, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_bf16_4, (small<Stored::bf16, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_bf16_8, (small<Stored::bf16, 8, 4>), LinearParams, FinishShared<4>, 256) \
+  X(small_i8_1, (small<Stored::i8, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i8_2, (small<Stored::i8, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i8_4, (small<Stored::i8, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_i8_8, (small<Stored::i8, 8, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_i4_1, (small<Stored::i4, 1, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i4_2, (small<Stored::i4, 2, 1>), LinearParams, FinishShared<1>, 256) \
+  X(small_i4_4, (small<Stored::i4, 4, 2>), LinearParams, FinishShared<2>, 256) \
+  X(small_i4_8, (small<Stored::i4, 8, 2>), LinearParams, FinishShared<2>, 256)
+
+// sparse_FORMAT_TILES: the tokens of so many tiles at once.
+#define RWKV_SPARSE_KERNELS(X) \
+  X(sparse_f32_1, (sparse<Stored::f32, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_f32_2, (sparse<Stored::f32, 2>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_f16_1, (sparse<Stored::f16, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_f16_4, (sparse<Stored::f16, 4>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_bf16_1, (sparse<Stored::bf16, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_bf16_4, (sparse<Stored::bf16, 4>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i8_1, (sparse<Stored::i8, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i8_4, (sparse<Stored::i8, 4>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i4_1, (sparse<Stored::i4, 1>), LinearParams, FinishShared<4>, 256) \
+  X(sparse_i4_4, (sparse<Stored::i4, 4>), LinearParams, FinishShared<4>, 256)
+
+#define RWKV_WKV_KERNELS(X) \
+  X(wkv4, (wkv4), Wkv4Params, NoShared, 128) \
+  X(wkv6, (wkv6), Wkv6Params, WkvShared, 256) \
+  X(wkv7, (wkv7), Wkv7Params, WkvShared, 256) \
+  X(wkv7_64, (wkv7_64), Wkv7Params, Wkv7Shared, 256)
+
+#define RWKV_SAMPLE_KERNELS(X) \
+  X(sample, (sample), SampleParams, SampleShared, 1024)
+
+#define RWKV_KERNELS(X) \
+  RWKV_ROW_KERNELS(X) \
+  RWKV_SMALL_KERNELS(X) \
+  RWKV_SPARSE_KERNELS(X) \
+  RWKV_WKV_KERNELS(X) \
+  RWKV_SAMPLE_KERNELS(X)
+// clang-format on
+
+enum class Kernel : uint32_t {
+#define RWKV_NUMBER(name, ...) name,
+  RWKV_KERNELS(RWKV_NUMBER)
+#undef RWKV_NUMBER
+      count
+};
+
+struct KernelInfo {
+  const char* name;
+  uint32_t params, shared, threads;
+};
+constexpr KernelInfo kKernels[] = {
+#define RWKV_INFO(name, source, params, shared, threads) \
+  {#name, sizeof(params), __is_empty(shared) ? 0 : sizeof(shared), threads},
+    RWKV_KERNELS(RWKV_INFO)
+#undef RWKV_INFO
+};
+
+// ---- choices ----
+constexpr Kernel pack_kernel(Stored f, Order order) {
+  return Kernel(uint32_t(order == Order::rows ? Kernel::pack_rows_f32 : Kernel::pack_columns_f32) + uint32_t(f));
+}
+// A product's kernel and how many outputs a block of it has.
+struct ProductKernel {
+  Kernel kernel;
+  int outputs;
+};
+constexpr int kMostTokens = 64;  // of the products below
+constexpr int tiles_of(int tokens) { return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8; }
+constexpr ProductKernel small_product(Stored f, int tiles) {
+  const auto nth = uint32_t(tiles == 1 ? 0 : tiles == 2 ? 1 : tiles == 4 && f != Stored::f32 ? 2 : 3);
+  if (f == Stored::f32) return {Kernel(uint32_t(Kernel::small_f32_1) + (nth < 2 ? nth : 2)), kBlockRows};
+  const int blocks = tiles <= 2 ? 1 : tiles == 4 || quantised(f) ? 2 : 4;
+  return {Kernel(uint32_t(Kernel::small_f16_1) + 4 * (uint32_t(f) - uint32_t(Stored::f16)) + nth), kBlockRows * blocks};
+}
+constexpr ProductKernel sparse_product(Stored f, int tiles) {
+  return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};
+}
+
+// How a library starts them, by number. Of CUDA only the function counts; the simulator also needs to know its type.
+struct Entry {
+  const void* function;
+  void (*call)(const void* function, const void* params);
+};
+void add_rows(Entry* table);
+void add_small(Entry* table);
+void add_sparse(Entry* table);
+void add_wkv(Entry* table);
+void add_sample(Entry* table);
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,159 @@
+// RWKV-7's recurrence with everything that happens inside a head; formulas in model/rwkv7.h.
+//
+// wkv7 takes heads of any size: a thread has a row of the state, the keys of one value, in global memory, and adds over
+// them in ascending order, as the CPU does. wkv7_64 keeps the state in registers: four threads have a row, thread q of
+// them the keys 4 (q + 4 m) to 4 (q + 4 m) + 3, and a barrier a token suffices: warp 0 makes the vectors of the
+// next token and warp 1 finishes the one before while all take this one.
+#pragma once
+#include "cuda/kernels/heads.cuh"
+
+namespace rwkv::cuda {
+
+// The channel's numbers of a token, but for the normalised key.
+struct Wkv7Channel {
+  float r, w, a, k, kk, v;  // kk before it is normalised
+};
+RWKV_DEVICE Wkv7Channel wkv7_channel(const Wkv7Params& p, size_t at, size_t c) {
+  const float a = sigmoid(p.a0[c] + p.a[at]), k = p.k[at];
+  float v = p.v[at];
+  if (p.v_mix)
+    v = fmaf(p.v_first[at] - v, sigmoid(p.v0[c] + p.v_mix[at]), v);
+  else
+    p.v_first[at] = v;
+  const float decay = -0x1.368b30p-1f * sigmoid(p.w0[c] + p.w[at]);  // -exp(-1/2)
+  return {p.r[at], exponential(decay), a, k * fmaf(a - 1.0f, p.k_a[c], 1.0f), k * p.k_k[c], v};
+}
+RWKV_DEVICE float inverse_norm(float squares) { return 1.0f / larger(1e-12f, sqrtf(squares)); }
+
+RWKV_KERNEL void RWKV_BOUNDS(256) wkv7(PARAMS(Wkv7Params, p)) {
+  SHARED(WkvShared, s);
+  const Head head = head_of(p);
+  const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
+  for (int t = head.begin; t < head.end; t++) {
+    const size_t at = size_t(t) * size_t(p.ld) + head.channel;
+    const float* src = t == head.begin ? head.src : head.dst;
+    float squares = 0, bonus = 0;
+    for (int i = first; i < n; i += stride) {
+      const size_t c = head.channel + size_t(i);
+      const Wkv7Channel x = wkv7_channel(p, at + size_t(i), c);
+      s.r[i] = x.r, s.w[i] = x.w, s.k[i] = x.k, s.v[i] = x.v, s.kk[i] = x.kk, s.b[i] = x.a;
+      squares = fmaf(x.kk, x.kk, squares);
+      bonus = fmaf(x.r * x.k, p.r_k[c], bonus);
+    }
+    const float norm = inverse_norm(sum_block(squares, s.part));
+    for (int i = first; i < n; i += stride) {
+      s.kk[i] *= norm;
+      s.b[i] = 0.0f - s.kk[i] * s.b[i];
+    }
+    bonus = sum_block(bonus, s.part);
+    for (int j = first; j < n; j += stride) {
+      const float v = s.v[j];
+      const float* from = src + size_t(j) * size_t(n);
+      float* to = head.dst + size_t(j) * size_t(n);
+      float removed = 0, y = 0;
+      for (int i = 0; i < n; i++) removed = fmaf(s.kk[i], from[i], removed);
+      for (int i = 0; i < n; i++) {
+        const float state = fmaf(s.k[i], v, fmaf(s.b[i], removed, s.w[i] * from[i]));
+        to[i] = state;
+        y = fmaf(s.r[i], state, y);
+      }
+      s.y[j] = y;
+    }
+    const Moments m = block_moments(s.y, n, s.part);
+    const float scale = scale_of(m, p.out.eps);
+    for (int i = first; i < n; i += stride) {
+      const size_t c = head.channel + size_t(i);
+      const float v = normed(s.y[i], m, scale, p.out.weight[c], p.out.bias[c]);
+      store_operand(p.y, t, int(c), fmaf(bonus, s.v[i], v) * p.g[at + size_t(i)]);
+    }
+  }
+  zero_padding(p, head);
+}
+
+// The vectors of one token, by one warp: a lane has channels l and l + 32.
+RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, const Head& head, int t, Wkv7Vectors& o) {
+  const size_t at = size_t(t) * size_t(p.ld) + head.channel;
+  Wkv7Channel x[2];
+  float squares = 0, bonus = 0;
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const size_t i = size_t(lane() + 32 * j);
+    x[j] = wkv7_channel(p, at + i, head.channel + i);
+    squares = fmaf(x[j].kk, x[j].kk, squares);
+    bonus = fmaf(x[j].r * x[j].k, p.r_k[head.channel + i], bonus);
+  }
+  const float norm = inverse_norm(sum_lanes(squares));
+  bonus = sum_lanes(bonus);
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const int i = lane() + 32 * j;
+    const float kk = x[j].kk * norm;
+    o.r[i] = x[j].r, o.w[i] = x[j].w, o.k[i] = x[j].k, o.v[i] = x[j].v, o.kk[i] = kk, o.b[i] = 0.0f - kk * x[j].a;
+    o.g[i] = p.g[at + size_t(i)];
+  }
+  if (lane() == 0) o.bonus = bonus;
+}
+
+// Group norm, bonus and gate of one token, by one warp.
+RWKV_DEVICE void wkv7_result(const Wkv7Params& p, const Head& head, int t, const Wkv7Vectors& x, const float* y) {
+  const float low = y[lane()], high = y[lane() + 32];
+  Moments m = {64.0f, sum_lanes(low + high) / 64.0f, 0.0f};
+  m.squares = sum_lanes(fmaf(low - m.mean, low - m.mean, (high - m.mean) * (high - m.mean)));
+  const float scale = scale_of(m, p.out.eps);
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const int i = lane() + 32 * j;
+    const size_t c = head.channel + size_t(i);
+    const float v = normed(j == 0 ? low : high, m, scale, p.out.weight[c], p.out.bias[c]);
+    store_operand(p.y, t, int(c), fmaf(x.bonus, x.v[i], v) * x.g[i]);
+  }
+}
+
+// The keys of thread q of a row in chunk m, of a vector in shared memory.
+RWKV_DEVICE float4 keys_of(const float* vector, int q, int m) {
+  return *reinterpret_cast<const float4*>(vector + 4 * (q + 4 * m));
+}
+RWKV_DEVICE float add_product(const float4& a, const float4& b, float sum) {
+  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+}
+RWKV_DEVICE float sum_four(float v) {
+  v += shuffle_xor(v, 1);
+  return v + shuffle_xor(v, 2);
+}
+
+RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
+  SHARED(Wkv7Shared, s);
+  const Head head = head_of(p);
+  const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4, count = head.end - head.begin;
+  float4 state[4];
+#pragma unroll
+  for (int m = 0; m < 4; m++) state[m] = keys_of(head.src + row * 64, q, m);
+  if (warp() == 0) wkv7_vectors(p, head, head.begin, s.token[0]);
+  sync();
+  for (int i = 0; i < count; i++) {
+    const Wkv7Vectors& x = s.token[i % 3];
+    if (warp() == 0 && i + 1 < count) wkv7_vectors(p, head, head.begin + i + 1, s.token[(i + 1) % 3]);
+    if (warp() == 1 && i > 0) wkv7_result(p, head, head.begin + i - 1, s.token[(i + 2) % 3], s.y[(i + 1) % 2]);
+    float removed = 0, y = 0;
+#pragma unroll
+    for (int m = 0; m < 4; m++) removed = add_product(keys_of(x.kk, q, m), state[m], removed);
+    removed = sum_four(removed);
+    const float v = x.v[row];
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+      const float4 w = keys_of(x.w, q, m), k = keys_of(x.k, q, m), b = keys_of(x.b, q, m);
+      state[m] = {
+          fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
+          fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
+      y = add_product(keys_of(x.r, q, m), state[m], y);
+    }
+    y = sum_four(y);
+    if (q == 0) s.y[i % 2][row] = y;
+    sync();
+  }
+  if (warp() == 1) wkv7_result(p, head, head.end - 1, s.token[(count + 2) % 3], s.y[(count + 1) % 2]);
+#pragma unroll
+  for (int m = 0; m < 4; m++) *reinterpret_cast<float4*>(head.dst + row * 64 + 4 * (q + 4 * m)) = state[m];
+}
+
+}  // namespace rwkv::cuda

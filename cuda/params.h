@@ -1,0 +1,197 @@
+// What kernels are given: one plain struct for each, of which both sides see the same bytes. Pointers are of the
+// device. `ld` is a stride in elements; an operand is named with its format and its tokens rounded up to 8.
+// Whoever compares params byte by byte sets all of them to zero first, for the padding.
+#pragma once
+#include "cuda/layout.h"
+
+namespace rwkv::cuda {
+
+constexpr int kMostJobs = 8;
+
+// A step's batch as it was uploaded.
+struct StepPointers {
+  const int32_t* token;     // (T)
+  const int32_t* sequence;  // (T)
+  const int32_t* start;     // (S + 1)
+  const uint64_t* src;      // (S) addresses of slots
+  const uint64_t* dst;      // (S)
+  int32_t tokens, sequences;
+};
+
+struct OperandPointer {
+  void* data;  // null: none
+  int32_t rows8;
+  Stored format;
+};
+
+// ---- rows ----
+struct NormPointers {
+  const float *weight, *bias;
+  float eps;
+};
+
+struct EmbedParams {
+  const void* table;
+  Stored dtype;  // f32, f16 or bf16
+  int32_t ld, cols;
+  NormPointers norm;
+  float* x;  // with statistics; null: none
+  int32_t ld_x;
+  OperandPointer out;
+  const int32_t* token;
+};
+
+struct NormParams {
+  const float* x;
+  int32_t ld, cols;
+  NormPointers norm;
+  const int32_t* rows;  // of x, one for each block
+  float* y;             // null: none
+  int32_t ld_y;
+  OperandPointer out;
+};
+
+struct MixJobParams {
+  const float* mu;
+  const float* dynamic;  // null: none
+  int32_t ld_dynamic;
+  OperandPointer out;
+};
+struct MixParams {
+  const float* x;
+  int32_t ld, cols;
+  NormPointers norm;
+  uint64_t shift;  // byte of the state's part in a slot
+  int32_t write;   // the last rows to dst
+  int32_t count;
+  StepPointers step;
+  MixJobParams job[kMostJobs];
+};
+
+struct DeepEmbedParams {
+  const void* table;  // (V, D D)
+  Stored dtype;
+  int32_t d, f;
+  const float *base, *z, *bias;  // (T, D D), (T, D), (F)
+  int32_t ld_base, ld_z;
+  OperandPointer y;  // (T, D)
+  float* gate;       // (T, F)
+  int32_t ld_gate;
+  const int32_t* token;
+};
+
+struct FiniteParams {
+  const float* x;
+  int32_t ld, cols;
+  int32_t* flag;  // bit `bit` is set if a number is not finite
+  int32_t bit;
+};
+
+struct WriteRowsParams {  // dense rows to rows with statistics
+  const float* from;
+  float* x;
+  int32_t ld, cols;
+};
+
+// ---- weights ----
+struct PackParams {
+  const void* from;  // dense rows
+  Stored dtype;      // f32, f16 or bf16
+  int32_t row;       // the first of them in the matrix, a multiple of 16
+  int32_t count;
+  int32_t rows, cols;  // of the matrix
+  void* to;            // the whole matrix
+};
+
+// ---- products ----
+struct LinearJobParams {
+  const void* w;
+  const void* x;
+  float* y;
+  float* sum;
+  const float* gate;
+  OperandPointer out;
+  int32_t n, k;  // padded
+  int32_t rows;  // of the matrix
+  int32_t tokens;
+  int32_t rows8;  // of x
+  int32_t ld_y, ld_sum, ld_gate;
+  int32_t first;  // its first block
+  Activation act;
+  uint8_t skip;  // by columns: zeros may be skipped if all numbers are finite
+  uint16_t reserved;
+};
+static_assert(sizeof(LinearJobParams) == 96);
+struct LinearParams {
+  int32_t count, blocks;
+  LinearJobParams job[kMostJobs];
+};
+
+// ---- recurrences ----
+struct Wkv4Params {
+  const float *r, *k, *v;
+  int32_t ld, cols;
+  const float *decay, *bonus;
+  uint64_t a, b, m;  // bytes of the state's parts in a slot
+  OperandPointer y;
+  StepPointers step;
+};
+
+struct Wkv6Params {
+  const float *r, *k, *v;
+  const float *g, *w;  // null: none
+  int32_t ld, heads, n;
+  const float *decay, *bonus;
+  NormPointers out;
+  uint64_t state;
+  OperandPointer y;
+  StepPointers step;
+};
+
+struct Wkv7Params {
+  const float *r, *w, *k, *v, *a, *g;
+  const float* v_mix;  // null in the first layer
+  float* v_first;      // written there, read in the others
+  int32_t ld, heads, n;
+  const float *w0, *a0, *v0, *k_k, *k_a, *r_k;
+  NormPointers out;
+  uint64_t state;
+  OperandPointer y;
+  StepPointers step;
+};
+
+// ---- sampling ----
+constexpr int kSampleSpan = 128;                                   // logits that have a sum of their own
+RWKV_BOTH constexpr size_t sample_scratch_bytes(int vocabulary) {  // of a job
+  return size_t(round_up((vocabulary + kSampleSpan - 1) / kSampleSpan * 8 + vocabulary * 4, 64));
+}
+
+struct TokenNumber {
+  int32_t token;
+  float number;
+};
+// As SampleJob, whose values the host has checked.
+struct SampleJobParams {
+  const float* logits;
+  const TokenNumber* bias;
+  TokenNumber* top;  // the most likely tokens with their logprobs
+  double scale;      // 1 / temperature, or 0: the most likely token
+  double uniform;    // in [0, 1), from seed and counter
+  float top_p, min_p;
+  int32_t top_k, biases, tops, reserved;
+};
+enum class SampleCode : int32_t { drawn, not_finite, all_infinite, not_finite_biased, all_banned };
+struct SampleResult {
+  int32_t token;
+  float logprob;
+  SampleCode code;
+  int32_t where;  // the first logit that is not finite
+};
+struct SampleParams {
+  const SampleJobParams* jobs;  // on the device, one for each block
+  SampleResult* results;
+  void* scratch;
+  int32_t vocabulary;
+};
+
+}  // namespace rwkv::cuda

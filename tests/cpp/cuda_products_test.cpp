@@ -1,0 +1,214 @@
+// Products with up to 64 tokens: against sums in float64 of the numbers that the format holds, and with one another.
+#include "cuda_weights.h"
+
+namespace {
+
+using cuda::Activation;
+
+struct Job {
+  const Weights* w;
+  const DeviceOperand* x;
+  Rows* y = nullptr;
+  Rows* sum = nullptr;
+  const Rows* gate = nullptr;
+  const DeviceOperand* out = nullptr;
+  Activation act = Activation::none;
+};
+
+// All jobs of one format in one launch, for the tiles given (0: as few as hold the tokens).
+void multiply(Device& d, const std::vector<Job>& jobs, int tiles = 0, bool skip = false) {
+  if (tiles == 0) tiles = cuda::tiles_of(jobs[0].x->tokens);
+  const bool by_rows = jobs[0].w->order == Order::rows;
+  const auto choice = (by_rows ? cuda::small_product : cuda::sparse_product)(jobs[0].w->format, tiles);
+  cuda::LinearParams p{};
+  for (const Job& job : jobs) {
+    cuda::LinearJobParams& q = p.job[p.count++];
+    q.w = job.w->bytes.data(), q.x = job.x->buffer.data();
+    q.n = job.w->padded_n(), q.k = job.w->padded_k(), q.rows = job.w->n;
+    q.tokens = job.x->tokens, q.rows8 = job.x->rows8, q.act = job.act, q.skip = skip, q.first = p.blocks;
+    if (job.y) q.y = job.y->buffer, q.ld_y = job.y->ld;
+    if (job.sum) q.sum = job.sum->buffer, q.ld_sum = job.sum->ld;
+    if (job.gate) q.gate = job.gate->buffer, q.ld_gate = job.gate->ld;
+    if (job.out) q.out = job.out->pointer();
+    p.blocks += q.n / choice.outputs;
+  }
+  d.launch(choice.kernel, {p.blocks, 1, 1}, &p);
+}
+
+// Activations as the operand's format holds them, so many in a hundred of them zeros.
+Row activations(Random& random, Stored weights, int count, int zeros) {
+  Row x = random.row(size_t(count), 2);
+  for (float& v : x) v = random.below(100) < zeros ? 0 : as_operand(cuda::operand_of(weights), v);
+  return x;
+}
+
+Row product(const Weights& w, const Row& x, int tokens) {
+  Row y;
+  for (int t = 0; t < tokens; t++)
+    for (int i = 0; i < w.n; i++) {
+      double sum = 0;
+      for (int j = 0; j < w.k; j++) sum += double(w.values[size_t(i * w.k + j)]) * double(x[size_t(t * w.k + j)]);
+      y.push_back(float(sum));
+    }
+  return y;
+}
+
+double act(Activation a, double x) {
+  if (a == Activation::tanh) return std::tanh(x);
+  if (a == Activation::sigmoid) return 1 / (1 + std::exp(-x));
+  if (a == Activation::silu) return x / (1 + std::exp(-x));
+  return a == Activation::relu2 ? std::pow(std::max(x, 0.0), 2) : x;
+}
+
+constexpr double kTolerance = 3e-5;
+
+}  // namespace
+
+TEST(products_of_every_format_and_shape) {
+  Random random;
+  const int tokens[] = {1, 7, 8, 9, 17, 33, 64};
+  for (const char* schedule : schedules())
+    for (Stored f : kStored)
+      for (auto [n, k] : {std::pair{1, 1}, {37, 70}, {64, 64}, {100, 300}}) {
+        const int t = tokens[random.below(7)];
+        Device d(schedule);
+        const Weights w(d, random, f, Order::rows, n, k);
+        const Row x = activations(random, f, t * k, random.below(3) * 45);
+        const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
+        Rows y(d, t, n);
+        multiply(d, {{&w, &operand, &y}});
+        CHECK(distance(y.dense(), product(w, x, t)) < kTolerance);
+      }
+}
+
+TEST(what_follows_the_sums) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Stored f : kStored)
+      for (auto [n, t] : {std::pair{37, 3}, {64, 9}, {100, 20}}) {
+        const int k = 70;
+        Device d(schedule);
+        const Weights w(d, random, f, Order::rows, n, k);
+        const Row x = activations(random, f, t * k, 0), expected = product(w, x, t);
+        const Row old = random.row(size_t(t * n)), gates = random.row(size_t(t * n), 2);
+        const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
+        const Rows gate(d, t, n, gates);
+        Rows sum(d, t, n, old), gated(d, t, n, old);
+        multiply(d, {{&w, &operand, nullptr, &sum}, {&w, &operand, nullptr, &gated, &gate}});
+        Row plain, with_gate;
+        for (size_t i = 0; i < expected.size(); i++) {
+          plain.push_back(old[i] + expected[i]);
+          with_gate.push_back(float(double(old[i]) + double(gates[i]) * double(expected[i])));
+        }
+        CHECK(distance(sum.dense(), plain) < kTolerance && sum.has_statistics());
+        CHECK(distance(gated.dense(), with_gate) < kTolerance && gated.has_statistics());
+
+        for (int i = 0; i < 2; i++) {
+          const Activation a = Activation(random.below(5));
+          const Stored next = kOperands[random.below(3)];
+          Rows y(d, t, n);
+          const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);
+          multiply(d, {{&w, &operand, &y, nullptr, nullptr, nullptr, a},
+                       {&w, &operand, nullptr, nullptr, nullptr, &out, a},
+                       {&w, &operand, nullptr, nullptr, &gate, &out_gated, a}});
+          Row active, active_gated;
+          for (size_t i = 0; i < expected.size(); i++) {
+            active.push_back(float(act(a, double(expected[i]))));
+            active_gated.push_back(float(act(a, double(expected[i])) * double(gates[i])));
+          }
+          const double step = next == Stored::f32 ? 0 : next == Stored::f16 ? 0x1p-11 : 0x1p-8;
+          CHECK(distance(y.dense(), active) < 3 * kTolerance);
+          CHECK(distance(out.dense(), active) < 3 * kTolerance + step);
+          CHECK(distance(out_gated.dense(), active_gated) < 3 * kTolerance + step);
+        }
+      }
+}
+
+TEST(a_row_has_the_same_bits_in_any_batch) {
+  Random random;
+  constexpr int kMost = 64;
+  for (const char* schedule : schedules())
+    for (Stored f : kStored) {
+      const int n = 70, k = 200;
+      Device d(schedule);
+      const Weights w(d, random, f, Order::rows, n, k), other(d, random, f, Order::rows, 20, k);
+      const Row x = activations(random, f, kMost * k, 30);
+      Row reference;
+      for (int t : {kMost, 1, 13, 31}) {
+        for (int tiles : {1, 2, 4, 8}) {
+          if (tiles * 8 < t || (f == Stored::f32 && tiles == 4)) continue;
+          // The neighbours may be anything, and so may the other jobs.
+          Row rows = x;
+          if (t > 1) std::fill_n(rows.begin() + k, k, t % 2 ? kNan : 3.0f);
+          const DeviceOperand operand(d, cuda::operand_of(f), t, k, rows);
+          Rows y(d, t, n), z(d, t, 20);
+          multiply(d, {{&other, &operand, &z}, {&w, &operand, &y}}, tiles);
+          const Row found = y.dense();
+          const Row first(found.begin(), found.begin() + n), last(found.end() - n, found.end());
+          if (reference.empty()) reference = found;
+          CHECK(::same(first, Row(reference.begin(), reference.begin() + n)));
+          if (t > 2) CHECK(::same(last, Row(reference.begin() + (t - 1) * n, reference.begin() + t * n)));
+        }
+      }
+    }
+}
+
+TEST(columns_have_the_bits_of_rows_with_and_without_skipping) {
+  Random random;
+  const int tokens[] = {1, 7, 9, 33, 64};
+  for (const char* schedule : schedules())
+    for (Stored f : kStored)
+      for (int zeros : {0, 90, 100}) {
+        const int n = 70, k = 200, t = tokens[random.below(5)];
+        Device d(schedule);
+        const Row numbers = random.row(size_t(n * k)), old = random.row(size_t(t * n));
+        const Weights rows(d, f, Order::rows, n, k, Stored::f32, numbers),
+            columns(d, f, Order::columns, n, k, Stored::f32, numbers);
+        Row x = activations(random, f, t * k, zeros);
+        for (float& v : x)
+          if (v == 0 && random.below(2)) v = -0.0f;
+        const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
+        Rows expected(d, t, n, old);
+        multiply(d, {{&rows, &operand, nullptr, &expected}});
+        for (bool skip : {false, true})
+          for (int tiles : {1, 2}) {
+            Rows sum(d, t, n, old);
+            multiply(d, {{&columns, &operand, nullptr, &sum}}, tiles, skip);
+            CHECK(::same(sum.dense(), expected.dense()) && sum.has_statistics());
+          }
+      }
+}
+
+TEST(an_infinite_weight_is_not_skipped) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Stored f : kStored) {
+      Device d(schedule);
+      Row numbers = random.row(70 * 70);
+      numbers[5 * 70 + 66] = kInf;
+      const Weights columns(d, f, Order::columns, 70, 70, Stored::f32, numbers);
+      const DeviceOperand operand(d, cuda::operand_of(f), 2, 70, Row(140));
+      Rows y(d, 2, 70);
+      multiply(d, {{&columns, &operand, &y}}, 1, true);
+      const Row found = y.dense();
+      for (int i = 0; i < 140; i++) CHECK(std::isnan(found[size_t(i)]) == (i % 70 == 5));
+    }
+}
+
+TEST(numbers_that_are_not_finite_come_through) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Stored f : kStored) {
+      Device d(schedule);
+      Row x = activations(random, f, 3 * 70, 0);
+      x[70 + 66] = kNan;
+      const Weights w(d, random, f, Order::rows, 37, 70);
+      const DeviceOperand operand(d, cuda::operand_of(f), 3, 70, x);
+      Rows y(d, 3, 37);
+      multiply(d, {{&w, &operand, &y}});
+      const Row found = y.dense();
+      for (int i = 0; i < 3 * 37; i++) CHECK(std::isnan(found[size_t(i)]) == (i / 37 == 1));
+    }
+}
+
+CHECK_MAIN

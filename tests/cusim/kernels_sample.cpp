@@ -1,0 +1,2 @@
+// The kernels of cuda/sample.cu for the host.
+#include "cuda/sample.cu"

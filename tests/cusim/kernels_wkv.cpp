@@ -1,0 +1,2 @@
+// The kernels of cuda/wkv.cu for the host.
+#include "cuda/wkv.cu"
