@@ -208,7 +208,7 @@ struct DeviceOptions {
   std::optional<bool> sparse = std::nullopt;
 };
 
-// "cpu", "cuda", "cuda:1". Throws DeviceError if this build or this machine has no such device.
+// "cpu", "cuda:0", "auto" for the best there is. Throws DeviceError if this build or this machine has no such device.
 std::shared_ptr<Backend> open_backend(std::string_view device, const DeviceOptions&);
 
 }  // namespace rwkv

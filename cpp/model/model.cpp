@@ -31,11 +31,13 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
   std::vector<Model::Stage> stages;
   int first = 0;
   for (const StageSpec& spec : specs) {
-    const int left = layers - first, count = spec.layers ? spec.layers : left;
+    const int left = layers - first, count = spec.layers && !spec.streamed ? spec.layers : left;
     RWKV_CHECK(StrategyError, count > 0 && count <= left, "strategy '", strategy, "': expected ", layers,
                " layers in all, found ", first + std::max(count, 1));
     auto& backend = backends[spec.device];
     if (!backend) backend = open_backend(spec.device, options);
+    RWKV_CHECK(DeviceError, !spec.streamed, "strategy '", strategy, "': expected layers that stay on ", spec.device,
+               ", found *", spec.layers, "+: streaming the others is not supported");
     stages.push_back({backend, first, count, spec.formats, {}});
     first += count;
   }

@@ -209,7 +209,17 @@ TEST(calls_that_cannot_be) {
                "expected a precision (fp32, fp16, bf16, int8, int4), found 'fp31'");
   CHECK_THROWS(open({}, "cpu bf16 *3"), rwkv::StrategyError, "expected 2 layers in all, found 3");
   CHECK_THROWS(open({}, "cpu bf16 *1"), rwkv::StrategyError, "expected 2 layers in all, found 1");
-  CHECK_THROWS(open({}, "cuda fp16"), rwkv::DeviceError, "no CUDA backend");
+  CHECK_THROWS(open({}, "cpu fp32 *1+"), rwkv::StrategyError, "expected a number of layers such as *10, found '*1+'");
+  for (const char* strategy : {"cuda fp16", "cuda:7 bf16i4 *1 -> cpu fp32", "cuda fp16i8 *10+", "cuda int8 *0+"})
+    CHECK_THROWS(open({}, strategy), rwkv::DeviceError, "this build has no CUDA backend; cpu can be used");
+  for (const char* word :
+       {"cuda:x", "cuda:", "cuda:-1", "cuda:64", "cuda:1x", "cudas", "gpu", "cuda:99999999999999999999"})
+    CHECK_THROWS(open({}, rwkv::join(word, " fp16").c_str()), rwkv::StrategyError,
+                 rwkv::join("expected a device (cpu, cuda, cuda:N with N up to 63), found '", word, "'").c_str());
+  CHECK_THROWS(open({}, "cpu fp16i8"), rwkv::StrategyError, "(fp32, fp16, bf16, int8, int4), found 'fp16i8'");
+  CHECK_THROWS(open({}, "cuda fp16i9"), rwkv::StrategyError,
+               "(fp32, fp16, bf16, int8, int4, fp16i8, bf16i8, fp16i4, bf16i4), found 'fp16i9'");
+  CHECK_THROWS(open({}, "cuda fp16 *x+"), rwkv::StrategyError, "such as *10 or *10+, found '*x+'");
   const auto other = open();
   CHECK_THROWS(run(*other, *state, tokens(1)), rwkv::StateError, "of this engine");
   const rwkv::State::Use use(*state);
