@@ -142,6 +142,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   token.reserve(room), out.reserve(room), ending.reserve(room);
   start.reserve(count + 1), src.reserve(count), dst.reserve(count);
 
+  Backend& device = *model_->backend();  // where results are
   const bool every_row = output == Output::all || output == Output::hidden;
   const Model::Result kind = output == Output::hidden ? Model::Result::hidden
                              : output == Output::none ? Model::Result::none
@@ -171,14 +172,19 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
+      float* const to = result.empty() ? nullptr : result.data() + written;
+      if (to) device.read(values, to);
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
-        if (!result.empty()) std::copy_n(values.row(i), values.cols, result.data() + written);
-        if (kind == Model::Result::logits && ending[row] < count)
-          std::copy_n(values.row(i), values.cols, logits[ending[row]]->data());
+        if (kind != Model::Result::logits || ending[row] == count) continue;
+        float* const kept = logits[ending[row]]->data();
+        if (to)
+          std::copy_n(to + i * values.cols, values.cols, kept);
+        else
+          device.read({values.row(i), DType::f32, 1, values.cols, values.stride}, kept);
       }
     };
     // By reference: a function that held the captures would allocate.
-    model_->forward({token, start, src, dst}, out, kind, scratch_, poll, std::ref(take));
+    model_->forward({token, start, src, dst, out}, kind, scratch_, poll, std::ref(take));
     if (progress) progress(done + int64_t(token.size()), total);
   }
 

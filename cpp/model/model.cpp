@@ -48,14 +48,6 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
 
 constexpr size_t kLeastScratch = size_t(256) << 20;
 
-// Rows whose largest part of a layer, 4 C F multiply-adds per row, takes some 50 ms on a small machine; whole tiles of
-// the products that have the largest, of 32 tokens.
-int rows_for(const Config& c) {
-  constexpr int64_t kBudget = 4'200'000'000, kTile = 32;
-  const int64_t rows = kBudget / (int64_t(c.n_embd) * c.n_ffn) / kTile * kTile;
-  return int(std::clamp<int64_t>(rows, kTile, 288));
-}
-
 // No layers yet, of the version that a model is of.
 Model::Layers layers_of(const std::string& version) {
   if (version == "4") return std::vector<v4::Layer>();
@@ -91,10 +83,18 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   if (packed) measure.trust(mapping), loader.trust(mapping);
   model->build(measure);
   measure.check_all_used();
+  for (const Stage& stage : model->stages_) model->weight_bytes_ += stage.weights.used();
+  model->choose_rows();
+  const Config& c = model->config_;
+  const StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
+                        .rows = model->panel_rows_,
+                        .results = model->result_rows_,
+                        .vocab = c.n_vocab,
+                        .heads = c.n_head,
+                        .head_size = c.head_size};
   for (Stage& stage : model->stages_) {
-    model->weight_bytes_ += stage.weights.used();
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
-    stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
+    stage.backend->prepare(shape);
   }
   model->column_bytes_ = measure.column_bytes();
   loader.report(progress, measure.bytes());
@@ -108,11 +108,17 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
              ": expected the weights with the fingerprint that the file names, ", shown(said->second), ", found ",
              model->fingerprint_, ": they are not those that were written");
   model->layout_ = StateLayout(state_parts(model->config_), model->config_.n_layer, *model->backend());
-  model->panel_rows_ = rows_for(model->config_);
-  // Scratch in proportion to the model, whatever its shape.
-  while (model->panel_rows_ > 1 && model->scratch_bytes() > std::max(kLeastScratch, model->weight_bytes_))
-    model->panel_rows_ /= 2;
   return model;
+}
+
+void Model::choose_rows() {
+  panel_rows_ = backend()->panel_rows(4 * int64_t(config_.n_embd) * config_.n_ffn);
+  result_rows_ = backend()->result_rows();
+  // Scratch in proportion to the model, whatever its shape.
+  while (panel_rows_ > 1 && scratch_bytes() > std::max(kLeastScratch, weight_bytes_)) {
+    panel_rows_ /= 2;
+    result_rows_ = std::min(result_rows_, panel_rows_);
+  }
 }
 
 std::set<std::string> Model::check(const Checkpoint& file) {
@@ -159,7 +165,7 @@ struct StepScratch {
       : x(arena.take(DType::f32, rows, c.n_embd, b.row_stride(c.n_embd))),
         hidden(arena.take(DType::f32, results, c.n_embd, b.row_stride(c.n_embd))),
         logits(arena.take(DType::f32, results, c.n_vocab, b.row_stride(c.n_vocab))),
-        operand{nullptr, operand_format(head.format), results, c.n_embd} {
+        operand{nullptr, b.operand_format(head.format), results, c.n_embd} {
     operand.data = arena.take(b.operand_bytes(operand.format, results, c.n_embd));
   }
 };
@@ -168,7 +174,7 @@ struct StepScratch {
 
 size_t Model::scratch_bytes() const {
   Arena arena;
-  StepScratch(arena, *backend(), config_, head_, panel_rows_, kResultRows);
+  StepScratch(arena, *backend(), config_, head_, panel_rows_, result_rows_);
   std::visit(
       [&](const auto& layers) {
         typename LayerOf<decltype(layers)>::Scratch(arena, *backend(), config_, layers, panel_rows_);
@@ -177,21 +183,22 @@ size_t Model::scratch_bytes() const {
   return arena.used();
 }
 
-void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& arena,
-                    const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const {
-  const int tokens = int(batch.token.size());
+void Model::forward(const Batch& batch, Result result, Arena& arena, const std::function<void()>& poll,
+                    const std::function<void(const Tensor&)>& take) const {
+  const int tokens = int(batch.token.size()), wanted = int(batch.rows.size());
   arena.reset();
-  StepScratch ends(arena, *backend(), config_, head_, tokens, std::min<int>(kResultRows, int(rows.size())));
+  StepScratch ends(arena, *backend(), config_, head_, tokens, std::min(result_rows_, wanted));
   const auto check = [&] {
     if (poll) poll();
   };
 
+  backend()->begin(batch);
   backend()->embed(embedding_, embedding_norm_, batch, ends.x);
   std::visit(
       [&](const auto& layers) {
         typename LayerOf<decltype(layers)>::Scratch scratch(arena, *backend(), config_, layers, tokens);
         for (const Stage& stage : stages_) {
-          scratch.set_formats(stage.formats.operands());
+          scratch.set_formats(stage.formats.operands(*stage.backend));
           if constexpr (requires { scratch.embedded; })
             if (scratch.embedded) backend()->embed(embedding_, embedding_norm_, batch, {}, scratch.embedded);
           for (int i = stage.first; i < stage.first + stage.count; i++)
@@ -201,13 +208,12 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
       layers_);
 
   Backend& b = *stages_.back().backend;
-  for (size_t at = 0; at < rows.size(); at += kResultRows) {
-    const auto part = rows.subspan(at, std::min<size_t>(kResultRows, rows.size() - at));
+  for (int at = 0, n; at < wanted; at += n) {
+    n = std::min(result_rows_, wanted - at);
     Tensor hidden = ends.hidden, logits = ends.logits;
     Operand operand = ends.operand;
-    hidden.rows = logits.rows = int64_t(part.size());
-    operand.rows = int(part.size());
-    b.norm(ends.x, out_norm_, part, hidden, result == Result::logits ? operand : Operand{});
+    hidden.rows = logits.rows = operand.rows = n;
+    b.norm(ends.x, out_norm_, batch, at, n, hidden, result == Result::logits ? operand : Operand{});
     RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
                "expected finite numbers after the last layer, found NaN or infinity; ", "the states are unchanged");
     if (result == Result::hidden) take(hidden);
@@ -219,6 +225,7 @@ void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result re
     take(logits);
     check();
   }
+  b.end();
 }
 
 }  // namespace rwkv

@@ -47,24 +47,22 @@ class Model {
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
 
-  // Most rows of one forward: enough to compute at full speed, few enough that a part of a layer takes some 50 ms.
-  int panel_rows() const { return panel_rows_; }
-  // Most rows of logits or hidden vectors at a time.
-  static constexpr int kResultRows = 48;
+  int panel_rows() const { return panel_rows_; }  // most rows of one forward
   // Bytes of scratch that forward needs.
   size_t scratch_bytes() const;
 
   enum class Result { none, hidden, logits };
-  // Steps the batch (at most panel_rows rows) and hands the wanted results of `rows` to `take`, in order, at most
-  // kResultRows at a time: a (n, C) or (n, V) tensor that is valid during the call. With Result::none the rows are
+  // Steps the batch (at most panel_rows rows) and hands the wanted results of batch.rows to `take`, in order, some at a
+  // time: a (n, C) or (n, V) tensor in the backend's memory, valid during the call. With Result::none the rows are
   // still computed to the end, so that what is not finite is found. Throws NonFiniteError, or what `poll` throws; then
   // dst slots are undefined and src slots untouched (except where they are the same).
-  void forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& scratch,
-               const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const;
+  void forward(const Batch& batch, Result result, Arena& scratch, const std::function<void()>& poll,
+               const std::function<void(const Tensor&)>& take) const;
 
  private:
   Model() = default;
   void build(Loader& loader);  // twice: with counting arenas, then with real ones
+  void choose_rows();
 
   Config config_;
   std::string fingerprint_;
@@ -72,7 +70,7 @@ class Model {
   std::vector<Stage> stages_;
   Layers layers_;
   StateLayout layout_;
-  int panel_rows_ = 0;
+  int panel_rows_ = 0, result_rows_ = 0;
 
   bool mapped_ = false;        // the file is packed: as much as can be stays in it
   Loader::Mappings mappings_;  // what stays there

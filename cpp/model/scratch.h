@@ -16,8 +16,8 @@ struct Carver {
   // As wide as the widest format needs: stages of one model may differ.
   Operand operand(int cols) const {
     size_t bytes = 0;
-    for (Format f : {Format::f32, Format::bf16, Format::i8})
-      bytes = std::max(bytes, backend.operand_bytes(f, rows, cols));
+    for (Format f : {Format::f32, Format::f16, Format::bf16, Format::i8, Format::i4})
+      bytes = std::max(bytes, backend.operand_bytes(backend.operand_format(f), rows, cols));
     return {arena.take(bytes), Format::f32, rows, cols};
   }
 };

@@ -13,7 +13,9 @@ namespace rwkv {
 struct Formats {
   Format large = Format::f32, small = Format::f32, head = Format::f32;
   // Those of the activations that are multiplied with them.
-  Formats operands() const { return {operand_format(large), operand_format(small), operand_format(head)}; }
+  Formats operands(const Backend& b) const {
+    return {b.operand_format(large), b.operand_format(small), b.operand_format(head)};
+  }
   bool operator==(const Formats&) const = default;
 };
 

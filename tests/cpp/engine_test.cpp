@@ -150,7 +150,7 @@ TEST(a_step_in_place_equals_one_from_slot_to_slot) {
       const std::byte* src[] = {slots.data.get() + from * bytes};
       std::byte* dst[] = {slots.data.get() + to * bytes};
       const auto part = std::span(t).subspan(from == to ? 50 : from * 50, 50);
-      model->forward({part, start, src, dst}, rows, rwkv::Model::Result::none, scratch, {}, {});
+      model->forward({part, start, src, dst, rows}, rwkv::Model::Result::none, scratch, {}, {});
     };
     step(0, 1), step(1, 2), step(1, 1);
     CHECK(std::memcmp(slots.data.get() + bytes, slots.data.get() + 2 * bytes, bytes) == 0);
@@ -171,7 +171,7 @@ TEST(a_step_allocates_nothing) {
       const std::byte* src[] = {slots.data.get()};
       std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
       const long before = allocations;
-      model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
+      model->forward({t, start, src, dst, rows}, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
       CHECK(allocations == before);
     }
 }
