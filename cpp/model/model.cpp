@@ -213,15 +213,24 @@ void Model::forward(const Batch& batch, Result result, Arena& arena, const std::
     Tensor hidden = ends.hidden, logits = ends.logits;
     Operand operand = ends.operand;
     hidden.rows = logits.rows = operand.rows = n;
-    b.norm(ends.x, out_norm_, batch, at, n, hidden, result == Result::logits ? operand : Operand{});
-    RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
-               "expected finite numbers after the last layer, found NaN or infinity; ", "the states are unchanged");
-    if (result == Result::hidden) take(hidden);
-    if (result != Result::logits) continue;
+    const auto check_hidden = [&] {
+      b.norm(ends.x, out_norm_, batch, at, n, hidden, {});
+      RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
+                 "expected finite numbers after the last layer, found NaN or infinity; the states are unchanged");
+    };
+    if (result != Result::logits) {
+      check_hidden();
+      if (result == Result::hidden) take(hidden);
+      continue;
+    }
+    b.norm(ends.x, out_norm_, batch, at, n, {}, operand);
     const LinearJob head[] = {{operand, head_, logits}};
     b.linear(head);
-    RWKV_CHECK(NonFiniteError, b.all_finite(logits),
-               "expected finite logits, found NaN or infinity; the states are unchanged");
+    // What is not finite before the head is not after it, so one look is enough.
+    if (!b.all_finite(logits)) {
+      check_hidden();
+      throw NonFiniteError("expected finite logits, found NaN or infinity; the states are unchanged");
+    }
     take(logits);
     check();
   }
