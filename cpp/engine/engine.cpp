@@ -21,13 +21,53 @@ std::vector<std::unique_ptr<State::Use>> use_all(std::span<const Sequence> seque
   return uses;
 }
 
+std::shared_ptr<StatePool> pool_for(const Model& model) {
+  std::vector<StatePool::Stage> stages;
+  for (const Model::Stage& stage : model.stages()) stages.push_back({stage.backend, stage.states});
+  return std::make_shared<StatePool>(std::move(stages));
+}
+
+// The lists of a panel's rows. Its room is there before it is filled.
+struct Panel {
+  std::vector<int32_t> token, start, rows;
+  std::vector<size_t> ending;          // for each of `rows` the sequence that ends with it, or their number
+  std::vector<const StateSlot*> from;  // of each sequence
+  std::vector<const StateSlot*> to;
+  std::vector<const std::byte*> src;  // (stages, sequences)
+  std::vector<std::byte*> dst;
+  std::vector<Batch> batches;  // (stages)
+
+  Panel(size_t most_rows, size_t sequences, size_t stages) : batches(stages) {
+    token.reserve(most_rows), rows.reserve(most_rows), ending.reserve(most_rows);
+    start.reserve(sequences + 1), from.reserve(sequences), to.reserve(sequences);
+    src.reserve(stages * sequences), dst.reserve(stages * sequences);
+  }
+  void clear() { token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(); }
+  void begin(const StateSlot& before, const StateSlot& after) {
+    start.push_back(int32_t(token.size()));
+    from.push_back(&before), to.push_back(&after);
+  }
+  // Once all sequences are there.
+  std::span<const Batch> finish() {
+    start.push_back(int32_t(token.size()));
+    const size_t n = from.size();
+    src.clear(), dst.clear();
+    for (size_t stage = 0; stage < batches.size(); stage++) {
+      for (const StateSlot* slot : from) src.push_back(slot->data(stage));
+      for (const StateSlot* slot : to) dst.push_back(slot->data(stage));
+      batches[stage] = {token, start, std::span(src).last(n), std::span(dst).last(n), rows};
+    }
+    return batches;
+  }
+};
+
 }  // namespace
 
 Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
     : model_(std::move(model)),
-      pool_(std::make_shared<StatePool>(model_->backend(), model_->layout())),
+      pool_(pool_for(*model_)),
       initial_(pool_->make_initial()),
-      scratch_(model_->backend()->allocate(model_->scratch_bytes())),
+      space_(model_->workspace()),
       process_(process) {}
 
 Engine::~Engine() = default;
@@ -46,10 +86,27 @@ std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOption
 
 const Config& Engine::config() const { return model_->config(); }
 const std::string& Engine::fingerprint() const { return model_->fingerprint(); }
-std::string Engine::description() const { return model_->backend()->description(); }
+
+std::string Engine::description() const {
+  const auto stages = model_->stages();
+  std::string text;
+  for (size_t s = 0, end; s < stages.size(); s = end) {
+    int layers = 0;
+    for (end = s; end < stages.size() && stages[end].backend == stages[s].backend; end++) layers += stages[end].count;
+    text += join(s > 0 ? " -> " : "", stages[s].backend->description());
+    if (layers < config().n_layer) text += join(" *", layers);
+  }
+  return text;
+}
+
 size_t Engine::weight_bytes() const { return model_->weight_bytes(); }
 size_t Engine::column_bytes() const { return model_->column_bytes(); }
-size_t Engine::state_bytes() const { return model_->layout().portable_bytes(); }
+
+size_t Engine::state_bytes() const {
+  size_t bytes = 0;
+  for (const Model::Stage& stage : model_->stages()) bytes += stage.states.portable_bytes();
+  return bytes;
+}
 
 void Engine::check_process() const {
   RWKV_CHECK(DeviceError, process_id() == process_, "expected the process that opened the engine (", process_,
@@ -134,49 +191,40 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   const int64_t most = model_->panel_rows(), panels = (total + most - 1) / most;
   const int64_t step = std::min(most, ((total + panels - 1) / panels + 23) / 24 * 24);
 
-  std::vector<int32_t> token, start, out;
-  std::vector<const std::byte*> src;
-  std::vector<std::byte*> dst;
-  std::vector<size_t> ending;  // for each row of `out` the sequence that ends with it, or count
-  const auto room = size_t(std::min<int64_t>(step, total));
-  token.reserve(room), out.reserve(room), ending.reserve(room);
-  start.reserve(count + 1), src.reserve(count), dst.reserve(count);
+  Panel panel(size_t(std::min(step, total)), count, model_->stages().size());
+  Backend& device = *model_->stages().back().backend;  // where results are
 
-  Backend& device = *model_->backend();  // where results are
   const bool every_row = output == Output::all || output == Output::hidden;
   const Model::Result kind = output == Output::hidden ? Model::Result::hidden
                              : output == Output::none ? Model::Result::none
                                                       : Model::Result::logits;
   size_t s = 0, at = 0, written = 0;  // the next token to read, the next float to write
-  for (int64_t done = 0; done < total; done += int64_t(token.size())) {
-    token.clear(), start.clear(), out.clear(), ending.clear(), src.clear(), dst.clear();
-    while (s < count && int64_t(token.size()) < step) {
+  for (int64_t done = 0; done < total; done += int64_t(panel.token.size())) {
+    panel.clear();
+    while (s < count && int64_t(panel.token.size()) < step) {
       const auto& tokens = sequences[s].tokens;
-      const size_t n = std::min(tokens.size() - at, size_t(step) - token.size());
-      start.push_back(int32_t(token.size()));
-      src.push_back(at == 0 ? sequences[s].state->contents_.slot->data() : target[s]->data());
-      dst.push_back(target[s]->data());
+      const size_t n = std::min(tokens.size() - at, size_t(step) - panel.token.size());
+      panel.begin(at == 0 ? *sequences[s].state->contents_.slot : *target[s], *target[s]);
       for (size_t i = 0; i < n; i++) {
         const bool last = at + i + 1 == tokens.size();
         // The last row of a panel goes to the end in any case: that is where numbers that are not finite show.
         if (every_row || last || (kind == Model::Result::none && i + 1 == n)) {
-          out.push_back(int32_t(token.size()));
-          ending.push_back(last ? s : count);
+          panel.rows.push_back(int32_t(panel.token.size()));
+          panel.ending.push_back(last ? s : count);
         }
-        token.push_back(tokens[at + i]);
+        panel.token.push_back(tokens[at + i]);
       }
       at += n;
       if (at == tokens.size()) s++, at = 0;
     }
-    start.push_back(int32_t(token.size()));
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
       float* const to = result.empty() ? nullptr : result.data() + written;
       if (to) device.read(values, to);
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
-        if (kind != Model::Result::logits || ending[row] == count) continue;
-        float* const kept = logits[ending[row]]->data();
+        if (kind != Model::Result::logits || panel.ending[row] == count) continue;
+        float* const kept = logits[panel.ending[row]]->data();
         if (to)
           std::copy_n(to + i * values.cols, values.cols, kept);
         else
@@ -184,8 +232,8 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
       }
     };
     // By reference: a function that held the captures would allocate.
-    model_->forward({token, start, src, dst, out}, kind, scratch_, poll, std::ref(take));
-    if (progress) progress(done + int64_t(token.size()), total);
+    model_->forward(panel.finish(), kind, space_, poll, std::ref(take));
+    if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 
   for (size_t i = 0; i < count; i++) {
@@ -199,7 +247,7 @@ std::vector<TokenLogprob> Engine::sample(std::span<const SampleJob> jobs, const 
   check_process();
   std::vector<TokenLogprob> drawn(jobs.size());
   const Turn::Hold hold(turn_, poll);
-  model_->backend()->sample(jobs, drawn);
+  model_->stages().back().backend->sample(jobs, drawn);
   return drawn;
 }
 

@@ -1,10 +1,17 @@
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "backend/backend.h"
 #include "core/arena.h"
 
 namespace rwkv {
+
+// What one forward at a time needs beside weights and states.
+struct Workspace {
+  std::vector<Arena> scratch;  // one for each stage of the model; stages on one device share its memory
+  std::vector<float> carried;  // rows on their way from device to device
+};
 
 // Carves the activations of one step over T rows.
 struct Carver {
