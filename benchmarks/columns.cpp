@@ -30,17 +30,17 @@ struct Matrices {
 
   Matrices(int threads, Format format, int rows, int cols)
       : backend(open_backend("cpu", {.threads = threads, .sparse = true})) {
-    const size_t panels = backend->linear_bytes(format, rows, cols);
-    const size_t columns = backend->column_bytes(format, rows, cols);
+    const Linear shape{.format = format, .rows = rows, .cols = cols, .mostly_zero_inputs = true};
+    const size_t panels = backend->linear_bytes(shape), columns = backend->column_bytes(shape);
     const size_t count = kBytes / panels;
     arena = Arena(backend->allocate(count * (panels + columns + 128) + (size_t(rows) + size_t(cols)) * 64));
-    backend->prepare(cols);
+    backend->prepare({.width = cols});
     std::mt19937 random(1);
     std::vector<float> values(size_t(rows) * size_t(cols));
     for (float& v : values) v = float(random() % 1000) / 1000 - 0.5f;
     for (size_t i = 0; i < count; i++) {
-      Linear w{arena.take(panels), format, rows, cols};
-      w.columns = arena.take(columns);
+      Linear w = shape;
+      w.data = arena.take(panels), w.columns = arena.take(columns);
       if (i == 0) {
         backend->pack(w, {DType::f32, 1 << 18, [&](int64_t row, int64_t n, std::byte* to) {
                             std::memcpy(to, &values[size_t(row * cols)], size_t(n * cols) * sizeof(float));
@@ -52,7 +52,8 @@ struct Matrices {
       }
       all.push_back(w);
     }
-    x = {arena.take(backend->operand_bytes(operand_format(format), 1, cols)), operand_format(format), 1, cols};
+    const Format operand = backend->operand_format(format);
+    x = {arena.take(backend->operand_bytes(operand, 1, cols)), operand, 1, cols};
     for (Tensor* t : {&y, &sum}) *t = arena.take(DType::f32, 1, rows, backend->row_stride(rows));
   }
 
@@ -90,7 +91,7 @@ double median(std::vector<double> values) {
 
 void measure(int threads, Format format, int rows, int cols) {
   Matrices m(threads, format, rows, cols);
-  const double bytes = double(m.backend->linear_bytes(format, rows, cols));
+  const double bytes = double(m.backend->linear_bytes(m.all[0]));
   for (int percent : {0, 30, 40, 50, 60, 70, 86}) {
     m.set_zeros(percent);
     std::vector<double> dense, skipping, saved;

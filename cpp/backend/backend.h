@@ -18,23 +18,18 @@ namespace rwkv {
 // How a matrix is stored and multiplied.
 enum class Format : uint8_t { f32, f16, bf16, i8, i4 };
 
-// How the activations are stored that are multiplied with weights of a format.
-constexpr Format operand_format(Format weights) {
-  if (weights == Format::f16) return Format::f32;
-  return weights == Format::i4 ? Format::i8 : weights;
-}
-
 // A matrix (rows = outputs, cols = inputs) packed for the device. Never owns.
 struct Linear {
   std::byte* data = nullptr;
   Format format = Format::f32;
   int rows = 0, cols = 0;
+  bool mostly_zero_inputs = false;
   std::byte* columns = nullptr;  // a second storage, by columns, to skip those whose inputs are zero; null: none
   explicit operator bool() const { return data != nullptr; }
 };
 
 // The left side of products: (rows, cols) activations in the layout and precision in which the device multiplies them
-// with a Linear, whose operand_format this is. Producers write it, nobody else looks inside.
+// with a Linear, whose Backend::operand_format this is. Producers write it, nobody else looks inside.
 struct Operand {
   std::byte* data = nullptr;
   Format format = Format::f32;
@@ -55,12 +50,14 @@ struct Norm {
   float eps = 1e-5f;
 };
 
-// Which rows belong to which sequence. Decode is every sequence one row long.
+// All that a step reads from the host: which rows belong to which sequence, and whose results are wanted. Decode is
+// every sequence one row long.
 struct Batch {
   std::span<const int32_t> token;         // (T) token ids, all in [0, V)
   std::span<const int32_t> start;         // (S + 1) row where each sequence begins; none is empty
   std::span<const std::byte* const> src;  // (S) each sequence's state before the call; sequences may share one
   std::span<std::byte* const> dst;        // (S) and after it; all different, and equal to its own src or to none
+  std::span<const int32_t> rows = {};     // (R) those that want a result, ascending
 };
 
 enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
@@ -86,7 +83,7 @@ struct MixJob {
 
 // RWKV-7a's table of a small matrix for each token; formulas in model/rwkv7.h.
 struct DeepEmbed {
-  Tensor table;  // (V, D D) in memory of the host, of which a step reads its tokens' rows
+  Tensor table;  // (V, D D), of which a step reads its tokens' rows; in the file where Backend::reads_mapped
   Tensor base;   // (T, D D) f32, added to them
   Tensor z;      // (T, D) f32, multiplied with them
   Tensor bias;   // (1, F)
@@ -148,7 +145,7 @@ struct TokenLogprob {
 // scheduling. The order is: bias; then of softmax(logits) the tokens that top_p, top_k and min_p all keep; then
 // temperature. Of equal tokens the lower id is the more likely.
 struct SampleJob {
-  Tensor logits;          // (1, V)
+  Tensor logits;          // (1, V) in memory of the host
   float temperature = 1;  // 0: the most likely token
   float top_p = 1;        // the most likely tokens that hold this share together, and those equal to the last of them
   int top_k = 0;          // the most likely tokens, this many; 0: all
@@ -158,32 +155,59 @@ struct SampleJob {
   std::span<TokenLogprob> top = {};      // receives the most likely tokens, at most V, the most likely first
 };
 
+// The largest step there will be of a model, so that the verbs never allocate.
+struct StepShape {
+  int64_t width = 0;          // of the widest row
+  int rows = 0, results = 0;  // of a batch, and those of them that go through the head at a time
+  int vocab = 0, heads = 0, head_size = 0;
+};
+
+// What lies in its memory is looked at by its verbs alone: above this floor a pointer into it is a number to add to.
+// The verbs of a step come from one thread at a time, the calls of memory and of states from any.
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
 
-  // ---- memory ----
-  virtual Memory allocate(size_t bytes) = 0;  // zeroed
-  // Once per model: the widest row the verbs will see, so that they never allocate.
-  virtual void prepare(int64_t width) = 0;
+  // ---- sizes ----
+  // How the activations are stored that are multiplied with weights of a format.
+  virtual Format operand_format(Format weights) const = 0;
   virtual size_t operand_bytes(Format, int rows, int cols) const = 0;
   virtual int64_t row_stride(int64_t cols) const = 0;  // floats from row to row of a (T, cols) activation tensor
-  virtual size_t linear_bytes(Format, int rows, int cols) const = 0;
+  virtual size_t linear_bytes(const Linear& w) const = 0;
+  // Of Linear::columns: 0 where this device skips nothing, or needs no second storage for it.
+  virtual size_t column_bytes(const Linear& w) const = 0;
+  virtual size_t state_bytes(const StatePart&) const = 0;
+  virtual size_t slab_bytes() const = 0;  // most bytes of slots for states to be allocated at once, if one fits
+  // Most rows of one forward, if the largest part of a layer has so many multiply-adds per row: enough to compute at
+  // full speed, few enough that such a part takes some 50 ms.
+  virtual int panel_rows(int64_t work) const = 0;
+  virtual int result_rows() const = 0;  // most rows of logits or hidden vectors at a time
+
+  // ---- memory ----
+  virtual Memory allocate(size_t bytes) = 0;   // zeroed
+  virtual void prepare(const StepShape&) = 0;  // once per model
+  virtual bool reads_mapped() const = 0;       // tables and packed matrices, where they lie in a mapped file
   virtual void pack(const Linear& w, const RowSource& source) = 0;      // reads each row once
   virtual void copy(const Tensor& table, const RowSource& source) = 0;  // the same without packing, of equal dtypes
-  // Of Linear::columns: 0 where this device skips nothing. They are made of a matrix that is packed.
-  virtual size_t column_bytes(Format, int rows, int cols) const = 0;
-  virtual void pack_columns(const Linear& w) = 0;
-  virtual size_t state_bytes(const StatePart&) const = 0;
+  virtual void pack_columns(const Linear& w) = 0;                       // of a matrix that is packed
+  // The numbers of an f32 tensor from and to memory of the host, where rows lie one behind the other. Reading waits for
+  // what is still to come into them.
+  virtual void read(const Tensor& x, float* host) = 0;
+  virtual void write(const Tensor& x, const float* host) = 0;
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 
   // ---- verbs shared by every version ----
+  // Around the verbs of a step over some layers. They get the very Batch that was begun, whose lists stay as they are
+  // until the end; after an error there is none, and the next step begins anew.
+  virtual void begin(const Batch&) {}
+  virtual void end() {}
   // x[t] = norm(table[token[t]]) where x is given, and the same as an operand where out is given.
   virtual void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out = {}) = 0;
-  // For each of `rows`: y[i] = norm(x[rows[i]]) where y is given, and the same as an operand where out is given.
-  virtual void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) = 0;
+  // Of rows [first, first + count) of those that want a result: y[i] = norm(x[rows[first + i]]) where y is given, and
+  // the same as an operand where out is given.
+  virtual void norm(const Tensor& x, const Norm&, const Batch&, int first, int count, Tensor y, Operand out) = 0;
   // xn = norm(x); every job's lerp with the previous row's xn. The state part at byte `shift` of each slot holds the
   // xn of the last row: read from src, written to dst unless this call is to be followed by another over the same rows.
   enum class Shift : uint8_t { keep, write };
@@ -192,7 +216,7 @@ class Backend {
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
   // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
   virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
-  virtual bool all_finite(const Tensor& x) = 0;
+  virtual bool all_finite(const Tensor& x) = 0;  // often before what it has looked at is read
   virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
 
   // ---- one recurrence per family; the state part lies at byte `state` of each slot ----
@@ -209,7 +233,7 @@ struct DeviceOptions {
   bool pin = false;  // each thread but the caller's stays on a core of its own
 };
 
-// "cpu", "cuda", "cuda:1". Throws DeviceError if this build or this machine has no such device.
+// "cpu", "cuda:0", "auto" for the best there is. Throws DeviceError if this build or this machine has no such device.
 std::shared_ptr<Backend> open_backend(std::string_view device, const DeviceOptions&);
 
 }  // namespace rwkv

@@ -1,6 +1,7 @@
 // POSIX: reading files, replacing files, pages of memory. No other file of the library includes its headers.
 #include "core/platform.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,6 +14,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <system_error>
@@ -275,6 +277,23 @@ bool request_tiles() {
 #else
   return false;
 #endif
+}
+
+Library::Library(const std::string& path) {
+  check_path(path);
+  handle_ = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle_) return;
+  const char* why = ::dlerror();
+  throw Error(join("cannot load ", path, ": ", why ? why : "the system gives no reason"));
+}
+
+void* Library::find(const char* name) const { return ::dlsym(handle_, name); }
+
+std::string folder_of(const void* code) {
+  Dl_info info;
+  RWKV_CHECK(Error, ::dladdr(code, &info) != 0 && info.dli_fname,
+             "expected the address of code of a file, found another");
+  return std::filesystem::absolute(info.dli_fname).parent_path().string();
 }
 
 int64_t process_id() { return ::getpid(); }

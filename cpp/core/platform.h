@@ -54,6 +54,19 @@ void stream_atomically(const std::string& path, Access access, const std::functi
 // Anonymous memory, zeroed, 2 MiB aligned, huge pages asked for. Throws Error saying how much was wanted.
 std::shared_ptr<std::byte> map_pages(size_t bytes);
 
+// Code that is loaded while the program runs, and stays until it ends: such libraries leave work to do at exit.
+class Library {
+ public:
+  explicit Library(const std::string& path);  // throws Error with the system's reason
+  void* find(const char* name) const;         // null: it exports nothing of that name
+
+ private:
+  void* handle_;
+};
+
+// Of the file that this function or this constant was loaded from, without a slash at the end. Throws Error.
+std::string folder_of(const void* code);
+
 int64_t process_id();
 
 // Cores that this process may run on: its affinity, at least 1.

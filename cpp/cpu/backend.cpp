@@ -36,7 +36,8 @@ std::string CpuBackend::description() const {
 
 Memory CpuBackend::allocate(size_t bytes) { return {map_pages(bytes), bytes}; }
 
-void CpuBackend::prepare(int64_t width) {
+void CpuBackend::prepare(const StepShape& shape) {
+  const int64_t width = shape.width;
   if (width <= width_) return;
   width_ = width;
   // The greatest need is mix: the normalised rows of a tile, the one before it and one to spare, and a block of lerps.
@@ -56,13 +57,27 @@ int64_t CpuBackend::row_stride(int64_t cols) const {
   return (panels % 32 == 0 ? panels + 1 : panels) * kPanel;
 }
 
-size_t CpuBackend::linear_bytes(Format format, int rows, int cols) const {
-  return size_t(panels_of(rows)) * panel_bytes(format, padded_k(format, cols));
+size_t CpuBackend::linear_bytes(const Linear& w) const {
+  return size_t(panels_of(w.rows)) * panel_bytes(w.format, padded_k(w.format, w.cols));
 }
 
-size_t CpuBackend::column_bytes(Format format, int rows, int cols) const {
-  if (!sparse_.value_or(true) || !has_columns(format)) return 0;
-  return kColumnHead + cpu::column_bytes(format, column_rows(rows), padded_k(format, cols));
+size_t CpuBackend::column_bytes(const Linear& w) const {
+  if (!w.mostly_zero_inputs || !sparse_.value_or(true) || !has_columns(w.format)) return 0;
+  return kColumnHead + cpu::column_bytes(w.format, column_rows(w.rows), padded_k(w.format, w.cols));
+}
+
+// Whose work takes some 50 ms on a small machine; whole tiles of the products that have the largest, of 32 tokens.
+int CpuBackend::panel_rows(int64_t work) const {
+  constexpr int64_t kBudget = 16'800'000'000, kTile = 32;
+  return int(std::clamp<int64_t>(kBudget / work / kTile * kTile, kTile, 288));
+}
+
+void CpuBackend::read(const Tensor& x, float* host) {
+  for (int64_t i = 0; i < x.rows; i++, host += x.cols) std::copy_n(x.row(i), x.cols, host);
+}
+
+void CpuBackend::write(const Tensor& x, const float* host) {
+  for (int64_t i = 0; i < x.rows; i++, host += x.cols) std::copy_n(host, x.cols, x.row(i));
 }
 
 void CpuBackend::pack_columns(const Linear& w) {
@@ -167,8 +182,8 @@ void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, T
   });
 }
 
-void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t> rows, Tensor y, Operand out) {
-  const int n = int(rows.size()), tiles = tile_count(n, kernels_.tile), c = int(x.cols);
+void CpuBackend::norm(const Tensor& x, const Norm& norm, const Batch& batch, int first, int n, Tensor y, Operand out) {
+  const int tiles = tile_count(n, kernels_.tile), c = int(x.cols);
   pool_.run([&](int worker) {
     auto* buffer = room(worker);
     const Share share(tiles, worker, pool_.size());
@@ -176,7 +191,7 @@ void CpuBackend::norm(const Tensor& x, const Norm& norm, std::span<const int32_t
       const int begin = tile_start(n, tiles, i), end = tile_start(n, tiles, i + 1);
       for (int row = begin; row < end; row++) {
         float* to = buffer + int64_t(row - begin) * row_stride(c);
-        layer_norm(x.row(rows[size_t(row)]), norm, c, to);
+        layer_norm(x.row(batch.rows[size_t(first + row)]), norm, c, to);
         if (y) std::copy_n(to, c, y.row(row));
       }
       if (out) pack_rows(buffer, size_t(row_stride(c)), begin, end - begin, 0, c, out);

@@ -17,21 +17,29 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(const DeviceOptions& options);
 
   std::string description() const override;
-  Memory allocate(size_t bytes) override;
-  void prepare(int64_t width) override;
+  Format operand_format(Format weights) const override { return cpu::operand_format(weights); }
   size_t operand_bytes(Format, int rows, int cols) const override;
   int64_t row_stride(int64_t cols) const override;
-  size_t linear_bytes(Format, int rows, int cols) const override;
+  size_t linear_bytes(const Linear& w) const override;
+  size_t column_bytes(const Linear& w) const override;
+  size_t state_bytes(const StatePart&) const override;
+  size_t slab_bytes() const override { return size_t(8) << 20; }
+  int panel_rows(int64_t work) const override;
+  int result_rows() const override { return 48; }
+
+  Memory allocate(size_t bytes) override;
+  void prepare(const StepShape& shape) override;
+  bool reads_mapped() const override { return true; }
   void pack(const Linear& w, const RowSource& source) override;
   void copy(const Tensor& table, const RowSource& source) override;
-  size_t column_bytes(Format, int rows, int cols) const override;
   void pack_columns(const Linear& w) override;
-  size_t state_bytes(const StatePart&) const override;
+  void read(const Tensor& x, float* host) override;
+  void write(const Tensor& x, const float* host) override;
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
   void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out) override;
-  void norm(const Tensor& x, const Norm&, std::span<const int32_t> rows, Tensor y, Operand out) override;
+  void norm(const Tensor& x, const Norm&, const Batch&, int first, int count, Tensor y, Operand out) override;
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
   void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;

@@ -16,6 +16,12 @@
 
 namespace rwkv::cpu {
 
+// How the activations are stored that are multiplied with weights of a format.
+constexpr Format operand_format(Format weights) {
+  if (weights == Format::f16) return Format::f32;
+  return weights == Format::i4 ? Format::i8 : weights;
+}
+
 constexpr int kPanel = 32;  // rows of W per panel: 2 zmm or 4 ymm of lanes
 constexpr int kStep = 4;    // k is padded to a multiple of this with zeros
 constexpr int kGroup = 64;  // columns of int8 and int4 that share a scale; there k is padded to a multiple of this

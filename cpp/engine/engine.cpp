@@ -11,11 +11,21 @@
 
 namespace rwkv {
 
+namespace {
+
+std::shared_ptr<StatePool> pool_for(const Model& model) {
+  std::vector<StatePool::Stage> stages;
+  for (const Model::Stage& stage : model.stages()) stages.push_back({stage.backend, stage.states});
+  return std::make_shared<StatePool>(std::move(stages));
+}
+
+}  // namespace
+
 Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
     : model_(std::move(model)),
-      pool_(std::make_shared<StatePool>(model_->backend(), model_->layout())),
+      pool_(pool_for(*model_)),
       initial_(pool_->make_initial()),
-      scratch_(model_->backend()->allocate(model_->scratch_bytes())),
+      space_(model_->workspace()),
       process_(process) {}
 
 Engine::~Engine() = default;
@@ -34,10 +44,27 @@ std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOption
 
 const Config& Engine::config() const { return model_->config(); }
 const std::string& Engine::fingerprint() const { return model_->fingerprint(); }
-std::string Engine::description() const { return model_->backend()->description(); }
+
+std::string Engine::description() const {
+  const auto stages = model_->stages();
+  std::string text;
+  for (size_t s = 0, end; s < stages.size(); s = end) {
+    int layers = 0;
+    for (end = s; end < stages.size() && stages[end].backend == stages[s].backend; end++) layers += stages[end].count;
+    text += join(s > 0 ? " -> " : "", stages[s].backend->description());
+    if (layers < config().n_layer) text += join(" *", layers);
+  }
+  return text;
+}
+
 size_t Engine::weight_bytes() const { return model_->weight_bytes(); }
 size_t Engine::column_bytes() const { return model_->column_bytes(); }
-size_t Engine::state_bytes() const { return model_->layout().portable_bytes(); }
+
+size_t Engine::state_bytes() const {
+  size_t bytes = 0;
+  for (const Model::Stage& stage : model_->stages()) bytes += stage.states.portable_bytes();
+  return bytes;
+}
 
 void Engine::check_process() const {
   RWKV_CHECK(DeviceError, process_id() == process_, "expected the process that opened the engine (", process_,
@@ -111,10 +138,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   const size_t count = sequences.size(), vocab = size_t(config().n_vocab);
   auto& target = lists->target;
   auto& logits = lists->logits;
-  auto &token = lists->token, &start = lists->start, &out = lists->out;
-  auto& src = lists->src;
-  auto& dst = lists->dst;
-  auto& ending = lists->ending;
+  Panel& panel = lists->panel;
   int64_t total = 0;
   target.resize(count), logits.resize(count);
   for (size_t s = 0; s < count; s++) {
@@ -128,48 +152,52 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
   const int64_t most = model_->panel_rows(), panels = (total + most - 1) / most;
   const int64_t step = std::min(most, ((total + panels - 1) / panels + 23) / 24 * 24);
 
-  const auto room = size_t(std::min<int64_t>(step, total));
-  token.reserve(room), out.reserve(room), ending.reserve(room);
-  start.reserve(count + 1), src.reserve(count), dst.reserve(count);
+  panel.clear();
+  panel.reserve(size_t(std::min(step, total)), count, model_->stages().size());
+  Backend& device = *model_->stages().back().backend;  // where results are
 
   const bool every_row = output == Output::all || output == Output::hidden;
   const Model::Result kind = output == Output::hidden ? Model::Result::hidden
                              : output == Output::none ? Model::Result::none
                                                       : Model::Result::logits;
   size_t s = 0, at = 0, written = 0;  // the next token to read, the next float to write
-  for (int64_t done = 0; done < total; done += int64_t(token.size())) {
-    lists->clear_panel();
-    while (s < count && int64_t(token.size()) < step) {
+  for (int64_t done = 0; done < total; done += int64_t(panel.token.size())) {
+    panel.clear();
+    while (s < count && int64_t(panel.token.size()) < step) {
       const auto& tokens = sequences[s].tokens;
-      const size_t n = std::min(tokens.size() - at, size_t(step) - token.size());
-      start.push_back(int32_t(token.size()));
-      src.push_back(at == 0 ? sequences[s].state->contents_.slot->data() : target[s]->data());
-      dst.push_back(target[s]->data());
+      const size_t n = std::min(tokens.size() - at, size_t(step) - panel.token.size());
+      panel.begin(at == 0 ? *sequences[s].state->contents_.slot : *target[s], *target[s]);
       for (size_t i = 0; i < n; i++) {
         const bool last = at + i + 1 == tokens.size();
         // The last row of a panel goes to the end in any case: that is where numbers that are not finite show.
         if (every_row || last || (kind == Model::Result::none && i + 1 == n)) {
-          out.push_back(int32_t(token.size()));
-          ending.push_back(last ? s : count);
+          panel.rows.push_back(int32_t(panel.token.size()));
+          panel.ending.push_back(last ? s : count);
         }
-        token.push_back(tokens[at + i]);
+        panel.token.push_back(tokens[at + i]);
       }
       at += n;
       if (at == tokens.size()) s++, at = 0;
     }
-    start.push_back(int32_t(token.size()));
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
+      float* const to = result.empty() ? nullptr : result.data() + written;
+      if (to) device.read(values, to);
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
-        if (!result.empty()) std::copy_n(values.row(i), values.cols, result.data() + written);
-        if (kind == Model::Result::logits && ending[row] < count)
-          logits[ending[row]]->assign(values.row(i), values.row(i) + values.cols);
+        if (kind != Model::Result::logits || panel.ending[row] == count) continue;
+        Logits& kept = *logits[panel.ending[row]];
+        if (to) {
+          kept.assign(to + i * values.cols, to + (i + 1) * values.cols);
+        } else {
+          kept.resize(size_t(values.cols));
+          device.read({values.row(i), DType::f32, 1, values.cols, values.stride}, kept.data());
+        }
       }
     };
     // By reference: a function that held the captures would allocate.
-    model_->forward({token, start, src, dst}, out, kind, scratch_, poll, std::ref(take));
-    if (progress) progress(done + int64_t(token.size()), total);
+    model_->forward(panel.finish(), kind, space_, poll, std::ref(take));
+    if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 
   for (size_t i = 0; i < count; i++) {
@@ -183,7 +211,7 @@ std::vector<TokenLogprob> Engine::sample(std::span<const SampleJob> jobs, const 
   check_process();
   std::vector<TokenLogprob> drawn(jobs.size());
   const Turn::Hold hold(turn_, poll);
-  model_->backend()->sample(jobs, drawn);
+  model_->stages().back().backend->sample(jobs, drawn);
   return drawn;
 }
 

@@ -13,6 +13,7 @@
 #include "engine/state.h"
 #include "engine/turn.h"
 #include "model/config.h"
+#include "model/scratch.h"
 
 namespace rwkv {
 
@@ -49,7 +50,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   const Config& config() const;
   const std::string& fingerprint() const;  // hex SHA-256 of configuration and sampled weights
-  std::string description() const;         // "cpu avx512, 2 threads"
+  std::string description() const;         // "cpu avx512, 2 threads"; of several devices "A *10 -> B *2"
   size_t weight_bytes() const;             // packed
   size_t column_bytes() const;             // of those, what is kept a second time to skip zeros
   size_t state_bytes() const;              // of one state, portable form
@@ -91,7 +92,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<const Model> model_;
   std::shared_ptr<StatePool> pool_;
   std::shared_ptr<const StateSlot> initial_;
-  Arena scratch_;
+  Workspace space_;
   int64_t process_;
   Turn turn_;
   ListsPool lists_;

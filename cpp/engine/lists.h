@@ -7,8 +7,44 @@
 #include <vector>
 
 #include "engine/state.h"
+#include "engine/state_pool.h"
 
 namespace rwkv {
+
+// Of one panel of rows.
+struct Panel {
+  std::vector<int32_t> token, start, rows;
+  std::vector<size_t> ending;          // for each of `rows` the sequence that ends with it, or their number
+  std::vector<const StateSlot*> from;  // of each sequence
+  std::vector<const StateSlot*> to;
+  std::vector<const std::byte*> src;  // (stages, sequences)
+  std::vector<std::byte*> dst;
+  std::vector<Batch> batches;  // (stages)
+
+  void reserve(size_t most_rows, size_t sequences, size_t stages) {
+    token.reserve(most_rows), rows.reserve(most_rows), ending.reserve(most_rows);
+    start.reserve(sequences + 1), from.reserve(sequences), to.reserve(sequences);
+    src.reserve(stages * sequences), dst.reserve(stages * sequences);
+    batches.resize(stages);
+  }
+  void clear() { token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(); }
+  void begin(const StateSlot& before, const StateSlot& after) {
+    start.push_back(int32_t(token.size()));
+    from.push_back(&before), to.push_back(&after);
+  }
+  // Once all sequences are there.
+  std::span<const Batch> finish() {
+    start.push_back(int32_t(token.size()));
+    const size_t n = from.size();
+    src.clear(), dst.clear();
+    for (size_t stage = 0; stage < batches.size(); stage++) {
+      for (const StateSlot* slot : from) src.push_back(slot->data(stage));
+      for (const StateSlot* slot : to) dst.push_back(slot->data(stage));
+      batches[stage] = {token, start, std::span(src).last(n), std::span(dst).last(n), rows};
+    }
+    return batches;
+  }
+};
 
 struct Lists {
   std::vector<const State*> states;
@@ -16,15 +52,9 @@ struct Lists {
   // For each sequence what its state gets: the slot, and room for its logits.
   std::vector<std::shared_ptr<StateSlot>> target;
   std::vector<std::shared_ptr<Logits>> logits;
-  // Of one panel of rows, as Batch has them.
-  std::vector<int32_t> token, start;
-  std::vector<const std::byte*> src;
-  std::vector<std::byte*> dst;
-  std::vector<int32_t> out;    // rows of which something is wanted
-  std::vector<size_t> ending;  // for each of these the sequence that ends with it, or how many there are
+  Panel panel;
 
-  void clear_panel() { token.clear(), start.clear(), src.clear(), dst.clear(), out.clear(), ending.clear(); }
-  void clear() { states.clear(), uses.clear(), target.clear(), logits.clear(), clear_panel(); }
+  void clear() { states.clear(), uses.clear(), target.clear(), logits.clear(), panel.clear(); }
   std::unique_ptr<Lists> next = nullptr;
 };
 

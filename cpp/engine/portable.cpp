@@ -14,11 +14,22 @@ namespace rwkv {
 
 namespace {
 
+// Where a layer's part of a slot lies.
+struct Place {
+  Backend& backend;
+  std::byte* data;
+};
+
 // Part by part, layer by layer: the order of the portable form.
 template <class F>
-void for_each_part(const StateLayout& layout, const F& visit) {
-  for (size_t p = 0; p < layout.parts.size(); p++)
-    for (int layer = 0; layer < layout.layers; layer++) visit(layout.parts[p], p, layer, layout.offset(layer, int(p)));
+void for_each_part(const Model& model, const StateSlot& slot, const F& visit) {
+  const auto stages = model.stages();
+  const auto& parts = stages.front().states.parts;
+  for (size_t p = 0; p < parts.size(); p++)
+    for (size_t s = 0; s < stages.size(); s++)
+      for (int i = 0; i < stages[s].count; i++)
+        visit(parts[p], p, stages[s].first + i,
+              Place{*stages[s].backend, slot.data(s) + stages[s].states.offset(i, int(p))});
 }
 
 }  // namespace
@@ -33,7 +44,7 @@ size_t Engine::snapshot_size(const StateContents& contents) const {
 std::string Engine::header_of(const StateContents& contents) const {
   const SnapshotInfo info{contents.tokens_seen, contents.last_token, contents.sampler};
   return snapshot_header(config(), fingerprint(), info,
-                         snapshot_tensors(config(), model_->layout(), contents.last_logits != nullptr, info.weights()));
+                         snapshot_tensors(config(), contents.last_logits != nullptr, info.weights()));
 }
 
 void Engine::to_bytes(const StateContents& contents, std::span<std::byte> snapshot) {
@@ -48,8 +59,8 @@ void Engine::to_bytes(const StateContents& contents, std::span<std::byte> snapsh
     to += bytes;
   };
   append(header.data(), header.size());  // its end is 64-byte aligned in the file, so floats are in the buffer
-  for_each_part(model_->layout(), [&](const StatePart& part, size_t, int, size_t offset) {
-    pool_->backend().read_state(part, contents.slot->data() + offset, reinterpret_cast<float*>(to));
+  for_each_part(*model_, *contents.slot, [&](const StatePart& part, size_t, int, const Place& place) {
+    place.backend.read_state(part, place.data, reinterpret_cast<float*>(to));
     to += size_t(part.count()) * sizeof(float);
   });
   if (contents.last_logits) append(contents.last_logits->data(), contents.last_logits->size() * sizeof(float));
@@ -71,15 +82,14 @@ std::vector<std::byte> Engine::to_bytes(const State& state) {
 
 std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes, bool check_weights) {
   check_process();
-  const StateLayout& layout = model_->layout();
-  SnapshotView view = read_snapshot(bytes, config(), fingerprint(), layout, check_weights);
+  SnapshotView view = read_snapshot(bytes, config(), fingerprint(), check_weights);
   auto slot = pool_->take();
   std::vector<float> values;
-  for_each_part(layout, [&](const StatePart& part, size_t p, int layer, size_t offset) {
+  for_each_part(*model_, *slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
     values.resize(size_t(part.count()));
     std::memcpy(values.data(), view.parts[p].data() + size_t(layer) * values.size() * sizeof(float),
                 values.size() * sizeof(float));
-    pool_->backend().write_state(part, slot->data() + offset, values.data());
+    place.backend.write_state(part, place.data, values.data());
   });
   std::shared_ptr<Logits> logits;
   if (!view.last_logits.empty()) {
@@ -117,17 +127,17 @@ std::vector<StateArray> Engine::parts(const State& state) {
   check_mine(state);
   const StateContents contents = state.contents();
   std::vector<StateArray> arrays;
-  for (const TensorInfo& t : snapshot_tensors(config(), model_->layout()))
+  for (const TensorInfo& t : snapshot_tensors(config()))
     arrays.push_back({t.name, t.shape, std::vector<float>(size_t(t.count()))});
-  for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
-    pool_->backend().read_state(part, contents.slot->data() + offset, arrays[p].values.data() + layer * part.count());
+  for_each_part(*model_, *contents.slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
+    place.backend.read_state(part, place.data, arrays[p].values.data() + layer * part.count());
   });
   return arrays;
 }
 
 std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> parts) {
   check_process();
-  const auto expected = snapshot_tensors(config(), model_->layout());
+  const auto expected = snapshot_tensors(config());
   std::vector<const StateArray*> ordered;
   for (const TensorInfo& want : expected) {
     const auto found = std::ranges::find_if(parts, [&](const StateArray& a) { return a.name == want.name; });
@@ -141,8 +151,8 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   RWKV_CHECK(StateError, parts.size() == expected.size(), "state: expected ", expected.size(), " parts, found ",
              parts.size());
   auto slot = pool_->take();
-  for_each_part(model_->layout(), [&](const StatePart& part, size_t p, int layer, size_t offset) {
-    pool_->backend().write_state(part, slot->data() + offset, ordered[p]->values.data() + layer * part.count());
+  for_each_part(*model_, *slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
+    place.backend.write_state(part, place.data, ordered[p]->values.data() + layer * part.count());
   });
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
 }

@@ -141,13 +141,12 @@ void check_weights_of(const SamplerState& sampler, int n_vocab) {
 
 }  // namespace
 
-std::vector<TensorInfo> snapshot_tensors(const Config& config, const StateLayout& layout, bool with_logits,
-                                         int64_t weights) {
+std::vector<TensorInfo> snapshot_tensors(const Config& config, bool with_logits, int64_t weights) {
   std::vector<TensorInfo> tensors;
-  for (const StatePart& part : layout.parts) {
+  for (const StatePart& part : state_parts(config)) {
     TensorInfo& t = tensors.emplace_back();
     t.name = part.name;
-    t.shape = {layout.layers};
+    t.shape = {config.n_layer};
     t.shape.insert(t.shape.end(), part.shape.begin(), part.shape.end());
   }
   if (with_logits) {
@@ -188,7 +187,7 @@ void seal_snapshot(std::span<std::byte> snapshot) {
 }
 
 SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config, const std::string& fingerprint,
-                           const StateLayout& layout, bool check_weights) {
+                           bool check_weights) {
   RWKV_CHECK(StateError, bytes.size() > kDigestAt + kDigestSize, "state: expected more than ", kDigestAt + kDigestSize,
              " bytes, found ", bytes.size());
   uint64_t header_size;
@@ -227,7 +226,7 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
   view.info.last_token = number<int32_t>(header, "last_token", -1, config.n_vocab - 1);
   auto sampler = sampler_of(header);
   const int64_t weights = sampler ? weight_count(header, config.n_vocab) : 0;
-  const auto expected = snapshot_tensors(config, layout, has_tensor(header, kLogits), weights);
+  const auto expected = snapshot_tensors(config, has_tensor(header, kLogits), weights);
   RWKV_CHECK(StateError, header.tensors.size() == expected.size(), "state: expected ", expected.size(),
              " tensors, found ", header.tensors.size());
   for (const TensorInfo& want : expected) {

@@ -23,8 +23,7 @@ struct SnapshotInfo {
 };
 
 // The names and shapes that a state of this model has on paper, with last_logits and `weights` penalties on request.
-std::vector<TensorInfo> snapshot_tensors(const Config& config, const StateLayout& layout, bool with_logits = false,
-                                         int64_t weights = 0);
+std::vector<TensorInfo> snapshot_tensors(const Config& config, bool with_logits = false, int64_t weights = 0);
 
 // Everything before the numbers; the digest is still 64 zeros.
 std::string snapshot_header(const Config& config, const std::string& fingerprint, const SnapshotInfo& info,
@@ -39,6 +38,6 @@ struct SnapshotView {
 
 // Checks, in this order: length, header size, digest, format, model, shapes, numbers. Throws StateError.
 SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config, const std::string& fingerprint,
-                           const StateLayout& layout, bool check_weights);
+                           bool check_weights);
 
 }  // namespace rwkv

@@ -109,29 +109,34 @@ RowSource Loader::rows_of(const TensorInfo& t, int64_t cols, Format format) {
 
 Linear Loader::matrix(const std::string& name, int rows, int cols, Format format, bool transposed) {
   if (transposed) return factors(name, {cols, rows}, 1, rows, cols, {0, 1, rows}, format).front();
-  const TensorInfo& t = find(name, {rows, cols}, Kind::matrix);
-  if (!t.packed.empty()) return packed(t, 1, rows, cols, format).front();
-  const Linear w{arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols};
+  return whole(name, {.format = format, .rows = rows, .cols = cols});
+}
+
+Linear Loader::whole(const std::string& name, Linear w) {
+  const TensorInfo& t = find(name, {w.rows, w.cols}, Kind::matrix);
+  if (!t.packed.empty()) return packed(t, 1, w).front();
+  const size_t bytes = backend_->linear_bytes(w);
+  w.data = arena_->take(bytes);
   if (arena_->counting()) return w;
   begin(t);
-  backend_->pack(w, rows_of(t, cols, format));
+  backend_->pack(w, rows_of(t, w.cols, w.format));
   finish(t);
-  matrices_[name] = {format, {w.data, backend_->linear_bytes(format, rows, cols)}};
+  matrices_[name] = {w.format, {w.data, bytes}};
   return w;
 }
 
-std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int cols, Format format) {
-  RWKV_CHECK(ModelFormatError, t.packed == word_of(format), file_.path(), ": ", t.name, ": expected it as ",
-             word_of(format), ", found ", shown(t.packed));
-  const size_t part = backend_->linear_bytes(format, rows, cols), bytes = part * size_t(parts);
+std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, Linear w) {
+  RWKV_CHECK(ModelFormatError, t.packed == word_of(w.format), file_.path(), ": ", t.name, ": expected it as ",
+             word_of(w.format), ", found ", shown(t.packed));
+  const size_t part = backend_->linear_bytes(w), bytes = part * size_t(parts);
   RWKV_CHECK(ModelFormatError, t.packed_bytes == bytes, file_.path(), ": ", t.name, ": expected ", bytes, " bytes for ",
              shape_text(t.shape), " as ", t.packed, ", found ", t.packed_bytes);
   RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
              ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
   bytes_ += int64_t(bytes);
-  const bool reading = !arena_->counting();
-  std::byte* at = whole_file_ ? const_cast<std::byte*>(whole_file_.get()) + t.offset : arena_->take(bytes);
-  if (reading && whole_file_) {
+  const bool reading = !arena_->counting(), stays = whole_file_ && backend_->reads_mapped();
+  std::byte* at = stays ? const_cast<std::byte*>(whole_file_.get()) + t.offset : arena_->take(bytes);
+  if (reading && stays) {
     fetch_pages(at, bytes);
     bytes_read_ += int64_t(bytes);
     tell();
@@ -140,14 +145,14 @@ std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, int rows, int
     const TensorInfo raw = t.bytes();
     backend_->copy({at, DType::u8, int64_t(bytes) / kRow, kRow, kRow}, rows_of(raw, kRow, Format::f32));
   }
-  std::vector<Linear> found(size_t(parts), {at, format, rows, cols});
+  std::vector<Linear> found(size_t(parts), w);
   for (int p = 0; at && p < parts; p++) found[size_t(p)].data = at + size_t(p) * part;
   return found;
 }
 
 Linear Loader::matrix_of_sparse(const std::string& name, int rows, int cols, Format format) {
-  Linear w = matrix(name, rows, cols, format);
-  const size_t bytes = backend_->column_bytes(format, rows, cols);
+  Linear w = whole(name, {.format = format, .rows = rows, .cols = cols, .mostly_zero_inputs = true});
+  const size_t bytes = backend_->column_bytes(w);
   if (bytes == 0 || (!columns_of_packed_ && !file_.find(name)->packed.empty())) return w;
   column_bytes_ += bytes;
   w.columns = arena_->take(bytes);
@@ -158,10 +163,11 @@ Linear Loader::matrix_of_sparse(const std::string& name, int rows, int cols, For
 std::vector<Linear> Loader::factors(const std::string& name, const std::vector<int64_t>& shape, int parts, int rows,
                                     int cols, Strides strides, Format format) {
   const TensorInfo& t = find(name, shape, Kind::matrix);
-  if (!t.packed.empty()) return packed(t, parts, rows, cols, format);
-  std::vector<Linear> factors;
-  for (int p = 0; p < parts; p++)
-    factors.push_back({arena_->take(backend_->linear_bytes(format, rows, cols)), format, rows, cols});
+  const Linear factor{.format = format, .rows = rows, .cols = cols};
+  if (!t.packed.empty()) return packed(t, parts, factor);
+  const size_t bytes = backend_->linear_bytes(factor);
+  std::vector<Linear> factors(size_t(parts), factor);
+  for (Linear& w : factors) w.data = arena_->take(bytes);
   if (arena_->counting()) return factors;
   const std::byte* numbers = read_whole(t);
   check_range(file_, t, numbers, t.count(), format);
@@ -175,8 +181,7 @@ std::vector<Linear> Loader::factors(const std::string& name, const std::vector<i
     backend_->pack(factors[size_t(p)], {t.dtype, kPieceBytes, turn});
   }
   // One behind the other, as linear_bytes is a multiple of the arena's alignment.
-  const size_t bytes = backend_->linear_bytes(format, rows, cols) * size_t(parts);
-  matrices_[name] = {format, {factors.front().data, bytes}};
+  matrices_[name] = {format, {factors.front().data, bytes * size_t(parts)}};
   return factors;
 }
 
@@ -185,10 +190,12 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   const int64_t count = t.count();
   const Tensor v = arena_->take(DType::f32, 1, count * repeat);
   if (arena_->counting()) return v;
-  auto* out = v.as<float>();
+  numbers_.resize(size_t(count * repeat));
+  float* out = numbers_.data();
   to_f32(read_whole(t), t.dtype, size_t(count), out);
   if (map) std::transform(out, out + count, out, map);
   for (int64_t i = count * repeat; repeat > 1 && i-- > 0;) out[i] = out[i / repeat];  // from the end: in place
+  backend_->write(v, out);
   return v;
 }
 
@@ -211,7 +218,7 @@ Tensor Loader::mapped_table(const std::string& name, int64_t rows, int64_t cols)
   const TensorInfo& t = find(name, {rows, cols});
   bytes_ = bytes;  // not read, unless below
   widest_table_ = std::max(widest_table_, cols);
-  const auto mapping = file_.map(t);
+  const auto mapping = backend_->reads_mapped() ? file_.map(t) : nullptr;
   if (!mapping) return table(name, rows, cols);
   if (arena_->counting()) return {};
   if (sampling_) {

@@ -57,10 +57,10 @@ class Loader {
                 int repeat = 1);
   Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
-  // The same, left in the file and mapped where it lies there row by row; keeps it so.
+  // The same, left in the file and mapped where it lies there row by row, if the device reads it there; keeps it so.
   Tensor mapped_table(const std::string& name, int64_t rows, int64_t cols);
-  Tensor zeros(int64_t count) { return arena_->take(DType::f32, 1, count); }
-  void skip(const std::string& name) { skipped_.insert(name); }  // known, not used
+  Tensor zeros(int64_t count) { return arena_->take(DType::f32, 1, count); }  // as memory is from the beginning
+  void skip(const std::string& name) { skipped_.insert(name); }               // known, not used
 
   void check_all_used() const;  // throws ModelFormatError naming a tensor nobody asked for
   int64_t widest_table() const { return widest_table_; }
@@ -81,8 +81,9 @@ class Loader {
  private:
   enum class Kind { numbers, matrix };  // a matrix may be packed
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape, Kind kind = Kind::numbers);
+  Linear whole(const std::string& name, Linear shape);  // as the file holds it: `shape` gets its data
   // One behind the other, where they lie in the mapped file or read from it.
-  std::vector<Linear> packed(const TensorInfo& tensor, int parts, int rows, int cols, Format format);
+  std::vector<Linear> packed(const TensorInfo& tensor, int parts, Linear shape);
   // Between the two of a tensor its elements are read, each once, in any order and by any threads.
   void begin(const TensorInfo& tensor);
   void finish(const TensorInfo& tensor);
@@ -98,7 +99,7 @@ class Loader {
   LoadProgress progress_;
   std::set<std::string> used_, skipped_;
   std::vector<std::byte> staging_;
-  std::vector<float> samples_;
+  std::vector<float> samples_, numbers_;
   Mappings mappings_;
   std::shared_ptr<const std::byte> whole_file_;
   Matrices matrices_;

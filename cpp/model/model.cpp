@@ -1,8 +1,9 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <array>
+#include <climits>
 #include <map>
-#include <numeric>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -31,12 +32,14 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
   std::vector<Model::Stage> stages;
   int first = 0;
   for (const StageSpec& spec : specs) {
-    const int left = layers - first, count = spec.layers ? spec.layers : left;
+    const int left = layers - first, count = spec.layers && !spec.streamed ? spec.layers : left;
     RWKV_CHECK(StrategyError, count > 0 && count <= left, "strategy '", strategy, "': expected ", layers,
                " layers in all, found ", first + std::max(count, 1));
     auto& backend = backends[spec.device];
     if (!backend) backend = open_backend(spec.device, options);
-    stages.push_back({backend, first, count, spec.formats, {}});
+    RWKV_CHECK(DeviceError, !spec.streamed, "strategy '", strategy, "': expected layers that stay on ", spec.device,
+               ", found *", spec.layers, "+: streaming the others is not supported");
+    stages.push_back({backend, first, count, spec.formats});
     first += count;
   }
   RWKV_CHECK(StrategyError, first == layers, "strategy '", strategy, "': expected ", layers, " layers in all, found ",
@@ -45,14 +48,6 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
 }
 
 constexpr size_t kLeastScratch = size_t(256) << 20;
-
-// Rows whose largest part of a layer, 4 C F multiply-adds per row, takes some 50 ms on a small machine; whole tiles of
-// the products that have the largest, of 32 tokens.
-int rows_for(const Config& c) {
-  constexpr int64_t kBudget = 4'200'000'000, kTile = 32;
-  const int64_t rows = kBudget / (int64_t(c.n_embd) * c.n_ffn) / kTile * kTile;
-  return int(std::clamp<int64_t>(rows, kTile, 288));
-}
 
 // No layers yet, of the version that a model is of.
 Model::Layers layers_of(const std::string& version) {
@@ -89,12 +84,21 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   if (packed) measure.trust(mapping), loader.trust(mapping);
   model->build(measure);
   measure.check_all_used();
+  model->column_bytes_ = measure.column_bytes();
+  model->choose_rows();
+  const Config& c = model->config_;
+  const StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
+                        .rows = model->panel_rows_,
+                        .results = model->result_rows_,
+                        .vocab = c.n_vocab,
+                        .heads = c.n_head,
+                        .head_size = c.head_size};
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used();
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
-    stage.backend->prepare(std::max<int64_t>({model->config_.n_embd, model->config_.n_att, measure.widest_table()}));
+    stage.backend->prepare(shape);
+    stage.states = StateLayout(state_parts(c), stage.count, *stage.backend);
   }
-  model->column_bytes_ = measure.column_bytes();
   loader.report(progress, measure.bytes());
   model->build(loader);
   loader.tell();
@@ -105,11 +109,6 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   RWKV_CHECK(ModelFormatError, said == file.metadata().end() || said->second == model->fingerprint_, file.path(),
              ": expected the weights with the fingerprint that the file names, ", shown(said->second), ", found ",
              model->fingerprint_, ": they are not those that were written");
-  model->layout_ = StateLayout(state_parts(model->config_), model->config_.n_layer, *model->backend());
-  model->panel_rows_ = rows_for(model->config_);
-  // Scratch in proportion to the model, whatever its shape.
-  while (model->panel_rows_ > 1 && model->scratch_bytes() > std::max(kLeastScratch, model->weight_bytes_))
-    model->panel_rows_ /= 2;
   return model;
 }
 
@@ -128,10 +127,12 @@ void Model::build(Loader& loader) {
   layers_ = layers_of(c.version);
   for (Stage& stage : stages_) {
     loader.enter(*stage.backend, stage.weights);
-    if (&stage == &stages_.front()) {
+    // Every layer of 7a needs the embedding.
+    if (&stage == &stages_.front() || (c.version == "7a" && &stage == &first_on(*stage.backend))) {
       const std::string table = "emb.weight";
-      embedding_ = mapped_ ? loader.mapped_table(table, c.n_vocab, c.n_embd) : loader.table(table, c.n_vocab, c.n_embd);
-      embedding_norm_ = loader.norm("blocks.0.ln0", c.n_embd, 1e-5f);
+      stage.embedding =
+          mapped_ ? loader.mapped_table(table, c.n_vocab, c.n_embd) : loader.table(table, c.n_vocab, c.n_embd);
+      stage.embedding_norm = loader.norm("blocks.0.ln0", c.n_embd, 1e-5f);
     }
     std::visit(
         [&](auto& layers) {
@@ -146,76 +147,163 @@ void Model::build(Loader& loader) {
   }
 }
 
+const Model::Stage& Model::first_on(const Backend& device) const {
+  return *std::ranges::find_if(stages_, [&](const Stage& stage) { return stage.backend.get() == &device; });
+}
+
+// ---- sizes ----
+
 namespace {
 
-// What a step needs before and after the layers.
-struct StepScratch {
-  Tensor x, hidden, logits;
+Tensor residual(Arena& arena, const Backend& b, const Config& c, int rows) {
+  return arena.take(DType::f32, rows, c.n_embd, b.row_stride(c.n_embd));
+}
+
+// What a step needs after the layers.
+struct Ends {
+  Tensor hidden, logits;
   Operand operand;
 
-  StepScratch(Arena& arena, const Backend& b, const Config& c, const Linear& head, int rows, int results)
-      : x(arena.take(DType::f32, rows, c.n_embd, b.row_stride(c.n_embd))),
-        hidden(arena.take(DType::f32, results, c.n_embd, b.row_stride(c.n_embd))),
+  Ends(Arena& arena, const Backend& b, const Config& c, const Linear& head, int results)
+      : hidden(residual(arena, b, c, results)),
         logits(arena.take(DType::f32, results, c.n_vocab, b.row_stride(c.n_vocab))),
-        operand{nullptr, operand_format(head.format), results, c.n_embd} {
+        operand{nullptr, b.operand_format(head.format), results, c.n_embd} {
     operand.data = arena.take(b.operand_bytes(operand.format, results, c.n_embd));
   }
 };
 
+// What layers need of those before them: the residual and, of some versions, what the first layer has left.
+template <class Scratch>
+auto carried(const Scratch& s, const Tensor& x) {
+  if constexpr (requires { s.v_first; })
+    return std::array{x, s.v_first};
+  else
+    return std::array{x};
+}
+
 }  // namespace
 
-size_t Model::scratch_bytes() const {
+size_t Model::scratch_bytes(const Stage& stage) const {
   Arena arena;
-  StepScratch(arena, *backend(), config_, head_, panel_rows_, kResultRows);
+  residual(arena, *stage.backend, config_, panel_rows_);
   std::visit(
       [&](const auto& layers) {
-        typename LayerOf<decltype(layers)>::Scratch(arena, *backend(), config_, layers, panel_rows_);
+        typename LayerOf<decltype(layers)>::Scratch(arena, *stage.backend, config_, layers, panel_rows_);
       },
       layers_);
+  if (&stage == &stages_.back()) Ends(arena, *stage.backend, config_, head_, result_rows_);
   return arena.used();
 }
 
-void Model::forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& arena,
-                    const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const {
-  const int tokens = int(batch.token.size());
-  arena.reset();
-  StepScratch ends(arena, *backend(), config_, head_, tokens, std::min<int>(kResultRows, int(rows.size())));
+void Model::choose_rows() {
+  const int64_t work = 4 * int64_t(config_.n_embd) * config_.n_ffn;
+  result_rows_ = stages_.back().backend->result_rows();
+  panel_rows_ = INT_MAX;
+  for (const Stage& stage : stages_) panel_rows_ = std::min(panel_rows_, stage.backend->panel_rows(work));
+  // Scratch in proportion to the weights on the same device, whatever the model's shape.
+  for (const Stage& stage : stages_) {
+    size_t weights = 0;
+    for (const Stage& other : stages_)
+      if (other.backend == stage.backend) weights += other.weights.used();
+    while (panel_rows_ > 1 && scratch_bytes(stage) > std::max(kLeastScratch, weights)) {
+      panel_rows_ /= 2;
+      result_rows_ = std::min(result_rows_, panel_rows_);
+    }
+  }
+}
+
+Workspace Model::workspace() const {
+  Workspace space;
+  bool carries = false;
+  for (const Stage& stage : stages_) {
+    const Stage& first = first_on(*stage.backend);
+    carries |= stage.backend != stages_.front().backend;
+    if (&first != &stage) {
+      space.scratch.push_back(space.scratch[size_t(&first - stages_.data())]);
+      continue;
+    }
+    size_t bytes = 0;
+    for (const Stage& other : stages_)
+      if (other.backend == stage.backend) bytes = std::max(bytes, scratch_bytes(other));
+    space.scratch.emplace_back(stage.backend->allocate(bytes));
+  }
+  if (carries) space.carried.resize(2 * size_t(panel_rows_) * size_t(config_.n_embd));
+  return space;
+}
+
+// ---- steps ----
+
+void Model::forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
+                    const std::function<void(const Tensor&)>& take) const {
+  const int tokens = int(batches.front().token.size());
   const auto check = [&] {
     if (poll) poll();
   };
+  const auto run = [&](const auto& layers) {
+    for (size_t s = 0; s < stages_.size(); s++) {
+      const Stage& stage = stages_[s];
+      const Batch& batch = batches[s];
+      Backend& b = *stage.backend;
+      Arena& arena = space.scratch[s];
+      arena.reset();
+      const Tensor x = residual(arena, b, config_, tokens);
+      typename LayerOf<decltype(layers)>::Scratch scratch(arena, b, config_, layers, tokens);
+      scratch.set_formats(stage.formats.operands(b));
+      const auto moved = carried(scratch, x);
+      const auto place = [&](size_t i) { return space.carried.data() + i * size_t(tokens) * size_t(x.cols); };
 
-  backend()->embed(embedding_, embedding_norm_, batch, ends.x);
-  std::visit(
-      [&](const auto& layers) {
-        typename LayerOf<decltype(layers)>::Scratch scratch(arena, *backend(), config_, layers, tokens);
-        for (const Stage& stage : stages_) {
-          scratch.set_formats(stage.formats.operands());
-          if constexpr (requires { scratch.embedded; })
-            if (scratch.embedded) backend()->embed(embedding_, embedding_norm_, batch, {}, scratch.embedded);
-          for (int i = stage.first; i < stage.first + stage.count; i++)
-            step(*stage.backend, layers[size_t(i)], config_, layout_, i, batch, scratch, ends.x, check);
+      b.begin(batch);
+      if (s == 0)
+        b.embed(stage.embedding, stage.embedding_norm, batch, x);
+      else if (stages_[s - 1].backend != stage.backend)
+        for (size_t i = 0; i < moved.size(); i++) b.write(moved[i], place(i));
+      if constexpr (requires { scratch.embedded; })
+        if (scratch.embedded) {
+          const Stage& home = first_on(b);
+          b.embed(home.embedding, home.embedding_norm, batch, {}, scratch.embedded);
         }
-      },
-      layers_);
+      for (int i = 0; i < stage.count; i++)
+        step(b, layers[size_t(stage.first + i)], config_, stage.states, i, batch, scratch, x, check);
+      if (s + 1 == stages_.size())
+        finish(x, batch, result, arena, poll, take);
+      else if (stages_[s + 1].backend != stage.backend)
+        for (size_t i = 0; i < moved.size(); i++) b.read(moved[i], place(i));
+      b.end();
+    }
+  };
+  std::visit(run, layers_);
+}
 
+void Model::finish(const Tensor& x, const Batch& batch, Result result, Arena& arena, const std::function<void()>& poll,
+                   const std::function<void(const Tensor&)>& take) const {
   Backend& b = *stages_.back().backend;
-  for (size_t at = 0; at < rows.size(); at += kResultRows) {
-    const auto part = rows.subspan(at, std::min<size_t>(kResultRows, rows.size() - at));
+  const int wanted = int(batch.rows.size());
+  const Ends ends(arena, b, config_, head_, std::min(result_rows_, wanted));
+  for (int at = 0, n; at < wanted; at += n) {
+    n = std::min(result_rows_, wanted - at);
     Tensor hidden = ends.hidden, logits = ends.logits;
     Operand operand = ends.operand;
-    hidden.rows = logits.rows = int64_t(part.size());
-    operand.rows = int(part.size());
-    b.norm(ends.x, out_norm_, part, hidden, result == Result::logits ? operand : Operand{});
-    RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
-               "expected finite numbers after the last layer, found NaN or infinity; ", "the states are unchanged");
-    if (result == Result::hidden) take(hidden);
-    if (result != Result::logits) continue;
+    hidden.rows = logits.rows = operand.rows = n;
+    const auto check_hidden = [&] {
+      b.norm(x, out_norm_, batch, at, n, hidden, {});
+      RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
+                 "expected finite numbers after the last layer, found NaN or infinity; the states are unchanged");
+    };
+    if (result != Result::logits) {
+      check_hidden();
+      if (result == Result::hidden) take(hidden);
+      continue;
+    }
+    b.norm(x, out_norm_, batch, at, n, {}, operand);
     const LinearJob head[] = {{operand, head_, logits}};
     b.linear(head);
-    RWKV_CHECK(NonFiniteError, b.all_finite(logits),
-               "expected finite logits, found NaN or infinity; the states are unchanged");
+    // What is not finite before the head is not after it, so one look is enough.
+    if (!b.all_finite(logits)) {
+      check_hidden();
+      throw NonFiniteError("expected finite logits, found NaN or infinity; the states are unchanged");
+    }
     take(logits);
-    check();
+    if (poll) poll();
   }
 }
 

@@ -13,6 +13,7 @@
 #include "model/rwkv5.h"
 #include "model/rwkv6.h"
 #include "model/rwkv7.h"
+#include "model/scratch.h"
 #include "model/state_layout.h"
 #include "model/strategy.h"
 
@@ -20,12 +21,15 @@ namespace rwkv {
 
 class Model {
  public:
-  // A stretch of layers, the device that runs them and their weights.
+  // A stretch of layers, the device that runs them, their weights and where their states lie there.
   struct Stage {
     std::shared_ptr<Backend> backend;
     int first, count;
     Formats formats;
-    Arena weights;
+    Arena weights = {};
+    StateLayout states = {};
+    Tensor embedding = {};  // (V, C) in the file's precision, where the device needs it
+    Norm embedding_norm = {};
   };
   // The layers of exactly one version.
   using Layers =
@@ -39,46 +43,46 @@ class Model {
 
   const Config& config() const { return config_; }
   const std::string& fingerprint() const { return fingerprint_; }
-  const StateLayout& layout() const { return layout_; }
-  const std::shared_ptr<Backend>& backend() const { return stages_.front().backend; }
+  std::span<const Stage> stages() const { return stages_; }
   size_t weight_bytes() const { return weight_bytes_; }
   size_t column_bytes() const { return column_bytes_; }  // of those, what is there twice, see Linear::columns
   const Formats& formats() const { return stages_.front().formats; }
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
 
-  // Most rows of one forward: enough to compute at full speed, few enough that a part of a layer takes some 50 ms.
-  int panel_rows() const { return panel_rows_; }
-  // Most rows of logits or hidden vectors at a time.
-  static constexpr int kResultRows = 48;
-  // Bytes of scratch that forward needs.
-  size_t scratch_bytes() const;
+  int panel_rows() const { return panel_rows_; }  // most rows of one forward
+  Workspace workspace() const;                    // for forwards, one after the other
 
   enum class Result { none, hidden, logits };
-  // Steps the batch (at most panel_rows rows) and hands the wanted results of `rows` to `take`, in order, at most
-  // kResultRows at a time: a (n, C) or (n, V) tensor that is valid during the call. With Result::none the rows are
-  // still computed to the end, so that what is not finite is found. Throws NonFiniteError, or what `poll` throws; then
-  // dst slots are undefined and src slots untouched (except where they are the same).
-  void forward(const Batch& batch, std::span<const int32_t> rows, Result result, Arena& scratch,
-               const std::function<void()>& poll, const std::function<void(const Tensor&)>& take) const;
+  // Steps the batch (at most panel_rows rows), given once for each stage with its slots, and hands the wanted results
+  // of batch.rows to `take`, in order, some at a time: a (n, C) or (n, V) tensor in the last stage's memory, valid
+  // during the call. With Result::none the rows are still computed to the end, so that what is not finite is found.
+  // Throws NonFiniteError, or what `poll` throws; then dst slots are undefined and src slots untouched (except where
+  // they are the same).
+  void forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
+               const std::function<void(const Tensor&)>& take) const;
 
  private:
   Model() = default;
   void build(Loader& loader);  // twice: with counting arenas, then with real ones
+  const Stage& first_on(const Backend& device) const;
+  size_t scratch_bytes(const Stage& stage) const;
+  void choose_rows();
+  // From the residual behind the last layer to results.
+  void finish(const Tensor& x, const Batch& batch, Result result, Arena& scratch, const std::function<void()>& poll,
+              const std::function<void(const Tensor&)>& take) const;
 
   Config config_;
   std::string fingerprint_;
   size_t weight_bytes_ = 0, column_bytes_ = 0;
   std::vector<Stage> stages_;
   Layers layers_;
-  StateLayout layout_;
-  int panel_rows_ = 0;
+  int panel_rows_ = 0, result_rows_ = 0;
 
   bool mapped_ = false;        // the file is packed: as much as can be stays in it
   Loader::Mappings mappings_;  // what stays there
   Loader::Matrices matrices_;
-  Tensor embedding_;  // (V, C) in the file's precision
-  Norm embedding_norm_, out_norm_;
+  Norm out_norm_;
   Linear head_;  // (V, C)
 };
 

@@ -35,7 +35,7 @@ struct TimeMix {
 
 // Of RWKV-7a.
 struct DeepEmbedding {
-  Tensor table;   // (V, D D), in the file
+  Tensor table;   // (V, D D), in the file where that can be
   Linear base;    // S: (D D, C)
   Linear s1, s2;  // (D, C), (F, D)
   Tensor s0;      // (1, F)

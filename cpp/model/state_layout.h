@@ -9,7 +9,7 @@ namespace rwkv {
 // The parts of one layer's state, whatever the version.
 std::vector<StatePart> state_parts(const Config& config);
 
-// The named parts of a state and where each layer's lie in a slot.
+// The named parts of a state and where those of each of some layers lie in a slot.
 struct StateLayout {
   std::vector<StatePart> parts;
   int layers = 0;
@@ -30,7 +30,7 @@ struct StateLayout {
 
   size_t offset(int layer, int part) const { return offsets[size_t(layer) * parts.size() + size_t(part)]; }
 
-  // Bytes of the portable form.
+  // Bytes of the portable form of these layers.
   size_t portable_bytes() const {
     size_t floats = 0;
     for (const StatePart& part : parts) floats += size_t(part.count());

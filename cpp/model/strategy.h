@@ -13,7 +13,9 @@ namespace rwkv {
 struct Formats {
   Format large = Format::f32, small = Format::f32, head = Format::f32;
   // Those of the activations that are multiplied with them.
-  Formats operands() const { return {operand_format(large), operand_format(small), operand_format(head)}; }
+  Formats operands(const Backend& b) const {
+    return {b.operand_format(large), b.operand_format(small), b.operand_format(head)};
+  }
   bool operator==(const Formats&) const = default;
 };
 
@@ -24,14 +26,15 @@ std::string_view word_of(Format format);
 
 // One stretch of layers: where they run and how their matrices are stored.
 struct StageSpec {
-  std::string device;  // "cpu"
+  std::string device;  // "cpu", "cuda:0", or "auto" for the best there is
   Formats formats;
-  int layers = 0;  // 0: all that are left
+  int layers = 0;         // 0: all that are left
+  bool streamed = false;  // all that are left, of which so many stay on the device
 };
 
-// "auto", "cpu fp32", "cpu bf16", "cpu int8 *6 -> cpu fp32". `native` is the file's own precision, which "auto" keeps
-// and so do the small matrices beside int8 and int4; a file whose matrices are packed has `only` these formats. Throws
-// StrategyError saying which word is wrong and what may stand there.
+// "auto", "cpu fp32", "cpu int8 *6 -> cpu fp32", "cuda fp16 *10 -> cuda:1 fp16i8". `native` is the file's own
+// precision, which "auto" keeps and so do the small matrices beside int8 and int4; a file whose matrices are packed,
+// for the CPU, has `only` these formats. Throws StrategyError saying which word is wrong and what may stand there.
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native, const std::optional<Formats>& only = {});
 
 }  // namespace rwkv

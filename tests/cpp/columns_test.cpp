@@ -187,10 +187,11 @@ TEST(devices_skip_or_not_with_the_same_bits) {
         for (std::optional<bool> sparse : {std::optional(false), std::optional(true), std::optional<bool>()})
           for (int threads : {1, 2, 3, 8}) {
             const auto backend = open_backend("cpu", {threads, sparse});
-            backend->prepare(kCols);
+            backend->prepare({.width = kCols});
             Arena arena(backend->allocate(4 << 20));
-            Linear w{arena.take(backend->linear_bytes(format, kRows, kCols)), format, kRows, kCols};
-            const size_t bytes = backend->column_bytes(format, kRows, kCols);
+            Linear w{.format = format, .rows = kRows, .cols = kCols, .mostly_zero_inputs = true};
+            w.data = arena.take(backend->linear_bytes(w));
+            const size_t bytes = backend->column_bytes(w);
             CHECK((bytes == 0) == (sparse == std::optional(false)));
             if (bytes > 0) w.columns = arena.take(bytes);
             const auto pack = [&](const Linear& to, const Row& numbers) {
@@ -206,8 +207,8 @@ TEST(devices_skip_or_not_with_the_same_bits) {
             const Tensor in = rows(kCols), one = rows(kCols), y = rows(kRows), sum = rows(kRows);
             std::ranges::copy(x, in.as<float>());
             // The operand of an identity's product: x itself.
-            const Linear identity{arena.take(backend->linear_bytes(Format::f32, kCols, kCols)), Format::f32, kCols,
-                                  kCols};
+            Linear identity{.format = Format::f32, .rows = kCols, .cols = kCols};
+            identity.data = arena.take(backend->linear_bytes(identity));
             Row unit(size_t(kCols) * kCols);
             for (int i = 0; i < kCols; i++) unit[size_t(i) * (kCols + 1)] = 1;
             pack(identity, unit);

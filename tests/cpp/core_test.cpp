@@ -152,6 +152,25 @@ TEST(pages_are_aligned_zeroed_and_refused_by_size) {
   CHECK_THROWS(map_pages(SIZE_MAX), DeviceError, "18446744073709551615 bytes");
 }
 
+TEST(code_that_is_loaded_while_the_program_runs) {
+  const Library c("libc.so.6");
+  using Length = size_t (*)(const char*);
+  const auto length = reinterpret_cast<Length>(c.find("strlen"));
+  CHECK(length && length("four") == 4);
+  CHECK(c.find("nothing_of_that_name") == nullptr);
+  Folder folder;
+  CHECK_THROWS(Library(folder / "absent.so"), Error, "cannot load ");
+  CHECK_THROWS(Library(folder / "absent.so"), Error, "No such file");
+  write_atomically(folder / "text.so", Access::usual, bytes_of("not code, whatever its name says"));
+  CHECK_THROWS(Library(folder / "text.so"), Error, "text.so");
+  CHECK_THROWS(Library(""), Error, "found an empty string");
+
+  const std::string here = folder_of(reinterpret_cast<const void*>(&map_pages));
+  CHECK(fs::equivalent(fs::path(here), fs::read_symlink("/proc/self/exe").parent_path()));
+  CHECK(fs::exists(fs::path(folder_of(c.find("fopen"))) / "libc.so.6"));
+  CHECK_THROWS(folder_of(nullptr), Error, "expected the address of code");
+}
+
 TEST(sha256_of_known_texts) {
   const auto sha = [](const std::string& text) {
     Sha256 hash;

@@ -141,16 +141,18 @@ TEST(a_step_in_place_equals_one_from_slot_to_slot) {
     const tiny::TempFile path("place.safetensors");
     const auto file = rwkv::Checkpoint::open(tiny::Model({.version = version}).write(path));
     const auto model = rwkv::Model::load(file, "cpu fp32", {2}, {});
-    const size_t bytes = model->layout().slot_bytes;
-    rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
-    const rwkv::Memory slots = model->backend()->allocate(3 * bytes);
+    const rwkv::Model::Stage& stage = model->stages().front();
+    const size_t bytes = stage.states.slot_bytes;
+    rwkv::Workspace space = model->workspace();
+    const rwkv::Memory slots = stage.backend->allocate(3 * bytes);
     const auto t = tokens(100);
     const auto step = [&](size_t from, size_t to) {
       const int32_t start[] = {0, 50}, rows[] = {49};
       const std::byte* src[] = {slots.data.get() + from * bytes};
       std::byte* dst[] = {slots.data.get() + to * bytes};
       const auto part = std::span(t).subspan(from == to ? 50 : from * 50, 50);
-      model->forward({part, start, src, dst}, rows, rwkv::Model::Result::none, scratch, {}, {});
+      const rwkv::Batch batch[] = {{part, start, src, dst, rows}};
+      model->forward(batch, rwkv::Model::Result::none, space, {}, {});
     };
     step(0, 1), step(1, 2), step(1, 1);
     CHECK(std::memcmp(slots.data.get() + bytes, slots.data.get() + 2 * bytes, bytes) == 0);
@@ -164,14 +166,16 @@ TEST(a_step_allocates_nothing) {
       const auto file = rwkv::Checkpoint::open(tiny::Model({.version = version}).write(path));
       const auto model = rwkv::Model::load(file, strategy, {2}, {});
       CHECK(model->config().version == version);
-      rwkv::Arena scratch(model->backend()->allocate(model->scratch_bytes()));
-      const rwkv::Memory slots = model->backend()->allocate(2 * model->layout().slot_bytes);
+      const rwkv::Model::Stage& stage = model->stages().front();
+      rwkv::Workspace space = model->workspace();
+      const rwkv::Memory slots = stage.backend->allocate(2 * stage.states.slot_bytes);
       const auto t = tokens(100);
       const int32_t start[] = {0, 100}, rows[] = {50, 99};
       const std::byte* src[] = {slots.data.get()};
-      std::byte* dst[] = {slots.data.get() + model->layout().slot_bytes};
+      std::byte* dst[] = {slots.data.get() + stage.states.slot_bytes};
+      const rwkv::Batch batch[] = {{t, start, src, dst, rows}};
       const long before = allocations;
-      model->forward({t, start, src, dst}, rows, rwkv::Model::Result::logits, scratch, {}, [](const rwkv::Tensor&) {});
+      model->forward(batch, rwkv::Model::Result::logits, space, {}, [](const rwkv::Tensor&) {});
       CHECK(allocations == before);
     }
 }
@@ -246,7 +250,17 @@ TEST(calls_that_cannot_be) {
                "expected a precision (fp32, fp16, bf16, int8, int4), found 'fp31'");
   CHECK_THROWS(open({}, "cpu bf16 *3"), rwkv::StrategyError, "expected 2 layers in all, found 3");
   CHECK_THROWS(open({}, "cpu bf16 *1"), rwkv::StrategyError, "expected 2 layers in all, found 1");
-  CHECK_THROWS(open({}, "cuda fp16"), rwkv::DeviceError, "no CUDA backend");
+  CHECK_THROWS(open({}, "cpu fp32 *1+"), rwkv::StrategyError, "expected a number of layers such as *10, found '*1+'");
+  for (const char* strategy : {"cuda fp16", "cuda:7 bf16i4 *1 -> cpu fp32", "cuda fp16i8 *10+", "cuda int8 *0+"})
+    CHECK_THROWS(open({}, strategy), rwkv::DeviceError, "this build has no CUDA backend; cpu can be used");
+  for (const char* word :
+       {"cuda:x", "cuda:", "cuda:-1", "cuda:64", "cuda:1x", "cudas", "gpu", "cuda:99999999999999999999"})
+    CHECK_THROWS(open({}, rwkv::join(word, " fp16").c_str()), rwkv::StrategyError,
+                 rwkv::join("expected a device (cpu, cuda, cuda:N with N up to 63), found '", word, "'").c_str());
+  CHECK_THROWS(open({}, "cpu fp16i8"), rwkv::StrategyError, "(fp32, fp16, bf16, int8, int4), found 'fp16i8'");
+  CHECK_THROWS(open({}, "cuda fp16i9"), rwkv::StrategyError,
+               "(fp32, fp16, bf16, int8, int4, fp16i8, bf16i8, fp16i4, bf16i4), found 'fp16i9'");
+  CHECK_THROWS(open({}, "cuda fp16 *x+"), rwkv::StrategyError, "such as *10 or *10+, found '*x+'");
   const auto other = open();
   CHECK_THROWS(run(*other, *state, tokens(1)), rwkv::StateError, "of this engine");
   const rwkv::State::Use use(*state);

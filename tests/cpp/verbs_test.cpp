@@ -20,7 +20,7 @@ struct Device {
   std::mt19937 random{1};
 
   explicit Device(int threads = 3) : backend(open_backend("cpu", {threads})), arena(backend->allocate(1 << 20)) {
-    backend->prepare(80);
+    backend->prepare({.width = 80});
   }
   Tensor tensor(int rows, int cols, float scale = 1, float mean = 0) {
     const Tensor t = arena.take(DType::f32, rows, cols, backend->row_stride(cols));
@@ -32,13 +32,18 @@ struct Device {
   Operand operand(int rows, int cols) {
     return {arena.take(backend->operand_bytes(Format::f32, rows, cols)), Format::f32, rows, cols};
   }
+  Linear linear(int rows, int cols) {
+    Linear w{.format = Format::f32, .rows = rows, .cols = cols};
+    w.data = arena.take(backend->linear_bytes(w));
+    return w;
+  }
   void pack(const Linear& w, const std::vector<float>& numbers) {
     backend->pack(w, {DType::f32, 4096, [&](int64_t row, int64_t count, std::byte* to) {
                         std::memcpy(to, &numbers[size_t(row * w.cols)], size_t(count * w.cols) * sizeof(float));
                       }});
   }
   Tensor unpack(const Operand& x) {
-    const Linear identity{arena.take(backend->linear_bytes(Format::f32, x.cols, x.cols)), Format::f32, x.cols, x.cols};
+    const Linear identity = linear(x.cols, x.cols);
     std::vector<float> one(size_t(x.cols) * size_t(x.cols));
     for (int i = 0; i < x.cols; i++) one[size_t(i * x.cols + i)] = 1;
     pack(identity, one);
@@ -83,7 +88,9 @@ TEST(a_lerp_of_its_own_for_every_token_and_a_shift_that_waits) {
     std::vector<int32_t> all(kRows);
     for (int i = 0; i < kRows; i++) all[size_t(i)] = i;
     const Tensor normed = d.tensor(kRows, kC);
-    d.backend->norm(x, norm, all, normed, xn);
+    Batch every_row = sequences;
+    every_row.rows = all;
+    d.backend->norm(x, norm, every_row, 0, kRows, normed, xn);
 
     const MixJob first[] = {{mu, plain}};
     d.backend->mix(x, norm, first, 0, sequences, Backend::Shift::keep);
@@ -134,7 +141,7 @@ TEST(small_matrices_of_tokens_and_a_gate_before_an_operand) {
     }
 
     // relu^2 of a product, times the gate, as the next operand
-    const Linear w{d.arena.take(d.backend->linear_bytes(Format::f32, kF, kD)), Format::f32, kF, kD};
+    const Linear w = d.linear(kF, kD);
     const Tensor weights = d.tensor(kF, kD);
     std::vector<float> dense;
     for (int i = 0; i < kF; i++) dense.insert(dense.end(), weights.row(i), weights.row(i) + kD);

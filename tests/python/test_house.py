@@ -80,7 +80,7 @@ def test_only_the_porch_knows_the_backends():
 def test_the_operating_system_is_asked_in_one_file():
     wrong = [
         f"{path.relative_to(ROOT)} includes {name}"
-        for path in sources("cpp", "bindings")
+        for path in sources("cpp", "cuda", "bindings")
         for _, name in includes(path)
         if (name in POSIX or name.startswith("sys/"))
         and path != ROOT / "cpp" / "core" / "platform.cpp"
@@ -96,6 +96,42 @@ def test_instruction_sets_stay_in_their_room():
         if X86.search(name) and path.parent.name != "simd"
     ]
     assert wrong == []
+
+
+GPU_RULES = {  # what may stand in which files of cuda/ alone, by the file's name
+    r"<<<": "",
+    r"\basm\b": "gpu.h",
+    r"\b__shared__\b": "gpu.h",
+    r"\batomicAdd\b": "gpu.h",  # whose wrapper takes integers
+    r"#\s*include\s*[\"<](cuda_|cuda\.h|cooperative|mma\.h)": "gpu.h runtime.cu",
+}
+
+
+def gpu_sins(name, text):
+    code = re.sub(r"//.*", "", text)
+    return [rule for rule, allowed in GPU_RULES.items() if re.search(rule, code) and name not in allowed.split()]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("small.cuh", "small<<<1, 2>>>(p);", 1),
+        ("small.cuh", 'asm("mma.sync");', 1),
+        ("gpu.h", 'asm("mma.sync"); extern __shared__ char memory[];', 0),
+        ("rows.cuh", "__shared__ float sums[32]; atomicAdd(sums, 1.f);", 2),
+        ("backend.cpp", '#include "cuda_runtime.h"', 1),
+        ("runtime.cu", "#include <cuda_runtime.h>", 0),
+        ("tape.h", '#include "cuda/device.h"  // no <<<, no asm', 0),
+    ],
+)
+def test_the_rules_of_gpu_code_find(name, text, found):
+    assert len(gpu_sins(name, text)) == found
+
+
+def test_gpu_code_is_plain():
+    """Kernels compile for the host as well: what only nvcc understands stays in one file."""
+    sins = {path.name: gpu_sins(path.name, path.read_text()) for path in sources("cuda")}
+    assert {name: found for name, found in sins.items() if found} == {}
 
 
 def test_files_are_short():
