@@ -18,7 +18,11 @@ using namespace rwkv;
 
 class RemoteBackend final : public Backend {
  public:
+  // Steps of all such devices that have begun and not ended; one that an error ends is open until the next.
+  static inline int open_steps = 0;
+
   RemoteBackend(int index, const DeviceOptions& options) : inner_(options), index_(index) {}
+  ~RemoteBackend() override { open_steps -= begun_ != nullptr; }
 
   std::string description() const override { return join("remote:", index_); }
 
@@ -56,6 +60,7 @@ class RemoteBackend final : public Backend {
   }
 
   void begin(const Batch& batch) override {
+    open_steps += begun_ == nullptr;
     begun_ = &batch;
     token_.assign(batch.token.begin(), batch.token.end());
     start_.assign(batch.start.begin(), batch.start.end());
@@ -68,6 +73,7 @@ class RemoteBackend final : public Backend {
   void end() override {
     expect(begun_, "a step to end");
     begun_ = nullptr;
+    open_steps--;
   }
   void embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x, Operand operand) override {
     inner_.embed(in(table), in(norm), in(batch), in(x), in(operand));

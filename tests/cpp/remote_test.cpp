@@ -75,6 +75,7 @@ Results results(Engine& engine) {
   rwkv::Generation generation(engine.shared_from_this(), letters(), {{{1, 2, 3}, states[0]->fork(), params, 2}});
   for (const auto& pieces : generation.run())
     for (const auto& piece : pieces) found.texts.push_back(piece.text);
+  CHECK(remote::RemoteBackend::open_steps == 0);
   for (const auto& state : states) found.states.push_back(engine.to_bytes(*state));
   return found;
 }
