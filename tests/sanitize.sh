@@ -39,8 +39,10 @@ printf 'build/asan/%s\n' "${tests[@]}" | run_all
 seeds=build/asan/seeds
 rm -rf "$seeds"
 python3 tests/fuzz_seeds.py "$seeds"
-for target in "${targets[@]}"; do
-  echo "build/asan/$target --mutate $mutations 1 $seeds/${target#fuzz_}"
+for target in "${targets[@]}"; do  # in halves, as one target takes longer than all others
+  for half in 1 2; do
+    echo "build/asan/$target --mutate $((mutations / 2)) $half $seeds/${target#fuzz_}"
+  done
 done | run_all
 
 echo "== threads"
