@@ -99,6 +99,14 @@ struct CopyRowsParams {
   int32_t ld_from, ld_to, cols;
 };
 
+struct KeepRowsParams {  // the last rows of sequences to their dst slots
+  const float* from;
+  int32_t ld, cols;
+  const int32_t* rows;  // of the batch, one for each of `from`
+  uint64_t offset;      // in a slot
+  StepPointers step;
+};
+
 // ---- weights ----
 struct PackParams {
   const void* from;  // dense rows
