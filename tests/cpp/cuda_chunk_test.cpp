@@ -99,7 +99,7 @@ Result on_device(const char* schedule, const Inputs& in, int from, bool in_place
   Result result{y.dense(), v_first.dense(), {}};
   for (size_t s = 0; s < in.lengths.size(); s++) {
     result.states.push_back(batch.state(s));
-    if (!in_place) std::fill_n(result.states.back().begin(), 4, 0.0f);
+    std::fill_n(result.states.back().begin(), 4, 0.0f);  // not a part of it
   }
   return result;
 }
@@ -113,9 +113,85 @@ TEST(chunks_agree_with_the_serial_kernel) {
     for (const std::vector<int>& lengths : {std::vector<int>{200}, {1, 65, 47}, {48, 130}, {64}})
       for (bool first : {true, false}) {
         const Inputs in(random, lengths, lengths.size() == 1 ? 1 : 2, first);
-        const bool in_place = first;
-        CHECK(close(on_device(schedule, in, 1, in_place), on_device(schedule, in, kSerial, in_place), 1e-3));
+        const Result found = on_device(schedule, in, 1, false), expected = on_device(schedule, in, kSerial, false);
+        CHECK(close(found, expected, 1e-3));
+        if (lengths.size() != 2) continue;
+        CHECK(same(on_device(schedule, in, 1, true), found));
+        const Result halves = on_device(schedule, in, 1, true, Stored::f16);
+        CHECK(distance(halves.y, found.y) < 0x1p-11 && ::same(halves.states[1], found.states[1]));
       }
+}
+
+TEST(chunks_agree_with_the_serial_kernel_where_numbers_are_extreme) {
+  Random random;
+  const auto times = [](Row& x, float by) {
+    for (float& v : x) v *= by;
+  };
+  const auto fill = [](Row& x, float v) { std::fill(x.begin(), x.end(), v); };
+  const std::function<void(Inputs&)> one_key = [](Inputs& in) {
+    for (size_t i = 0; i < in.k.size(); i++) in.k[i] = in.k[i % size_t(in.c)];
+  };
+  std::vector<std::function<void(Inputs&)>> changes;
+  for (float w : {0.0f, -60.0f, 60.0f}) {  // no decay, and the greatest
+    changes.push_back([=](Inputs& in) { fill(in.w, w), fill(in.a, 60), one_key(in); });
+    changes.push_back([=](Inputs& in) { fill(in.w, w), fill(in.a, 60); });
+    changes.push_back([=](Inputs& in) { fill(in.w, w), fill(in.a, -60), one_key(in), times(in.k, 20); });
+    changes.push_back([=](Inputs& in) { fill(in.w, w), times(in.k, 20); });
+  }
+  changes.push_back([=](Inputs& in) { fill(in.r, 0); });
+  changes.push_back([=](Inputs& in) { fill(in.k, 0); });
+  changes.push_back([=](Inputs& in) { times(in.r, 1e4f), times(in.k, 1e3f), times(in.v, 1e-2f); });
+  changes.push_back([=](Inputs& in) { times(in.k, 1e-3f), times(in.v, 1e3f), times(in.states[0], 100); });
+  changes.push_back([=](Inputs& in) { times(in.k, 100), times(in.v, 100), times(in.states[0], 10000); });
+  changes.push_back([=](Inputs& in) {
+    for (Row* x : {&in.r, &in.w, &in.k, &in.v, &in.a, &in.g, &in.v_mix, &in.v_first, &in.states[0]}) fill(*x, 0);
+  });
+  for (const char* schedule : schedules())
+    for (const auto& change : changes) {
+      Inputs in(random, {130}, 1, true);
+      change(in);
+      CHECK(close(on_device(schedule, in, 1, true), on_device(schedule, in, kSerial, true), 1e-3));
+    }
+}
+
+TEST(what_is_not_finite_is_not_lost) {
+  Random random;
+  const char* schedule = schedules().front();
+  for (Row Inputs::* which : {&Inputs::r, &Inputs::w, &Inputs::k, &Inputs::v, &Inputs::a, &Inputs::g}) {
+    Inputs in(random, {100}, 1, true);
+    (in.*which)[70 * 64 + 5] = kNan;
+    const Result found = on_device(schedule, in, 1, true);
+    CHECK(std::any_of(found.y.begin() + 64 * 64, found.y.end(), [](float v) { return std::isnan(v); }));
+    for (int i = 0; i < 64 * 64; i++) CHECK(std::isfinite(found.y[size_t(i)]));
+  }
+}
+
+TEST(a_sequence_has_the_same_bits_in_any_batch) {
+  Random random;
+  for (const char* schedule : schedules()) {
+    const Inputs in(random, {65, 3, 130, 47, 48}, 2, false);
+    const Result all = on_device(schedule, in, cuda::kChunkFrom, false);
+    int begin = 0;
+    for (size_t s = 0; s < in.lengths.size(); begin += in.lengths[s], s++) {
+      const auto rows = [&](const Row& x) {
+        return Row(x.begin() + begin * in.c, x.begin() + (begin + in.lengths[s]) * in.c);
+      };
+      const int from = in.lengths[s] < cuda::kChunkFrom ? kSerial : 1;
+      CHECK(same(on_device(schedule, in.only(s), from, true), {rows(all.y), rows(all.v_first), {all.states[s]}}));
+    }
+  }
+}
+
+TEST(no_batch_has_more_chunks_than_there_is_memory_for) {
+  Random random;
+  for (int i = 0; i < 2000; i++) {
+    int rows = 0, chunks = 0;
+    for (int s = random.below(5); s >= 0; s--) {
+      const int n = cuda::kChunkFrom + random.below(90);
+      rows += n, chunks += (n + cuda::kWkvChunk - 1) / cuda::kWkvChunk;
+    }
+    CHECK(chunks <= cuda::most_chunks(rows));
+  }
 }
 
 CHECK_MAIN
