@@ -35,6 +35,7 @@ RWKV_DEVICE void load_next(Wkv7Next& x, const Wkv7Piece& piece, int, int key) {
 // next chunk while it multiplies with this one.
 RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
   constexpr float kUnit = 16.0f;
+  start();
   const Wkv7Run run = p.run[blockIdx.y];
   const int head = int(blockIdx.x), tile = int(blockIdx.z) * 2 + warp();
   const size_t heads = size_t(p.wkv.heads);
@@ -94,6 +95,7 @@ RWKV_DEVICE float sum_rows(float v) {
 // (heads, chunks) blocks; a warp has 16 rows.
 RWKV_KERNEL void RWKV_BOUNDS(128) wkv7_chunk_out(PARAMS(Wkv7ChunkParams, p)) {
   const Wkv7Params& w = p.wkv;
+  start();
   const int head = int(blockIdx.x), row = warp();
   const Wkv7Chunk chunk = p.chunk[blockIdx.y];
   Wkv7Piece& piece = p.piece[size_t(blockIdx.y) * size_t(w.heads) + size_t(head)];

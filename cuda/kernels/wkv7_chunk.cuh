@@ -303,6 +303,7 @@ RWKV_DEVICE void wkv7_values(int tile, Wkv7ChunkShared& s, Wkv7Piece& piece) {
 // (heads, chunks) blocks.
 RWKV_KERNEL void RWKV_BOUNDS(256, 2) wkv7_chunk(PARAMS(Wkv7ChunkParams, p)) {
   SHARED(Wkv7ChunkShared, s);
+  start();
   const int head = int(blockIdx.x), block = warp() / 2, d = warp() % 2 * 32 + lane();
   const size_t channel = size_t(head) * 64;
   const Wkv7Chunk chunk = p.chunk[blockIdx.y];
