@@ -164,6 +164,7 @@ struct Wkv7Params {
 // The same in chunks of 64 rows, for heads of 64. The host cuts each of the sequences that it is for from its first row
 // on, the last chunk is shorter; chunks of a sequence follow each other.
 constexpr int kWkvChunk = 64;
+constexpr float kWkvUnit = 16.0f;  // of values in halves, which so hold states up to a million
 struct Wkv7Chunk {
   int32_t row, count;  // of the step's rows, all of one sequence
 };
@@ -173,7 +174,8 @@ struct Wkv7Run {
 // What is known of a head's chunk before the state S in front of it is. With [row][value], S [key][value]:
 //   results = Q S + Y, S of the next chunk = diag(decay) S + E S + N
 // Halves lie as fragments of 16 rows and 16 columns, floats as sums of 16 rows and 8 columns (m16n8k16 of PTX), each
-// lane's 16 bytes together. Values are divided by 16, rows of Q and Y by 1 / 16 of `scale`.
+// lane's 16 bytes together. Values are divided by kWkvUnit; Q S + Y is a result divided by
+// the row's `scale`.
 struct alignas(16) Wkv7Piece {
   uint32_t q[16][32][4];       // [row][key]: block 4 (row / 16) + key / 16
   uint32_t e[16][32][4];       // [key of the next S][key]

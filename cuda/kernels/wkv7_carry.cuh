@@ -34,7 +34,6 @@ RWKV_DEVICE void load_next(Wkv7Next& x, const Wkv7Piece& piece, int, int key) {
 // (heads, runs, 2) blocks; a warp has 16 values of the state and all of its keys, and needs no other. It loads of the
 // next chunk while it multiplies with this one.
 RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
-  constexpr float kUnit = 16.0f;
   start();
   const Wkv7Run run = p.run[blockIdx.y];
   const int head = int(blockIdx.x), tile = int(blockIdx.z) * 2 + warp();
@@ -54,7 +53,7 @@ RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
   for (int key = 0; key < 4; key++) {
     load_next(x, *piece, tile, key);
 #pragma unroll
-    for (int i = 0; i < 8; i++) state[key][i / 4][i % 4] = src[place(key, i)] * (1.0f / kUnit);
+    for (int i = 0; i < 8; i++) state[key][i / 4][i % 4] = src[place(key, i)] * (1.0f / kWkvUnit);
   }
   load_next(x, *piece, tile);
 #pragma unroll 1
@@ -83,7 +82,7 @@ RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
 #pragma unroll
   for (int key = 0; key < 4; key++)
 #pragma unroll
-    for (int i = 0; i < 8; i++) dst[place(key, i)] = state[key][i / 4][i % 4] * kUnit;
+    for (int i = 0; i < 8; i++) dst[place(key, i)] = state[key][i / 4][i % 4] * kWkvUnit;
 }
 
 // Over the eight rows of a fragment, which are lanes l, l + 4, ...

@@ -14,8 +14,6 @@
 
 namespace rwkv::cuda {
 
-constexpr float kWkvUnit = 16.0f;  // of values: so that halves hold states up to a million
-
 // A power of two near a row's largest number, by which the row is divided.
 RWKV_DEVICE float size_of(float largest) {
   const uint32_t exponent = bits(largest) & 0x7f800000u, least = 0x30000000u, most = 0x4f000000u;
