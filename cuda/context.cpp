@@ -45,7 +45,8 @@ Features features_of_environment() {
   return features;
 }
 
-Context::Context(const DeviceApi& api, int index) : api_(api), process_(process_id()), name_(join("cuda:", index)) {
+Context::Context(const DeviceApi& api, int index)
+    : api_(api), index_(index), process_(process_id()), name_(join("cuda:", index)) {
   int32_t devices = 0;
   Fault fault = {};
   if (!api.count(&devices, &fault))
@@ -122,6 +123,10 @@ void Context::forget(void* graph) {
 
 void Context::synchronise() {
   ask([&](Fault* f) { return api_.synchronise(device_, f); });
+}
+
+void Context::settle() {
+  ask([&](Fault* f) { return api_.settle(device_, f); });
 }
 
 void Context::copy_in(void* to, const void* from, size_t bytes) {

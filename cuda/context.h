@@ -42,9 +42,10 @@ class Context : public std::enable_shared_from_this<Context> {
   Context(const Context&) = delete;
 
   const std::string& name() const { return name_; }  // "cuda:0"
-  const DeviceInfo& info() const { return info_; }   // as it was when it was opened
-  Memory allocate(size_t bytes);                     // zeroed, on the device
-  Memory pin(size_t bytes);                          // of the host, to copy from and to
+  int index() const { return index_; }
+  const DeviceInfo& info() const { return info_; }  // as it was when it was opened
+  Memory allocate(size_t bytes);                    // zeroed, on the device
+  Memory pin(size_t bytes);                         // of the host, to copy from and to
 
   // In order, and not waited for: what is copied from or to, pinned, stays untouched until `synchronise`.
   void upload(void* to, const void* from, size_t bytes);
@@ -55,6 +56,7 @@ class Context : public std::enable_shared_from_this<Context> {
   void replay(void* graph);
   void forget(void* graph);
   void synchronise();
+  void settle();  // also for what others ask of this device
 
   // Copies from and to any memory of the host that have happened when they return.
   void copy_in(void* to, const void* from, size_t bytes);
@@ -66,6 +68,7 @@ class Context : public std::enable_shared_from_this<Context> {
   Memory owned(void* memory, size_t bytes, void (*release)(void* device, void* memory));
 
   const DeviceApi& api_;
+  const int index_;
   const int64_t process_;  // a device does not outlive a fork
   std::string name_;
   void* device_ = nullptr;

@@ -58,6 +58,7 @@ struct DeviceApi {
   bool (*download)(void* device, void* to, const void* from, uint64_t bytes, Fault*);
   bool (*launch)(void* device, const Launch* launches, uint32_t count, Fault*);
   bool (*synchronise)(void* device, Fault*);
+  bool (*settle)(void* device, Fault*);  // the same for all that the process has asked of this device
   // A list of launches to be repeated as it is. The graph is null where there is no such thing.
   bool (*record)(void* device, const Launch* launches, uint32_t count, void** graph, Fault*);
   bool (*replay)(void* device, void* graph, Fault*);

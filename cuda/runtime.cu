@@ -196,6 +196,13 @@ bool synchronise(void* device, Fault* fault) {
   return error == cudaSuccess || broken(d, fault, error, "cudaStreamSynchronize");
 }
 
+bool settle(void* device, Fault* fault) {
+  Device& d = device_of(device);
+  if (!enter(d, fault)) return false;
+  const cudaError_t error = cudaDeviceSynchronize();
+  return error == cudaSuccess || broken(d, fault, error, "cudaDeviceSynchronize");
+}
+
 // The launches as the stream has them, edges of those that start early included.
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   Device& d = device_of(device);
@@ -239,7 +246,8 @@ bool await(void* device, int32_t event, Fault* fault) {
 
 constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "cuda", count,  open,   close,
                             describe, allocate,          release,         pin,    unpin,  upload, download,
-                            launch,   synchronise,       record,          replay, forget, stage,  await};
+                            launch,   synchronise,       settle,          record, replay, forget, stage,
+                            await};
 
 }  // namespace
 
