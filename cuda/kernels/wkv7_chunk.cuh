@@ -90,23 +90,41 @@ RWKV_DEVICE void wkv7_decays(const Wkv7Params& p, const Wkv7Chunk& chunk, size_t
   s.decay[2 * block][d] = before, s.decay[2 * block + 1][d] = after;
 }
 
+// The values of a thread's channel of 16 rows. All are loaded before the first is stored.
+RWKV_DEVICE void wkv7_write_values(const Wkv7Params& p, const Wkv7Chunk& chunk, size_t channel, int block, int d,
+                                   const Wkv7ChunkShared& s, Wkv7Piece& piece) {
+  const size_t c = channel + size_t(d), at = size_t(chunk.row + 16 * block) * size_t(p.ld) + c;
+  float v[16];
+#pragma unroll
+  for (int i = 0; i < 16; i++)
+    v[i] = 16 * block + i < chunk.count ? wkv7_value(p, at + size_t(i) * size_t(p.ld), c) : 0.0f;
+  if (!p.v_mix)
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+      if (16 * block + i < chunk.count) p.v_first[at + size_t(i) * size_t(p.ld)] = v[i];
+#pragma unroll
+  for (int i = 0; i < 16; i++) v[i] *= s.k_size[16 * block + i] * (1.0f / kWkvUnit);
+#pragma unroll
+  for (int i = 0; i < 16; i += 2)
+    *reinterpret_cast<uint32_t*>(half_of(piece.v[d / 16 * 4 + block], d % 16, i)) = floats_to_halves(v[i], v[i + 1]);
+}
+
 // The factors of all products, of a thread's channel of 16 rows.
 RWKV_DEVICE void wkv7_factors(const Wkv7Params& p, const Wkv7Chunk& chunk, size_t channel, int block, int d,
-                              const float (&decay)[16], Wkv7ChunkShared& s, Wkv7Piece& piece) {
+                              const float (&decay)[16], Wkv7ChunkShared& s) {
   const float near = wkv7_step(s, block > 0 ? block - 1 : 0, d), far = near * wkv7_step(s, 1, d);
   float before = 1.0f / s.decay[2 * block][d];  // relative to the middle: what is there before the row
-  uint16_t value = 0;
 #pragma unroll
   for (int i = 0; i < 16; i++) {
     const int row = 16 * block + i;
     const size_t c = channel + size_t(d), at = size_t(chunk.row + row) * size_t(p.ld) + c;
     Wkv7Key x = {};
-    float r = 0, v = 0;
-    if (row < chunk.count) x = wkv7_key(p, at, c), r = p.r[at], v = wkv7_value(p, at, c);
+    float r = 0;
+    if (row < chunk.count) x = wkv7_key(p, at, c), r = p.r[at];
     const float inverse = 1.0f / decay[i], now = i < 8 ? inverse : decay[i], back = i < 8 ? decay[i] : inverse;
-    const float kk = x.kk * s.norm[row], k_size = s.k_size[row];
+    const float kk = x.kk * s.norm[row];
     const float row_r = r * inverse_size(s.r_size[row]) * now, row_a = (0.0f - kk) * before;
-    const float row_k = x.k * inverse_size(k_size) * back, row_b = kk * x.a * back;
+    const float row_k = x.k * inverse_size(s.k_size[row]) * back, row_b = kk * x.a * back;
     const int to = half_place(row, d), moved = half_place(i, d);
     s.r[to] = float_to_half(row_r), s.a[to] = float_to_half(row_a);
     s.k[to] = float_to_half(row_k), s.b[to] = float_to_half(row_b);
@@ -122,11 +140,6 @@ RWKV_DEVICE void wkv7_factors(const Wkv7Params& p, const Wkv7Chunk& chunk, size_
       s.moved[7][moved] = float_to_half(row_a * far);
     }
     before = now;
-    const uint16_t half = float_to_half(v * k_size * (1.0f / kWkvUnit));
-    if (i % 2 == 0)
-      value = half;
-    else
-      *reinterpret_cast<uint32_t*>(half_of(piece.v[d / 16 * 4 + block], d % 16, i - 1)) = value | uint32_t(half) << 16;
   }
 }
 
@@ -310,7 +323,8 @@ RWKV_KERNEL void RWKV_BOUNDS(256, 2) wkv7_chunk(PARAMS(Wkv7ChunkParams, p)) {
   wkv7_rows(p.wkv, chunk, channel, s, piece);
   wkv7_decays(p.wkv, chunk, channel, block, d, s, decay);
   sync();
-  wkv7_factors(p.wkv, chunk, channel, block, d, decay, s, piece);
+  wkv7_write_values(p.wkv, chunk, channel, block, d, s, piece);
+  wkv7_factors(p.wkv, chunk, channel, block, d, decay, s);
   sync();
   wkv7_products(s);
   wkv7_inverse(s);

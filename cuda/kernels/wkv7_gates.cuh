@@ -8,10 +8,10 @@ namespace rwkv::cuda {
 RWKV_DEVICE float wkv7_decay(const Wkv7Params& p, size_t at, size_t c) {
   return exponential(-0x1.368b30p-1f * sigmoid(p.w0[c] + p.w[at]));  // -exp(-1/2)
 }
+// Of the first layer whoever asks also writes it to v_first.
 RWKV_DEVICE float wkv7_value(const Wkv7Params& p, size_t at, size_t c) {
   const float v = p.v[at];
-  if (p.v_mix) return fmaf(p.v_first[at] - v, sigmoid(p.v0[c] + p.v_mix[at]), v);
-  return p.v_first[at] = v;
+  return p.v_mix ? fmaf(p.v_first[at] - v, sigmoid(p.v0[c] + p.v_mix[at]), v) : v;
 }
 struct Wkv7Key {
   float k, kk, a;  // kk before it is normalised
@@ -25,7 +25,9 @@ struct Wkv7Channel {
 };
 RWKV_DEVICE Wkv7Channel wkv7_channel(const Wkv7Params& p, size_t at, size_t c) {
   const Wkv7Key key = wkv7_key(p, at, c);
-  return {p.r[at], wkv7_decay(p, at, c), key.a, key.k, key.kk, wkv7_value(p, at, c)};
+  const float v = wkv7_value(p, at, c);
+  if (!p.v_mix) p.v_first[at] = v;
+  return {p.r[at], wkv7_decay(p, at, c), key.a, key.k, key.kk, v};
 }
 RWKV_DEVICE float inverse_norm(float squares) { return 1.0f / larger(1e-12f, sqrtf(squares)); }
 
