@@ -17,7 +17,7 @@ struct Wkv7Next {
   float n[4][2][4];
   float decay[4][4];
 };
-RWKV_DEVICE void load_next(Wkv7Next& x, const Wkv7Piece& piece, int tile) {
+RWKV_DEVICE void load_summands(Wkv7Next& x, const Wkv7Piece& piece, int tile) {
 #pragma unroll
   for (int key = 0; key < 4; key++)
 #pragma unroll
@@ -26,7 +26,7 @@ RWKV_DEVICE void load_next(Wkv7Next& x, const Wkv7Piece& piece, int tile) {
       x.decay[key][i] = piece.decay[16 * key + i / 2 * 8 + lane() % 4 * 2 + i % 2];
     }
 }
-RWKV_DEVICE void load_next(Wkv7Next& x, const Wkv7Piece& piece, int, int key) {
+RWKV_DEVICE void load_factors(Wkv7Next& x, const Wkv7Piece& piece, int key) {
 #pragma unroll
   for (int i = 0; i < 4; i++) load_fragment(x.e[key][i], piece.e[4 * key + i]);
 }
@@ -51,11 +51,11 @@ RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
   Wkv7Next x;
 #pragma unroll
   for (int key = 0; key < 4; key++) {
-    load_next(x, *piece, tile, key);
+    load_factors(x, *piece, key);
 #pragma unroll
     for (int i = 0; i < 8; i++) state[key][i / 4][i % 4] = src[place(key, i)] * (1.0f / kWkvUnit);
   }
-  load_next(x, *piece, tile);
+  load_summands(x, *piece, tile);
 #pragma unroll 1
   for (int i = 0; i < run.chunks; i++) {
     uint32_t before[4][4];
@@ -70,13 +70,13 @@ RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
     }
     if (i + 1 < run.chunks) {
       piece += heads;
-      load_next(x, *piece, tile);
+      load_summands(x, *piece, tile);
     }
 #pragma unroll
     for (int key = 0; key < 4; key++) {
 #pragma unroll
       for (int j = 0; j < 4; j++) add_product(state[key], before[j], x.e[key][j]);
-      if (i + 1 < run.chunks) load_next(x, *piece, tile, key);
+      if (i + 1 < run.chunks) load_factors(x, *piece, key);
     }
   }
 #pragma unroll

@@ -1,13 +1,13 @@
 // RWKV-7's recurrence for 64 rows of a head at once, on tensor cores: whatever of them does not depend on the state S
-// in front, as Q, Y, E and N of Wkv7Piece. With c the sums of the decays' logarithms over rows, and for row i a = -kk
-// exp(c before it), r exp(c), k exp(-c), b = kk a exp(-c), products A of rows i >= j (of a: i > j) are
+// in front, as Q, Y, E and N of Wkv7Piece. c_i sums the logarithms of the decays up to row i; rows of matrices are
+//   a: -kk exp(c_(i-1)), r: r exp(c_i), k: k exp(-c_i), b: kk a exp(-c_i)
+// and products of rows i with rows j are nothing but for j <= i, those of a for j < i:
 //   Aab = a b', Aak = a k', Aqk = r k', Aqb = r b'
-//   W = (I - Aab)^-1 a, U = (I - Aab)^-1 Aak V: the state removes W S + U
-//   Q = r + Aqb W, Y = Aqk V + Aqb U, E = exp(c of the last) b' W, N = exp(c of the last) (k' V + b' U)
-// No exponential gets out of the range of halves: 16 rows are taken relative to the middle of theirs, and those
-// products of theirs with earlier rows relative to a point between both. 16 rows of the inverse are made by
-// substitution in float32, as are those of W and U from 16 rows to the next: powers of Aab would lose everything where
-// a key repeats.
+//   W = (I - Aab)^-1 a, U = (I - Aab)^-1 Aak V: what b is multiplied with is W S + U
+//   Q = r + Aqb W, Y = Aqk V + Aqb U, E = exp(c_last) b' W, N = exp(c_last) (k' V + b' U)
+// Exponentials stay in the range of halves: c counts from the middle of each 16 rows, and for products with rows before
+// them from a point between. The inverse of 16 rows is made by substitution in float32, and W and U go from 16 rows to
+// the next: powers of Aab would lose everything where a key repeats.
 #pragma once
 #include "cuda/kernels/fragments.cuh"
 #include "cuda/kernels/wkv7_gates.cuh"
