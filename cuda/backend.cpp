@@ -60,19 +60,17 @@ std::string CudaBackend::description() const { return join(context_->name(), " "
 
 // ---- sizes ----
 
-Format CudaBackend::operand_format(Format weights) const {
-  const DeviceInfo& info = context_->info();
-  RWKV_CHECK(DeviceError, weights != Format::bf16 || takes_bf16(info), context_->name(),
-             ": expected a device of compute capability 8.0 or more for bf16, found ", info.major, ".", info.minor,
-             "; fp16 can be used");
-  return Format(uint8_t(operand_of(stored(weights))));
-}
+Format CudaBackend::operand_format(Format weights) const { return Format(uint8_t(operand_of(stored(weights)))); }
 
 size_t CudaBackend::operand_bytes(Format format, int rows, int cols) const {
   return cuda::operand_bytes(stored(format), round_up(rows, 8), round_up(cols, kPad));
 }
 
 size_t CudaBackend::linear_bytes(const Linear& w) const {
+  const DeviceInfo& info = context_->info();
+  RWKV_CHECK(DeviceError, w.format != Format::bf16 || takes_bf16(info), context_->name(),
+             ": expected a device of compute capability 8.0 or more for bf16, found ", info.major, ".", info.minor,
+             "; fp16 can be used");
   return weight_bytes(stored(w.format), w.mostly_zero_inputs ? Order::columns : Order::rows, round_up(w.rows, kPad),
                       round_up(w.cols, kPad));
 }

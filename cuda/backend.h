@@ -4,6 +4,7 @@
 #include "backend/backend.h"
 #include "cuda/context.h"
 #include "cuda/params.h"
+#include "cuda/stream.h"
 #include "cuda/tape.h"
 
 namespace rwkv::cuda {
@@ -36,6 +37,9 @@ class CudaBackend final : public Backend {
 
   Memory allocate(size_t bytes) override { return context_->allocate(bytes); }
   void prepare(const StepShape& shape) override;
+  std::unique_ptr<WeightStream> stream(int layers, size_t bytes) override {
+    return std::make_unique<LayerStream>(context_, tape_, layers, bytes);
+  }
   bool reads_mapped() const override { return false; }
   void pack(const Linear& w, const RowSource& source) override;
   void copy(const Tensor& table, const RowSource& source) override;
@@ -86,7 +90,7 @@ class CudaBackend final : public Backend {
   int32_t* flags_ = nullptr;       // bits that tell what is not finite, each used once in a step
   int flags_used_ = 0;
 
-  Memory results_;                 // pinned: what was looked at last, for whoever reads it next
+  Memory results_;                  // pinned: what was looked at last, for whoever reads it next
   const float* fetched_ = nullptr;  // where that lies on the device; null: nowhere
   int64_t fetched_count_ = 0;
 

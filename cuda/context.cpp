@@ -105,6 +105,14 @@ void Context::launch(std::span<const Launch> launches) {
   ask([&](Fault* f) { return api_.launch(device_, launches.data(), uint32_t(launches.size()), f); });
 }
 
+void Context::stage(void* to, const void* from, size_t bytes, int event) {
+  ask([&](Fault* f) { return api_.stage(device_, to, from, bytes, event, f); });
+}
+
+void Context::await(int event) {
+  ask([&](Fault* f) { return api_.await(device_, event, f); });
+}
+
 void* Context::record(std::span<const Launch> launches) {
   void* graph = nullptr;
   ask([&](Fault* f) { return api_.record(device_, launches.data(), uint32_t(launches.size()), &graph, f); });

@@ -52,6 +52,9 @@ class Context : public std::enable_shared_from_this<Context> {
   void download(void* to, const void* from, size_t bytes);
   void launch(std::span<const Launch> launches);
   void launch(Kernel kernel, Grid blocks, const void* params) { launch(std::array{launch_of(kernel, blocks, params)}); }
+  // An upload that begins behind what has been asked for and goes on beside what comes; and where that waits for it.
+  void stage(void* to, const void* from, size_t bytes, int event);
+  void await(int event);
   void* record(std::span<const Launch> launches);  // null where there are no graphs
   void replay(void* graph);
   void forget(void* graph);

@@ -63,7 +63,8 @@ struct DeviceApi {
   bool (*record)(void* device, const Launch* launches, uint32_t count, void** graph, Fault*);
   bool (*replay)(void* device, void* graph, Fault*);
   void (*forget)(void* device, void* graph);
-  // An upload beside what is computed, and the point at which computing waits for it. Events count from 0 to 7.
+  // An upload that begins behind what has been asked for and goes on beside what comes, and the point at which that
+  // waits for it. Events count from 0 to 7.
   bool (*stage)(void* device, void* to, const void* from, uint64_t bytes, int32_t event, Fault*);
   bool (*await)(void* device, int32_t event, Fault*);
 };

@@ -29,7 +29,7 @@ struct Device {
   int index = 0;
   bool starts_early = false;  // from compute capability 9.0 on
   cudaStream_t compute = nullptr, copies = nullptr;
-  cudaEvent_t events[kEvents] = {};
+  cudaEvent_t events[kEvents] = {}, computed = nullptr;
   Fault failure = {};  // of the device, which does not recover: said again by every later call
 };
 Device& device_of(void* device) { return *static_cast<Device*>(device); }
@@ -85,6 +85,7 @@ void close(void* device) {
   if (cudaSetDevice(d->index) != cudaSuccess) return;
   for (cudaEvent_t event : d->events)
     if (event) cudaEventDestroy(event);
+  if (d->computed) cudaEventDestroy(d->computed);
   for (cudaStream_t stream : {d->compute, d->copies})
     if (stream) cudaStreamDestroy(stream);
 }
@@ -100,6 +101,7 @@ bool open(int32_t index, void** device, DeviceInfo* info, Fault* fault) {
   };
   next("cudaStreamCreateWithFlags", [&] { return cudaStreamCreateWithFlags(&d->compute, cudaStreamNonBlocking); });
   next("cudaStreamCreateWithFlags", [&] { return cudaStreamCreateWithFlags(&d->copies, cudaStreamNonBlocking); });
+  next("cudaEventCreateWithFlags", [&] { return cudaEventCreateWithFlags(&d->computed, cudaEventDisableTiming); });
   for (cudaEvent_t& event : d->events)
     next("cudaEventCreateWithFlags", [&] { return cudaEventCreateWithFlags(&event, cudaEventDisableTiming); });
   // Also finds out whether the library has code for this device.
@@ -233,8 +235,12 @@ void forget(void* device, void* graph) {
 
 bool stage(void* device, void* to, const void* from, uint64_t bytes, int32_t event, Fault* fault) {
   Device& d = device_of(device);
+  if (!enter(d, fault)) return false;
+  cudaError_t error = cudaEventRecord(d.computed, d.compute);
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(d.copies, d.computed);
+  if (error != cudaSuccess) return broken(d, fault, error, "cudaStreamWaitEvent");
   if (!copy(d, to, from, bytes, cudaMemcpyHostToDevice, d.copies, fault)) return false;
-  const cudaError_t error = cudaEventRecord(d.events[event], d.copies);
+  error = cudaEventRecord(d.events[event], d.copies);
   return error == cudaSuccess || broken(d, fault, error, "cudaEventRecord");
 }
 bool await(void* device, int32_t event, Fault* fault) {

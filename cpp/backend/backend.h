@@ -170,6 +170,15 @@ struct DeviceId {
   bool operator==(const DeviceId&) const = default;
 };
 
+// Weights of layers that take turns on a device.
+class WeightStream {
+ public:
+  virtual ~WeightStream() = default;
+  virtual Memory place(int layer) = 0;  // where a layer is whenever it is computed with
+  virtual void loaded(int layer) = 0;   // it lies there now, for the first time
+  virtual void need(int layer) = 0;     // before the verbs with this layer; those before it have been called
+};
+
 // What lies in its memory is looked at by its verbs alone: above this floor a pointer into it is a number to add to.
 // The verbs of a step come from one thread at a time, the calls of memory and of states from any.
 class Backend {
@@ -198,7 +207,9 @@ class Backend {
   // ---- memory ----
   virtual Memory allocate(size_t bytes) = 0;   // zeroed
   virtual void prepare(const StepShape&) = 0;  // once per model
-  virtual bool reads_mapped() const = 0;       // tables and packed matrices, where they lie in a mapped file
+  // For so many layers of at most so many bytes. Throws DeviceError where weights lie in the host's memory anyway.
+  virtual std::unique_ptr<WeightStream> stream(int layers, size_t bytes);
+  virtual bool reads_mapped() const = 0;  // tables and packed matrices, where they lie in a mapped file
   virtual void pack(const Linear& w, const RowSource& source) = 0;      // reads each row once
   virtual void copy(const Tensor& table, const RowSource& source) = 0;  // the same without packing, of equal dtypes
   virtual void pack_columns(const Linear& w) = 0;                       // of a matrix that is packed

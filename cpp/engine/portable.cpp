@@ -160,7 +160,8 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
 std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& state) {
   check_process();
   check_mine(state);
-  RWKV_CHECK(DeviceError, model_->stages().size() == 1, "state: expected all layers on one device, found ",
+  RWKV_CHECK(DeviceError, model_->stages().size() == 1,
+             "state: expected all layers in one stage of the strategy, found ", model_->stages().size(), " on ",
              description(), "; to_numpy() brings them together");
   const StateContents contents = state.contents();
   const Model::Stage& stage = model_->stages().front();

@@ -112,7 +112,7 @@ def test_states_of_arrays_of_other_libraries():
 
 def test_layers_on_several_devices_are_not_one_array():
     e = engine("cpu fp32 *1 -> cpu bf16", **SMALL)
-    with pytest.raises(rwkv.DeviceError, match=r"expected all layers on one device, .* to_numpy\(\) brings them together"):
+    with pytest.raises(rwkv.DeviceError, match=r"expected all layers in one stage of the strategy, found 2 on .* to_numpy\(\) brings them together"):
         e.new_state().views()
 
 
