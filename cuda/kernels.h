@@ -32,6 +32,19 @@ struct Wkv7Shared {
   float y[2][64];
 };
 
+// Of a head's chunk. r, a, k and b are rows of 64 halves, at the places of wkv7_place; what they are moved to is read
+// before the products of rows with rows take the same memory.
+struct alignas(16) Wkv7ChunkShared {
+  uint16_t r[64 * 64], a[64 * 64], k[64 * 64], b[64 * 64];
+  union {
+    uint16_t moved[10][16 * 64];
+    uint32_t product[40][32][4];
+  };
+  float diagonal[4][16][16];
+  float decay[8][64];  // of eight rows
+  float norm[64], r_size[64], k_size[64];
+};
+
 struct SampleShared {
   double part[32];
   float value[32];
@@ -100,6 +113,12 @@ struct SampleShared {
   X(wkv7, (wkv7), Wkv7Params, WkvShared, 256) \
   X(wkv7_64, (wkv7_64), Wkv7Params, Wkv7Shared, 256)
 
+// One after the other, of (heads, chunks), (heads, runs, 2) and (heads, chunks) blocks.
+#define RWKV_CHUNK_KERNELS(X) \
+  X(wkv7_chunk, (wkv7_chunk), Wkv7ChunkParams, Wkv7ChunkShared, 256) \
+  X(wkv7_carry, (wkv7_carry), Wkv7ChunkParams, NoShared, 64) \
+  X(wkv7_chunk_out, (wkv7_chunk_out), Wkv7ChunkParams, NoShared, 128)
+
 #define RWKV_SAMPLE_KERNELS(X) \
   X(sample, (sample), SampleParams, SampleShared, 1024)
 
@@ -108,6 +127,7 @@ struct SampleShared {
   RWKV_SMALL_KERNELS(X) \
   RWKV_SPARSE_KERNELS(X) \
   RWKV_WKV_KERNELS(X) \
+  RWKV_CHUNK_KERNELS(X) \
   RWKV_SAMPLE_KERNELS(X)
 // clang-format on
 
@@ -160,6 +180,7 @@ void add_rows(Entry* table);
 void add_small(Entry* table);
 void add_sparse(Entry* table);
 void add_wkv(Entry* table);
+void add_chunk(Entry* table);
 void add_sample(Entry* table);
 
 }  // namespace rwkv::cuda
