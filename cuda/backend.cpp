@@ -23,7 +23,8 @@ bool takes_bf16(const DeviceInfo& info) { return info.major >= 8; }
 size_t batch_bytes(int rows) {
   const auto list = [](size_t count, size_t size) { return (count * size + 63) / 64 * 64; };
   const auto n = size_t(rows);
-  return list(kFlagWords, 4) + 3 * list(n, 4) + list(n + 1, 4) + 2 * list(n, 8);
+  return list(kFlagWords, 4) + 4 * list(n, 4) + list(n + 1, 4) + 2 * list(n, 8) +
+         list(n / kChunkFrom, sizeof(Wkv7Run)) + list(size_t(most_chunks(rows)), sizeof(Wkv7Chunk));
 }
 
 }  // namespace
@@ -97,6 +98,11 @@ void CudaBackend::Transfer::grow(Context& context, size_t bytes) {
 void CudaBackend::prepare(const StepShape& shape) {
   batch_.grow(*context_, batch_bytes(shape.rows));
   if (!results_.data) results_ = context_->pin(kResults);
+  if (!shape.wkv7 || shape.head_size != kWkvChunk) return;
+  most_chunks_ = blocks_of(shape.rows, kWkvChunk);
+  const size_t bytes = size_t(most_chunks_) * size_t(shape.heads) * sizeof(Wkv7Piece);
+  if (pieces_of_chunks_.size < bytes) pieces_of_chunks_ = {}, pieces_of_chunks_ = context_->allocate(bytes);
+  passes_.reserve(size_t(shape.rows) / kChunkFrom + 1);
 }
 
 void CudaBackend::launch(Kernel kernel, Grid blocks, const void* params) {
@@ -175,26 +181,23 @@ void CudaBackend::begin(const Batch& batch) {
   const size_t tokens = batch.token.size(), sequences = batch.src.size();
   if (batch_bytes(int(tokens)) > batch_.host.size) throw std::logic_error("a batch wider than what was prepared for");
   if (uploading_) context_->synchronise();  // the step before has ended in an error
-  Arena host(batch_.host), device(batch_.device);
-  const auto place = [&]<class T>(size_t count, const T*& on_device) {
-    on_device = reinterpret_cast<const T*>(device.take(count * sizeof(T)));
-    return reinterpret_cast<T*>(host.take(count * sizeof(T)));
-  };
+  Carving lists{Arena(batch_.host), Arena(batch_.device)};
   const int32_t* flags = nullptr;
-  std::fill_n(place(kFlagWords, flags), kFlagWords, 0);
-  std::ranges::copy(batch.token, place(tokens, step_.token));
-  int32_t* sequence = place(tokens, step_.sequence);
+  std::fill_n(lists.place(kFlagWords, flags), kFlagWords, 0);
+  std::ranges::copy(batch.token, lists.place(tokens, step_.token));
+  int32_t* sequence = lists.place(tokens, step_.sequence);
   for (size_t s = 0; s < sequences; s++)
     std::fill(sequence + batch.start[s], sequence + batch.start[s + 1], int32_t(s));
-  std::ranges::copy(batch.start, place(sequences + 1, step_.start));
-  std::ranges::copy(batch.rows, place(batch.rows.size(), rows_));
+  std::ranges::copy(batch.start, lists.place(sequences + 1, step_.start));
+  std::ranges::copy(batch.rows, lists.place(batch.rows.size(), rows_));
   const auto address = [](const std::byte* p) { return uint64_t(reinterpret_cast<uintptr_t>(p)); };
-  std::ranges::transform(batch.src, place(sequences, step_.src), address);
-  std::ranges::transform(batch.dst, place(sequences, step_.dst), address);
+  std::ranges::transform(batch.src, lists.place(sequences, step_.src), address);
+  std::ranges::transform(batch.dst, lists.place(sequences, step_.dst), address);
+  place_chunks(batch, lists);
   step_.tokens = int32_t(tokens), step_.sequences = int32_t(sequences);
   flags_ = const_cast<int32_t*>(flags), flags_used_ = 0;
   fetched_ = nullptr;
-  context_->upload(batch_.device.data.get(), batch_.host.data.get(), host.used());
+  context_->upload(batch_.device.data.get(), batch_.host.data.get(), lists.host.used());
   uploading_ = true;
   // A batch of prompts hardly comes again.
   tape_.begin(tokens == sequences && tokens <= kMostTokens);

@@ -72,11 +72,21 @@ class CudaBackend final : public Backend {
     Memory host, device;
     void grow(Context& context, size_t bytes);
   };
+  // The two, carved alike.
+  struct Carving {
+    Arena host, device;
+    template <class T>
+    T* place(size_t count, const T*& on_device) {
+      on_device = reinterpret_cast<const T*>(device.take(count * sizeof(T)));
+      return reinterpret_cast<T*>(host.take(count * sizeof(T)));
+    }
+  };
   using RowWork = std::function<void(Transfer& piece, int64_t row, int64_t count)>;
   // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
   void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
   void launch(Kernel kernel, Grid blocks, const void* params);
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
+  void place_chunks(const Batch& batch, Carving& lists);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
 
   const std::shared_ptr<Context> context_;
@@ -89,7 +99,18 @@ class CudaBackend final : public Backend {
   bool uploading_ = false;  // and is perhaps still copied
   StepPointers step_ = {};
   const int32_t* rows_ = nullptr;  // that want a result, on the device
-  int32_t* flags_ = nullptr;       // bits that tell what is not finite, each used once in a step
+  // Sequences long enough for RWKV-7's recurrence in chunks, some at a time, and the others.
+  struct Pass {
+    const Wkv7Run* run;
+    const Wkv7Chunk* chunk;
+    int runs, chunks;
+  };
+  std::vector<Pass> passes_;
+  const int32_t* short_ = nullptr;
+  int shorts_ = 0;
+  Memory pieces_of_chunks_;
+  int most_chunks_ = 0;       // for which there is room at a time; 0: all go row by row
+  int32_t* flags_ = nullptr;  // bits that tell what is not finite, each used once in a step
   int flags_used_ = 0;
 
   Memory results_;                  // pinned: what was looked at last, for whoever reads it next

@@ -1,6 +1,35 @@
+#include <algorithm>
+
 #include "cuda/backend.h"
 
 namespace rwkv::cuda {
+
+// The lists of a step's chunks, behind its batch. Only its own length says how a sequence is computed.
+void CudaBackend::place_chunks(const Batch& batch, Carving& lists) {
+  passes_.clear();
+  shorts_ = 0;
+  const int rows = int(batch.token.size()), sequences = int(batch.src.size());
+  if (most_chunks_ == 0 || rows < kChunkFrom) return;
+  const Wkv7Run* run = nullptr;
+  const Wkv7Chunk* chunk = nullptr;
+  Wkv7Run* runs = lists.place(size_t(rows / kChunkFrom), run);
+  Wkv7Chunk* chunks = lists.place(size_t(most_chunks(rows)), chunk);
+  int32_t* others = lists.place(size_t(sequences), short_);
+  for (int s = 0; s < sequences; s++) {
+    const int begin = batch.start[size_t(s)], end = batch.start[size_t(s) + 1],
+              count = blocks_of(end - begin, kWkvChunk);
+    if (end - begin < kChunkFrom) {
+      others[shorts_++] = s;
+      continue;
+    }
+    if (passes_.empty() || passes_.back().chunks + count > most_chunks_) passes_.push_back({run, chunk, 0, 0});
+    Pass& pass = passes_.back();
+    *runs++ = {s, pass.chunks, count};
+    for (int row = begin; row < end; row += kWkvChunk) *chunks++ = {row, std::min(kWkvChunk, end - row)};
+    pass.runs++, pass.chunks += count;
+    run++, chunk += count;
+  }
+}
 
 void CudaBackend::wkv4(const Wkv4& w, const Batch& batch, Operand y) {
   const Wkv4Params p = {.r = w.r.as<float>(),
@@ -59,7 +88,24 @@ void CudaBackend::wkv7(const Wkv7& w, size_t state, const Batch& batch, Operand 
                         .state = state,
                         .y = pointer(y),
                         .step = step_};
-  launch(w.head_size == 64 ? Kernel::wkv7_64 : Kernel::wkv7, {w.heads, int(batch.src.size()), 1}, &p);
+  const Kernel serial = w.head_size == 64 ? Kernel::wkv7_64 : Kernel::wkv7;
+  // Chunks multiply halves, which is less than who keeps activations in float32 wants.
+  if (passes_.empty() || w.head_size != kWkvChunk || y.format == Format::f32)
+    return launch(serial, {w.heads, int(batch.src.size()), 1}, &p);
+  if (shorts_ > 0) {
+    Wkv7Params some = p;
+    some.sequences = short_;
+    launch(serial, {w.heads, shorts_, 1}, &some);
+  }
+  for (const Pass& pass : passes_) {
+    const Wkv7ChunkParams c = {.wkv = p,
+                               .chunk = pass.chunk,
+                               .run = pass.run,
+                               .piece = reinterpret_cast<Wkv7Piece*>(pieces_of_chunks_.data.get())};
+    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, &c);
+    launch(Kernel::wkv7_carry, {w.heads, pass.runs, 2}, &c);
+    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, &c);
+  }
 }
 
 }  // namespace rwkv::cuda

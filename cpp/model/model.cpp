@@ -99,7 +99,8 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
                         .results = model->result_rows_,
                         .vocab = c.n_vocab,
                         .heads = c.n_head,
-                        .head_size = c.head_size};
+                        .head_size = c.head_size,
+                        .wkv7 = c.version.starts_with("7")};
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used() + size_t(stage.streamed ? stage.count : 0) * stage.layer_bytes;
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));

@@ -175,7 +175,8 @@ TEST(what_only_a_cpu_can_or_nobody) {
   };
   CHECK_THROWS(open(packed, "cuda int8"), rwkv::StrategyError, "expected cpu, for which this file was quantised");
   CHECK(results(*open(packed, "auto")) == results(*open(packed, "cpu int8")));
-  CHECK_THROWS(open(family.path, "cuda fp16 *1+"), rwkv::DeviceError, "expected layers that stay on cuda:0, found *1+");
+  CHECK_THROWS(open(family.path, "cuda fp16 *1+"), rwkv::DeviceError,
+               "expected a device that layers can be streamed to, found remote:0");
 }
 
 CHECK_MAIN
