@@ -18,13 +18,20 @@
 
 namespace rwkv::cuda {
 
+// How many blocks with less than 50 KB of shared memory a processor has room for, if their threads take half of it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBlocksOf50KB = 1;
+#else
+constexpr int kBlocksOf50KB = 2;
+#endif
+
 template <class P>
 Entry entry(void (*kernel)(P)) {
   return {reinterpret_cast<const void*>(kernel), nullptr};
 }
 
-RWKV_DEVICE int lane() { return int(threadIdx.x) % 32; }
-RWKV_DEVICE int warp() { return int(threadIdx.x) / 32; }
+RWKV_DEVICE int lane() { return int(threadIdx.x % 32); }  // unsigned: compilers know that it is not negative
+RWKV_DEVICE int warp() { return int(threadIdx.x / 32); }
 
 // ---- all threads of a block, or all lanes of a warp, come here ----
 RWKV_DEVICE void sync() { __syncthreads(); }

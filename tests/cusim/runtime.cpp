@@ -25,7 +25,8 @@ constexpr uint32_t kMostShared = 227 * 1024;
 const Entry* entries() {
   static const std::vector<Entry> table = [] {
     std::vector<Entry> t(size_t(Kernel::count));
-    add_rows(t.data()), add_small(t.data()), add_sparse(t.data()), add_wkv(t.data()), add_sample(t.data());
+    add_rows(t.data()), add_small(t.data()), add_sparse(t.data()), add_tile(t.data()), add_wkv(t.data()),
+        add_sample(t.data());
     return t;
   }();
   return table.data();
@@ -101,6 +102,10 @@ std::string run_kernel(Device& d, const Kept& kept) {
   const Launch& l = kept.launch;
   const KernelInfo& info = kKernels[l.kernel];
   const Entry& e = entries()[l.kernel];
+#ifdef CUSIM_RACE
+  watch_nothing();  // what earlier launches did is in order
+  d.memory.each(watch);
+#endif
   std::string error =
       run({info.name, {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function, kept.params.data()},
           d.options.schedule);
