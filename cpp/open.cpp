@@ -1,4 +1,8 @@
 // The porch: the only file that knows which backends exist.
+#include "cuda/open.h"
+
+#include <charconv>
+
 #include "backend/backend.h"
 #include "core/error.h"
 #include "cpu/backend.h"
@@ -6,10 +10,14 @@
 namespace rwkv {
 
 std::shared_ptr<Backend> open_backend(std::string_view device, const DeviceOptions& options) {
-  if (device == "cpu" || device == "auto") return std::make_shared<cpu::CpuBackend>(options);
-  if (device.starts_with("cuda:"))
-    throw DeviceError(join("device '", device, "': this build has no CUDA backend; cpu can be used"));
-  throw DeviceError(join("expected the device cpu or cuda:N, found '", device, "'"));
+  if (device == "auto") device = cuda::available() ? "cuda:0" : "cpu";
+  if (device == "cpu") return std::make_shared<cpu::CpuBackend>(options);
+  int number = 0;
+  const char* end = device.data() + device.size();
+  RWKV_CHECK(DeviceError,
+             device.starts_with("cuda:") && std::from_chars(device.data() + 5, end, number).ptr == end && number >= 0,
+             "expected the device cpu or cuda:N, found '", device, "'");
+  return cuda::open(number, options);
 }
 
 }  // namespace rwkv

@@ -1,6 +1,6 @@
 // The seam between the host part of the backend and a device: a table of plain C functions over plain structs.
 // librwkv_cuda.so exports one function that returns it, and so does the simulator of the tests; no exception, no object
-// of C++ and no type of CUDA crosses. The caller holds a lock: one call at a time for each library.
+// of C++ and no type of CUDA crosses. The caller holds a lock: one call at a time for each device.
 #pragma once
 #include <cstdint>
 

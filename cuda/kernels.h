@@ -160,6 +160,7 @@ constexpr KernelInfo kKernels[] = {
 };
 
 // ---- choices ----
+constexpr int kRowColumns = 512, kFiniteColumns = 4096;  // of a block of norm and mix, and of finite
 constexpr Kernel pack_kernel(Stored f, Order order) {
   return Kernel(uint32_t(order == Order::rows ? Kernel::pack_rows_f32 : Kernel::pack_columns_f32) + uint32_t(f));
 }

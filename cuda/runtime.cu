@@ -27,6 +27,7 @@ const Entry* entries() {
 
 struct Device {
   int index = 0;
+  bool starts_early = false;  // from compute capability 9.0 on
   cudaStream_t compute = nullptr, copies = nullptr;
   cudaEvent_t events[kEvents] = {};
   Fault failure = {};  // of the device, which does not recover: said again by every later call
@@ -113,6 +114,7 @@ bool open(int32_t index, void** device, DeviceInfo* info, Fault* fault) {
     return false;
   }
   if (!describe(d.get(), info, fault)) return false;
+  d->starts_early = info->major >= 9;
   *device = d.release();
   return true;
 }
@@ -173,9 +175,13 @@ bool launch(void* device, const Launch* launches, uint32_t count, Fault* fault) 
     const Launch& l = launches[i];
     if (l.kernel >= kCount || l.bytes != kKernels[l.kernel].params)
       return broken(d, fault, cudaErrorInvalidValue, "a launch of this library's kernels");
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(l.grid[0], l.grid[1], l.grid[2]), config.blockDim = dim3(l.threads);
     config.dynamicSmemBytes = l.shared, config.stream = d.compute;
+    config.attrs = &early, config.numAttrs = (l.flags & kDependent) != 0 && d.starts_early ? 1 : 0;
     void* params[] = {const_cast<void*>(l.params)};
     const cudaError_t error = cudaLaunchKernelExC(&config, entries()[l.kernel].function, params);
     if (error != cudaSuccess) return broken(d, fault, error, kKernels[l.kernel].name);
@@ -190,13 +196,33 @@ bool synchronise(void* device, Fault* fault) {
   return error == cudaSuccess || broken(d, fault, error, "cudaStreamSynchronize");
 }
 
-// Graphs stay away until a run on a device has shown that they are right: without them a list is launched again.
-bool record(void*, const Launch*, uint32_t, void** graph, Fault*) {
+// The launches as the stream has them, edges of those that start early included.
+bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
+  Device& d = device_of(device);
   *graph = nullptr;
+  if (!enter(d, fault)) return false;
+  cudaError_t error = cudaStreamBeginCapture(d.compute, cudaStreamCaptureModeThreadLocal);
+  if (error != cudaSuccess) return broken(d, fault, error, "cudaStreamBeginCapture");
+  const bool launched = launch(device, launches, count, fault);
+  cudaGraph_t captured = nullptr;
+  error = cudaStreamEndCapture(d.compute, &captured);
+  if (!launched) return false;
+  cudaGraphExec_t executable = nullptr;
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, captured, 0);
+  if (captured) cudaGraphDestroy(captured);
+  if (error != cudaSuccess) return broken(d, fault, error, "cudaGraphInstantiate");
+  *graph = executable;
   return true;
 }
-bool replay(void*, void*, Fault* fault) { return fail(fault, Failure::device, cudaErrorNotSupported, "replay"); }
-void forget(void*, void*) {}
+bool replay(void* device, void* graph, Fault* fault) {
+  Device& d = device_of(device);
+  if (!enter(d, fault)) return false;
+  const cudaError_t error = cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), d.compute);
+  return error == cudaSuccess || broken(d, fault, error, "cudaGraphLaunch");
+}
+void forget(void* device, void* graph) {
+  if (cudaSetDevice(device_of(device).index) == cudaSuccess) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
 
 bool stage(void* device, void* to, const void* from, uint64_t bytes, int32_t event, Fault* fault) {
   Device& d = device_of(device);

@@ -7,7 +7,7 @@
 #include <functional>
 #include <limits>
 
-#include "core/error.h"
+#include "backend/sample_job.h"
 #include "core/philox.h"
 
 namespace rwkv::cpu {
@@ -15,26 +15,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
-
-void check(const SampleJob& job) {
-  const int64_t n = job.logits.cols;
-  RWKV_CHECK(Error, n > 0, "logits: expected one per token, found ", n);
-  RWKV_CHECK(Error, std::isfinite(job.temperature) && job.temperature >= 0,
-             "temperature: expected a finite number of 0 or more, found ", job.temperature);
-  RWKV_CHECK(Error, job.top_p >= 0 && job.top_p <= 1, "top_p: expected a number from 0 to 1, found ", job.top_p);
-  RWKV_CHECK(Error, job.top_k >= 0, "top_k: expected 0 (all) or more, found ", job.top_k);
-  RWKV_CHECK(Error, job.min_p >= 0 && job.min_p <= 1, "min_p: expected a number from 0 to 1, found ", job.min_p);
-  RWKV_CHECK(Error, job.top.size() <= size_t(n), "top: expected at most the ", n, " tokens there are, found ",
-             job.top.size());
-  int64_t next = 0;  // the least id that may come
-  for (const TokenBias& b : job.bias) {
-    RWKV_CHECK(Error, b.token >= next && b.token < n, "bias: expected ascending tokens from 0 to ", n - 1, ", found ",
-               b.token, " where ", next, " or more may stand");
-    RWKV_CHECK(Error, b.bias < kInfinity, "bias of token ", b.token, ": expected a finite number or -inf, found ",
-               b.bias);
-    next = int64_t{b.token} + 1;
-  }
-}
 
 size_t top_k_of(const SampleJob& job) {
   const auto n = static_cast<size_t>(job.logits.cols);
@@ -53,13 +33,13 @@ float round_up(double x) {
 // A row under work: its logits and what stands in the scratch about them.
 class Row {
  public:
-  // Throws NonFiniteError where a logit is NaN or +inf; `what` says whose.
-  Row(const Kernels& kernels, const float* x, size_t n, SampleScratch& scratch, const char* what)
+  // Throws NonFiniteError where a logit is NaN or +inf, with its bias or without.
+  Row(const Kernels& kernels, const float* x, size_t n, SampleScratch& scratch, bool biased = false)
       : kernels_(&kernels), s_(&scratch), x_(x), n_(n), blocks_(sample_blocks(n)) {
     kernels_->block_maxima(x_, n_, s_->maxima.data());
     max_ = -kInfinity;
     for (size_t b = 0; b < blocks_; ++b) {
-      if (!(s_->maxima[b] < kInfinity)) refuse(b, what);
+      if (!(s_->maxima[b] < kInfinity)) refuse(b, biased);
       max_ = std::max(max_, s_->maxima[b]);
     }
   }
@@ -112,10 +92,10 @@ class Row {
   void list(std::span<TokenLogprob> top, double log_total);
 
  private:
-  [[noreturn]] void refuse(size_t block, const char* what) const {
+  [[noreturn]] void refuse(size_t block, bool biased) const {
     size_t i = block * kSampleBlock;
     while (x_[i] < kInfinity) ++i;
-    throw NonFiniteError(join("logit of token ", i, what, ": expected a finite number or -inf, found ", x_[i]));
+    refuse_logit(i, x_[i], biased);
   }
 
   // The k-th greatest of the first `count` logits in the selection.
@@ -273,9 +253,9 @@ TokenLogprob sample_row(const Kernels& kernels, const SampleJob& job, SampleScra
   const float* const logits = job.logits.row(0);
   scratch.reserve(n);
 
-  Row row(kernels, logits, n, scratch, "");
+  Row row(kernels, logits, n, scratch);
   const float max = row.max();
-  RWKV_CHECK(NonFiniteError, max > -kInfinity, "logits: expected one above -inf among ", n, ", found none");
+  if (max == -kInfinity) refuse_no_logit(n);
   row.sum(max, 1);
   const double log_total = log_of(row.total());
   const auto with_logprob = [&](int32_t token) {
@@ -287,9 +267,8 @@ TokenLogprob sample_row(const Kernels& kernels, const SampleJob& job, SampleScra
   if (biased) {
     std::copy_n(logits, n, scratch.biased.begin());
     for (const TokenBias& b : job.bias) scratch.biased[static_cast<size_t>(b.token)] += b.bias;
-    row = Row(kernels, scratch.biased.data(), n, scratch, " with its bias");
-    RWKV_CHECK(Error, row.max() > -kInfinity, "bias: expected one of ", n,
-               " tokens to stay above -inf, found all banned");
+    row = Row(kernels, scratch.biased.data(), n, scratch, true);
+    if (row.max() == -kInfinity) refuse_all_banned(n);
   }
   if (job.temperature == 0 || job.top_p == 0 || job.top_k == 1) return with_logprob(row.best());
 
@@ -307,7 +286,7 @@ TokenLogprob sample_row(const Kernels& kernels, const SampleJob& job, SampleScra
       row.sum(reference = row.max(), 1);
   }
   const size_t count = row.truncate(job, reference);
-  Row kept(kernels, scratch.values.data(), count, scratch, "");
+  Row kept(kernels, scratch.values.data(), count, scratch);
   kept.sum(kept.max(), scale);
   return with_logprob(scratch.ids[static_cast<size_t>(kept.draw(uniform, scale))]);
 }

@@ -46,6 +46,20 @@ RWKV_DEVICE T shuffle_xor(T v, int mask) {
 }
 RWKV_DEVICE uint32_t ballot(bool v) { return __ballot_sync(~0u, v); }
 
+// Where kernels may start before the one in front of them has ended: each lets the next one start, and waits before it
+// reads or writes anything that another kernel of a step writes or reads.
+RWKV_DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+RWKV_DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+RWKV_DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // d += a b, 16 x 8 by k = 16; the fragments as PTX has them for m16n8k16.
 RWKV_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800

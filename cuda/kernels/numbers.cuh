@@ -5,6 +5,12 @@
 
 namespace rwkv::cuda {
 
+// What a kernel of a step begins with, if there is nothing to do before.
+RWKV_DEVICE void start() {
+  let_next_start();
+  wait_for_previous();
+}
+
 // ---- conversions ----
 RWKV_DEVICE float bf16_to_float(uint16_t h) { return from_bits(uint32_t(h) << 16); }
 RWKV_DEVICE uint16_t float_to_bf16(float v) {  // to nearest even, NaN kept

@@ -5,11 +5,10 @@
 
 namespace rwkv::cuda {
 
-constexpr int kRowColumns = 512;  // of a block of norm and mix
-
 // x[t] = norm(table[token[t]]); a block for each row.
 RWKV_KERNEL void RWKV_BOUNDS(256) embed(PARAMS(EmbedParams, p)) {
   SHARED(SumShared, s);
+  start();
   const int t = int(blockIdx.x);
   const size_t from = size_t(p.token[t]) * size_t(p.ld);
   float sum = 0;
@@ -38,6 +37,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) embed(PARAMS(EmbedParams, p)) {
 
 // y[i] = norm(x[rows[i]]); blockIdx.x is i.
 RWKV_KERNEL void RWKV_BOUNDS(256) norm(PARAMS(NormParams, p)) {
+  start();
   const int t = int(blockIdx.x), from = int(blockIdx.y) * kRowColumns;
   const float* x = p.x + size_t(p.rows[t]) * size_t(p.ld);
   const Moments m = row_moments(x, p.cols);
@@ -53,6 +53,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) norm(PARAMS(NormParams, p)) {
 // out = xn + (previous xn - xn) (mu + dynamic) for every job; blockIdx.x is the row. The thread that reads a column of
 // a sequence's shift from src also writes it to dst, afterwards: both may be the same slot.
 RWKV_KERNEL void RWKV_BOUNDS(256) mix(PARAMS(MixParams, p)) {
+  start();
   const int t = int(blockIdx.x), from = int(blockIdx.y) * kRowColumns, s = p.step.sequence[t];
   const bool first = t == p.step.start[s];
   const float* x = p.x + size_t(t) * size_t(p.ld);
@@ -88,6 +89,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) mix(PARAMS(MixParams, p)) {
 
 // y[t] = z[t] (table[token[t]] + base[t]), and every row of gate is the bias; a block for each row.
 RWKV_KERNEL void RWKV_BOUNDS(256) deep_embed(PARAMS(DeepEmbedParams, p)) {
+  start();
   const int t = int(blockIdx.x);
   const size_t from = size_t(p.token[t]) * size_t(p.d) * size_t(p.d);
   const float *base = p.base + size_t(t) * size_t(p.ld_base), *z = p.z + size_t(t) * size_t(p.ld_z);
@@ -103,10 +105,12 @@ RWKV_KERNEL void RWKV_BOUNDS(256) deep_embed(PARAMS(DeepEmbedParams, p)) {
     p.gate[size_t(t) * size_t(p.ld_gate) + size_t(j)] = p.bias[j];
 }
 
-// (rows, columns / 4096) blocks.
+// (rows, columns / kFiniteColumns) blocks.
 RWKV_KERNEL void RWKV_BOUNDS(256) finite(PARAMS(FiniteParams, p)) {
+  start();
   const float* x = p.x + size_t(blockIdx.x) * size_t(p.ld);
-  const int from = int(blockIdx.y) * 4096, end = from + 4096 < p.cols ? from + 4096 : p.cols;
+  const int from = int(blockIdx.y) * kFiniteColumns;
+  const int end = from + kFiniteColumns < p.cols ? from + kFiniteColumns : p.cols;
   bool found = false;
   for (int i = from + int(threadIdx.x); i < end; i += int(blockDim.x))
     found |= (bits(x[i]) & 0x7f800000u) == 0x7f800000u;
@@ -115,6 +119,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) finite(PARAMS(FiniteParams, p)) {
 
 // Rows that came from elsewhere, with the statistics that they lack; a block for each.
 RWKV_KERNEL void RWKV_BOUNDS(256) write_rows(PARAMS(WriteRowsParams, p)) {
+  start();
   const float* from = p.from + size_t(blockIdx.x) * size_t(p.cols);
   float* row = p.x + size_t(blockIdx.x) * size_t(p.ld);
   for (int i = int(threadIdx.x); i < round_up(p.cols, kPad); i += int(blockDim.x)) {  // whole warps

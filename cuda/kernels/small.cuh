@@ -122,6 +122,13 @@ RWKV_DEVICE void multiply_floats(const LinearJobParams& q, int tile, int begin, 
     }
 }
 
+// The beginning of a warp's weights, on their way while the kernel waits for its operand.
+RWKV_DEVICE void prefetch_ahead(const void* weights, size_t from, int bytes) {
+  constexpr int kLine = 128, kMost = 8192;
+  for (int i = lane() * kLine; i < bytes && i < kMost; i += 32 * kLine)
+    prefetch(static_cast<const unsigned char*>(weights) + from + size_t(i));
+}
+
 template <Stored F, int NT, int MT>
 RWKV_KERNEL void RWKV_BOUNDS(256) small(PARAMS(LinearParams, p)) {
   SHARED(FinishShared<MT>, s);
@@ -130,6 +137,12 @@ RWKV_KERNEL void RWKV_BOUNDS(256) small(PARAMS(LinearParams, p)) {
   const LinearJobParams& q = p.job[job];
   const int tile = (int(blockIdx.x) - q.first) * MT, blocks = q.k / block_k(F);
   const int begin = blocks * warp() / kWarps, end = blocks * (warp() + 1) / kWarps;
+  let_next_start();
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+    prefetch_ahead(q.w, (size_t(tile + m) * size_t(blocks) + size_t(begin)) * block_bytes(F),
+                   (end - begin) * block_bytes(F));
+  wait_for_previous();
   float acc[MT][NT][4] = {};
   if constexpr (F == Stored::f32) {
     multiply_floats<NT>(q, tile, begin, end, acc);

@@ -143,6 +143,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256, NT == 1 && F != Stored::f32 ? 2 : 1) sparse(PA
   const LinearJobParams& q = p.job[job];
   const int output = (int(blockIdx.x) - q.first) * 64, blocks = q.k / block_k(F);
   const int begin = blocks * warp() / kWarps, end = blocks * (warp() + 1) / kWarps;
+  start();  // which weights will be read only the operand says
   const bool skip = q.skip != 0 && *static_cast<const int32_t*>(q.w) == 0;
   for (int token = 0; token < q.tokens; token += 8 * NT) {
     float acc[4][NT][4] = {};

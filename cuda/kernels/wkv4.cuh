@@ -7,6 +7,7 @@ namespace rwkv::cuda {
 
 // (channels / 128, sequences) blocks: the same kernel for one row of a sequence and for many.
 RWKV_KERNEL void RWKV_BOUNDS(128) wkv4(PARAMS(Wkv4Params, p)) {
+  start();
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x), s = int(blockIdx.y);
   if (i >= round_up(p.cols, kPad)) return;
   const int begin = p.step.start[s], end = p.step.start[s + 1];

@@ -7,6 +7,7 @@ namespace rwkv::cuda {
 
 RWKV_KERNEL void RWKV_BOUNDS(256) wkv6(PARAMS(Wkv6Params, p)) {
   SHARED(WkvShared, s);
+  start();
   const Head head = head_of(p);
   const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
   for (int t = head.begin; t < head.end; t++) {

@@ -27,6 +27,7 @@ RWKV_DEVICE float inverse_norm(float squares) { return 1.0f / larger(1e-12f, sqr
 
 RWKV_KERNEL void RWKV_BOUNDS(256) wkv7(PARAMS(Wkv7Params, p)) {
   SHARED(WkvShared, s);
+  start();
   const Head head = head_of(p);
   const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
   for (int t = head.begin; t < head.end; t++) {
@@ -123,6 +124,7 @@ RWKV_DEVICE float sum_four(float v) {
 
 RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
   SHARED(Wkv7Shared, s);
+  start();
   const Head head = head_of(p);
   const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4, count = head.end - head.begin;
   float4 state[4];

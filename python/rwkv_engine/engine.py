@@ -40,8 +40,8 @@ class Engine(GenerationMixin):
         downloaded once (`rwkv_engine.hub.download` says how); or the package's own small model.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu P", P one of fp32, fp16, bf16, int8 and
-        int4 (the head int8), or several as "cpu bf16 *10 -> cpu fp32" (the first 10 layers, the
-        rest). "auto" keeps the file's precision, as small matrices do beside int8 and int4.
+        int4 (the head int8), "cuda P" or "cuda:1 P", or several as "cuda fp16 *10 -> cpu bf16" (the
+        first 10 layers, the rest). "auto" keeps the file's precision, on a GPU if there is one.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     pin : bool, default False

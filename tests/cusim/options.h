@@ -6,6 +6,7 @@
 //   devices:N                there are so many
 //   memory:BYTES             of each
 //   fail:N                   the N-th call that may fail does, counted from 1
+//   trace:FILE               the names of all kernels go there, as they run
 //   protect                  memory of the device is out of the host's reach
 #pragma once
 #include <cstdint>
@@ -20,6 +21,7 @@ struct Options {
   bool late_stream = false, protect = false;
   int devices = 1;
   uint64_t memory = uint64_t(8) << 30, fail = 0;
+  std::string trace;
 };
 
 // The word that is none of the above, or nothing.

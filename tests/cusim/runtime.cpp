@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cuda/device.h"
@@ -102,10 +104,13 @@ std::string run_kernel(Device& d, const Kept& kept) {
   const Launch& l = kept.launch;
   const KernelInfo& info = kKernels[l.kernel];
   const Entry& e = entries()[l.kernel];
+  static std::mutex machine;  // one for all devices
+  const std::lock_guard lock(machine);
 #ifdef CUSIM_RACE
   watch_nothing();  // what earlier launches did is in order
   d.memory.each(watch);
 #endif
+  if (!d.options.trace.empty()) std::ofstream(d.options.trace, std::ios::app) << info.name << "\n";
   std::string error =
       run({info.name, {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function, kept.params.data()},
           d.options.schedule);

@@ -1,0 +1,268 @@
+#include "cuda/backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "core/error.h"
+#include "core/platform.h"
+#include "cuda/library.h"
+#include "cuda/open.h"
+
+namespace rwkv::cuda {
+
+namespace {
+
+constexpr int kMostThreads = 8;               // that read a file
+constexpr size_t kResults = size_t(8) << 20;  // bytes that come along with the look at them
+constexpr int kFlagWords = 16, kFlags = kFlagWords * 32;
+
+bool takes_bf16(const DeviceInfo& info) { return info.major >= 8; }
+
+// What a batch of so many rows needs, in its order: every list begins at a multiple of 64 bytes.
+size_t batch_bytes(int rows) {
+  const auto list = [](size_t count, size_t size) { return (count * size + 63) / 64 * 64; };
+  const auto n = size_t(rows);
+  return list(kFlagWords, 4) + 3 * list(n, 4) + list(n + 1, 4) + 2 * list(n, 8);
+}
+
+}  // namespace
+
+std::shared_ptr<Backend> open(int index, const DeviceOptions& options) {
+  const DeviceApi& api = library(join("cuda:", index));
+  return std::make_shared<CudaBackend>(std::make_shared<Context>(api, index), options);
+}
+
+bool available() {
+  try {
+    return takes_bf16(Context(library("cuda:0"), 0).info());
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+CudaBackend::CudaBackend(std::shared_ptr<Context> context, const DeviceOptions& options)
+    : context_(std::move(context)),
+      features_(features_of_environment()),
+      threads_(options.threads > 0 ? options.threads : std::min(usable_cores(), kMostThreads)),
+      skip_zeros_(options.sparse.value_or(true)),
+      tape_(*context_, features_.graphs) {}
+
+// What is still copied must not outlive the memory that it is copied from.
+CudaBackend::~CudaBackend() {
+  try {
+    if (uploading_) context_->synchronise();
+  } catch (const Error&) {  // the device has failed before and said so
+  }
+}
+
+std::string CudaBackend::description() const { return join(context_->name(), " ", context_->info().name); }
+
+// ---- sizes ----
+
+Format CudaBackend::operand_format(Format weights) const {
+  const DeviceInfo& info = context_->info();
+  RWKV_CHECK(DeviceError, weights != Format::bf16 || takes_bf16(info), context_->name(),
+             ": expected a device of compute capability 8.0 or more for bf16, found ", info.major, ".", info.minor,
+             "; fp16 can be used");
+  return Format(uint8_t(operand_of(stored(weights))));
+}
+
+size_t CudaBackend::operand_bytes(Format format, int rows, int cols) const {
+  return cuda::operand_bytes(stored(format), round_up(rows, 8), round_up(cols, kPad));
+}
+
+size_t CudaBackend::linear_bytes(const Linear& w) const {
+  return weight_bytes(stored(w.format), w.mostly_zero_inputs ? Order::columns : Order::rows, round_up(w.rows, kPad),
+                      round_up(w.cols, kPad));
+}
+
+size_t CudaBackend::state_bytes(const StatePart& part) const {
+  return (size_t(part.count()) * sizeof(float) + 63) / 64 * 64;
+}
+
+// A processor does some 10^12 multiply-adds a second.
+int CudaBackend::panel_rows(int64_t work) const {
+  const int64_t rows = 50'000'000'000 / std::max<int64_t>(1, work) * context_->info().processors;
+  return int(std::clamp<int64_t>(rows / 64 * 64, 64, 4096));
+}
+
+// ---- memory ----
+
+void CudaBackend::Transfer::grow(Context& context, size_t bytes) {
+  if (host.size >= bytes) return;
+  *this = {};
+  host = context.pin(bytes);
+  device = context.allocate(bytes);
+}
+
+void CudaBackend::prepare(const StepShape& shape) {
+  batch_.grow(*context_, batch_bytes(shape.rows));
+  if (!results_.data) results_ = context_->pin(kResults);
+}
+
+void CudaBackend::launch(Kernel kernel, Grid blocks, const void* params) {
+  fetched_ = nullptr;
+  Launch one = launch_of(kernel, blocks, params);
+  if (features_.dependent) one.flags = kDependent;
+  tape_.add(one);
+}
+
+void CudaBackend::read(const Tensor& x, float* host) {
+  tape_.flush();
+  const auto cols = size_t(x.cols), ld = size_t(x.stride);
+  if (x.data == fetched_) {  // and its size was that of the tensor that was looked at
+    const auto* from = reinterpret_cast<const float*>(results_.data.get());
+    for (int64_t i = 0; i < x.rows; i++) std::copy_n(from + size_t(i) * ld, cols, host + size_t(i) * cols);
+    return;
+  }
+  if (cols == ld) return context_->copy_out(host, x.data, size_t(x.rows) * cols * sizeof(float));
+  for (int64_t i = 0; i < x.rows; i++) context_->copy_out(host + size_t(i) * cols, x.row(i), cols * sizeof(float));
+}
+
+// Rows that lie apart are followed by their statistics, which a kernel writes.
+void CudaBackend::write(const Tensor& x, const float* host) {
+  tape_.flush();
+  const size_t row = size_t(x.cols) * sizeof(float);
+  if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * row);
+  rows_in_.grow(*context_, size_t(x.rows) * row);
+  context_->copy_in(rows_in_.device.data.get(), host, size_t(x.rows) * row);
+  const WriteRowsParams p = {.from = reinterpret_cast<const float*>(rows_in_.device.data.get()),
+                             .x = x.as<float>(),
+                             .ld = int32_t(x.stride),
+                             .cols = int32_t(x.cols)};
+  launch(Kernel::write_rows, {int(x.rows), 1, 1}, &p);
+}
+
+// A state part lies as its portable form has it.
+void CudaBackend::read_state(const StatePart& part, const std::byte* device, float* host) const {
+  context_->copy_out(host, device, size_t(part.count()) * sizeof(float));
+}
+void CudaBackend::write_state(const StatePart& part, std::byte* device, const float* host) const {
+  context_->copy_in(device, host, size_t(part.count()) * sizeof(float));
+}
+
+// ---- a step ----
+
+void CudaBackend::begin(const Batch& batch) {
+  const size_t tokens = batch.token.size(), sequences = batch.src.size();
+  if (batch_bytes(int(tokens)) > batch_.host.size) throw std::logic_error("a batch wider than what was prepared for");
+  if (uploading_) context_->synchronise();  // the step before has ended in an error
+  Arena host(batch_.host), device(batch_.device);
+  const auto place = [&]<class T>(size_t count, const T*& on_device) {
+    on_device = reinterpret_cast<const T*>(device.take(count * sizeof(T)));
+    return reinterpret_cast<T*>(host.take(count * sizeof(T)));
+  };
+  const int32_t* flags = nullptr;
+  std::fill_n(place(kFlagWords, flags), kFlagWords, 0);
+  std::ranges::copy(batch.token, place(tokens, step_.token));
+  int32_t* sequence = place(tokens, step_.sequence);
+  for (size_t s = 0; s < sequences; s++)
+    std::fill(sequence + batch.start[s], sequence + batch.start[s + 1], int32_t(s));
+  std::ranges::copy(batch.start, place(sequences + 1, step_.start));
+  std::ranges::copy(batch.rows, place(batch.rows.size(), rows_));
+  const auto address = [](const std::byte* p) { return uint64_t(reinterpret_cast<uintptr_t>(p)); };
+  std::ranges::transform(batch.src, place(sequences, step_.src), address);
+  std::ranges::transform(batch.dst, place(sequences, step_.dst), address);
+  step_.tokens = int32_t(tokens), step_.sequences = int32_t(sequences);
+  flags_ = const_cast<int32_t*>(flags), flags_used_ = 0;
+  fetched_ = nullptr;
+  context_->upload(batch_.device.data.get(), batch_.host.data.get(), host.used());
+  uploading_ = true;
+  // A batch of prompts hardly comes again.
+  tape_.begin(tokens == sequences && tokens <= kMostTokens);
+}
+
+void CudaBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x, Operand out) {
+  const EmbedParams p = {.table = table.data,
+                         .dtype = stored(table.dtype),
+                         .ld = int32_t(table.stride),
+                         .cols = int32_t(table.cols),
+                         .norm = pointers(norm),
+                         .x = x.as<float>(),
+                         .ld_x = int32_t(x.stride),
+                         .out = pointer(out),
+                         .token = step_.token};
+  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, &p);
+}
+
+void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int first, int count, Tensor y, Operand out) {
+  const NormParams p = {.x = x.as<float>(),
+                        .ld = int32_t(x.stride),
+                        .cols = int32_t(x.cols),
+                        .norm = pointers(norm),
+                        .rows = rows_ + first,
+                        .y = y.as<float>(),
+                        .ld_y = int32_t(y.stride),
+                        .out = pointer(out)};
+  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
+}
+
+void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch,
+                      Shift write) {
+  MixParams p = {.x = x.as<float>(),
+                 .ld = int32_t(x.stride),
+                 .cols = int32_t(x.cols),
+                 .norm = pointers(norm),
+                 .shift = shift,
+                 .write = 0,
+                 .count = 0,
+                 .step = step_,
+                 .job = {}};
+  for (const MixJob& job : jobs) {
+    p.job[p.count++] = {.mu = job.mu.as<float>(),
+                        .dynamic = job.dynamic.as<float>(),
+                        .ld_dynamic = int32_t(job.dynamic.stride),
+                        .out = pointer(job.out)};
+    const bool last = &job == &jobs.back();
+    if (p.count < kMostJobs && !last) continue;
+    p.write = last && write == Shift::write;  // the others still read what it replaces
+    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
+    p.count = 0;
+  }
+}
+
+void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, Tensor gate) {
+  const DeepEmbedParams p = {.table = d.table.data,
+                             .dtype = stored(d.table.dtype),
+                             .d = y.cols,
+                             .f = int32_t(gate.cols),
+                             .base = d.base.as<float>(),
+                             .z = d.z.as<float>(),
+                             .bias = d.bias.as<float>(),
+                             .ld_base = int32_t(d.base.stride),
+                             .ld_z = int32_t(d.z.stride),
+                             .y = pointer(y),
+                             .gate = gate.as<float>(),
+                             .ld_gate = int32_t(gate.stride),
+                             .token = step_.token};
+  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, &p);
+}
+
+// The rows themselves come along while they are few, so whoever reads them does not wait again.
+bool CudaBackend::all_finite(const Tensor& x) {
+  if (flags_used_ == kFlags) {  // begin anew, in order behind those that are still to be written
+    std::memset(batch_.host.data.get(), 0, kFlagWords * sizeof(int32_t));
+    context_->upload(flags_, batch_.host.data.get(), kFlagWords * sizeof(int32_t));
+    flags_used_ = 0;
+  }
+  const int word = flags_used_ / 32;
+  const FiniteParams p = {.x = x.as<float>(),
+                          .ld = int32_t(x.stride),
+                          .cols = int32_t(x.cols),
+                          .flag = flags_ + word,
+                          .bit = flags_used_++ % 32};
+  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, &p);
+  tape_.flush();
+  const size_t bytes = size_t((x.rows - 1) * x.stride + x.cols) * sizeof(float);
+  const bool along = bytes <= results_.size;
+  if (along) context_->download(results_.data.get(), x.data, bytes);
+  int32_t* found = reinterpret_cast<int32_t*>(batch_.host.data.get()) + word;
+  context_->download(found, flags_ + word, sizeof(int32_t));
+  context_->synchronise();
+  uploading_ = false;
+  if (along) fetched_ = x.data;
+  return (uint32_t(*found) >> p.bit & 1) == 0;
+}
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,102 @@
+#pragma once
+#include <vector>
+
+#include "backend/backend.h"
+#include "cuda/context.h"
+#include "cuda/params.h"
+#include "cuda/tape.h"
+
+namespace rwkv::cuda {
+
+static_assert(uint8_t(Format::f32) == uint8_t(Stored::f32) && uint8_t(Format::f16) == uint8_t(Stored::f16) &&
+              uint8_t(Format::bf16) == uint8_t(Stored::bf16) && uint8_t(Format::i8) == uint8_t(Stored::i8) &&
+              uint8_t(Format::i4) == uint8_t(Stored::i4));
+static_assert(uint8_t(Act::none) == uint8_t(Activation::none) && uint8_t(Act::tanh) == uint8_t(Activation::tanh) &&
+              uint8_t(Act::sigmoid) == uint8_t(Activation::sigmoid) &&
+              uint8_t(Act::silu) == uint8_t(Activation::silu) && uint8_t(Act::relu2) == uint8_t(Activation::relu2));
+
+// The verbs as launches on one device. Launches are not waited for: `all_finite`, `read` and `sample` wait.
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(std::shared_ptr<Context> context, const DeviceOptions& options);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  Format operand_format(Format weights) const override;
+  size_t operand_bytes(Format, int rows, int cols) const override;
+  int64_t row_stride(int64_t cols) const override { return cuda::row_stride(int(cols)); }
+  size_t linear_bytes(const Linear& w) const override;
+  size_t column_bytes(const Linear&) const override { return 0; }  // such a matrix lies by columns only
+  size_t state_bytes(const StatePart&) const override;
+  size_t slab_bytes() const override { return size_t(32) << 20; }
+  int panel_rows(int64_t work) const override;
+  int result_rows() const override { return 256; }
+
+  Memory allocate(size_t bytes) override { return context_->allocate(bytes); }
+  void prepare(const StepShape& shape) override;
+  bool reads_mapped() const override { return false; }
+  void pack(const Linear& w, const RowSource& source) override;
+  void copy(const Tensor& table, const RowSource& source) override;
+  void pack_columns(const Linear&) override {}
+  void read(const Tensor& x, float* host) override;
+  void write(const Tensor& x, const float* host) override;
+  void read_state(const StatePart&, const std::byte* device, float* host) const override;
+  void write_state(const StatePart&, std::byte* device, const float* host) const override;
+
+  void begin(const Batch&) override;
+  void end() override { tape_.flush(); }
+  void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out) override;
+  void norm(const Tensor& x, const Norm&, const Batch&, int first, int count, Tensor y, Operand out) override;
+  void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
+  void linear(std::span<const LinearJob>) override;
+  void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
+  bool all_finite(const Tensor& x) override;
+  void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
+  void wkv4(const Wkv4&, const Batch&, Operand y) override;
+  void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;
+  void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
+
+ private:
+  // Memory that is copied and its pair on the device, as large as the largest use so far.
+  struct Transfer {
+    Memory host, device;
+    void grow(Context& context, size_t bytes);
+  };
+  using RowWork = std::function<void(Transfer& piece, int64_t row, int64_t count)>;
+  // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
+  void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
+  void launch(Kernel kernel, Grid blocks, const void* params);
+  void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
+
+  const std::shared_ptr<Context> context_;
+  const Features features_;
+  const int threads_;  // that read files
+  const bool skip_zeros_;
+  Tape tape_;
+
+  Transfer batch_;          // of the step that has begun
+  bool uploading_ = false;  // and is perhaps still copied
+  StepPointers step_ = {};
+  const int32_t* rows_ = nullptr;  // that want a result, on the device
+  int32_t* flags_ = nullptr;       // bits that tell what is not finite, each used once in a step
+  int flags_used_ = 0;
+
+  Memory results_;                 // pinned: what was looked at last, for whoever reads it next
+  const void* fetched_ = nullptr;  // where that lies on the device; null: nowhere
+
+  std::vector<Transfer> pieces_;  // of the threads that read files
+  Transfer rows_in_;              // rows on their way to a tensor with statistics
+  Transfer sampling_;
+  Memory sample_scratch_;
+};
+
+// A tensor's and an operand's fields as kernels want them.
+inline Stored stored(Format format) { return Stored(uint8_t(format)); }
+inline Stored stored(DType dtype) {
+  return dtype == DType::f32 ? Stored::f32 : dtype == DType::f16 ? Stored::f16 : Stored::bf16;
+}
+inline OperandPointer pointer(const Operand& x) { return {x.data, round_up(x.rows, 8), stored(x.format)}; }
+inline NormPointers pointers(const Norm& n) { return {n.weight.as<float>(), n.bias.as<float>(), n.eps}; }
+inline int blocks_of(int64_t n, int size) { return int((n + size - 1) / size); }
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,78 @@
+// One device of the library as an object: faults become exceptions, memory is given back, and calls of all threads come
+// one at a time.
+#pragma once
+#include <array>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+
+#include "core/arena.h"
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+
+namespace rwkv::cuda {
+
+using Grid = std::array<int, 3>;
+
+inline Launch launch_of(Kernel kernel, Grid blocks, const void* params) {
+  const KernelInfo& k = kKernels[size_t(kernel)];
+  return {.kernel = uint32_t(kernel),
+          .grid = {uint32_t(blocks[0]), uint32_t(blocks[1]), uint32_t(blocks[2])},
+          .threads = k.threads,
+          .shared = k.shared,
+          .bytes = k.params,
+          .flags = 0,
+          .params = params,
+          .reserved = 0};
+}
+
+// What no test without a GPU can show is off unless the environment's RWKV_CUDA_FEATURES names it: words, separated by
+// commas.
+struct Features {
+  bool graphs = false;     // a step is one launch graph
+  bool dependent = false;  // "pdl": a kernel may start before the one in front of it has ended
+};
+Features features_of_environment();  // throws DeviceError for a word that is none of them
+
+class Context : public std::enable_shared_from_this<Context> {
+ public:
+  Context(const DeviceApi& api, int index);  // throws DeviceError
+  ~Context();
+  Context(const Context&) = delete;
+
+  const std::string& name() const { return name_; }  // "cuda:0"
+  const DeviceInfo& info() const { return info_; }   // as it was when it was opened
+  Memory allocate(size_t bytes);                     // zeroed, on the device
+  Memory pin(size_t bytes);                          // of the host, to copy from and to
+
+  // In order, and not waited for: what is copied from or to, pinned, stays untouched until `synchronise`.
+  void upload(void* to, const void* from, size_t bytes);
+  void download(void* to, const void* from, size_t bytes);
+  void launch(std::span<const Launch> launches);
+  void launch(Kernel kernel, Grid blocks, const void* params) { launch(std::array{launch_of(kernel, blocks, params)}); }
+  void* record(std::span<const Launch> launches);  // null where there are no graphs
+  void replay(void* graph);
+  void forget(void* graph);
+  void synchronise();
+
+  // Copies from and to any memory of the host that have happened when they return.
+  void copy_in(void* to, const void* from, size_t bytes);
+  void copy_out(void* to, const void* from, size_t bytes);
+
+ private:
+  template <class Call>
+  void ask(const Call& call);
+  Memory owned(void* memory, size_t bytes, void (*release)(void* device, void* memory));
+
+  const DeviceApi& api_;
+  const int64_t process_;  // a device does not outlive a fork
+  std::string name_;
+  void* device_ = nullptr;
+  DeviceInfo info_ = {};
+  std::mutex calling_;  // one call at a time
+  std::mutex copying_;  // who has `staging_`
+  void* staging_ = nullptr;
+};
+
+}  // namespace rwkv::cuda

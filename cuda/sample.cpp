@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <cstring>
+
+#include "backend/sample_job.h"
+#include "core/philox.h"
+#include "cuda/backend.h"
+
+namespace rwkv::cuda {
+
+namespace {
+
+constexpr size_t kMostSampled = 32;  // rows in one launch: they and their scratch are device memory
+
+}  // namespace
+
+void CudaBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
+  std::ranges::for_each(jobs, check);
+  for (size_t at = 0; at < jobs.size();) {
+    size_t count = 1;
+    while (at + count < jobs.size() && count < kMostSampled && jobs[at + count].logits.cols == jobs[at].logits.cols)
+      count++;
+    sample_some(jobs.subspan(at, count), drawn.subspan(at, count));
+    at += count;
+  }
+}
+
+// What goes up lies in front of what comes back.
+void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
+  const auto n = size_t(jobs.front().logits.cols);
+  const auto carve = [&]<class T>(Arena& arena, size_t count, T*& list) {
+    list = reinterpret_cast<T*>(arena.take(count * sizeof(T)));
+  };
+  struct Lists {
+    TokenNumber* bias;
+    float* logits;
+    TokenNumber* top;
+  };
+  struct Places {
+    SampleJobParams* jobs;
+    std::array<Lists, kMostSampled> lists;
+    SampleResult* results;
+    size_t back;  // where what comes back begins
+  };
+  const auto place = [&](Arena& arena) {
+    Places p = {};
+    carve(arena, jobs.size(), p.jobs);
+    for (size_t i = 0; i < jobs.size(); i++) {
+      carve(arena, jobs[i].bias.size(), p.lists[i].bias);
+      carve(arena, n, p.lists[i].logits);
+    }
+    p.back = arena.used();
+    carve(arena, jobs.size(), p.results);
+    for (size_t i = 0; i < jobs.size(); i++) carve(arena, jobs[i].top.size(), p.lists[i].top);
+    return p;
+  };
+  Arena counting;
+  place(counting);
+  sampling_.grow(*context_, counting.used());
+  const size_t scratch = sample_scratch_bytes(int(n)) * jobs.size();
+  if (sample_scratch_.size < scratch) sample_scratch_ = {}, sample_scratch_ = context_->allocate(scratch);
+  Arena host(sampling_.host), device(sampling_.device);
+  const Places here = place(host), there = place(device);
+  for (size_t i = 0; i < jobs.size(); i++) {
+    const SampleJob& job = jobs[i];
+    std::ranges::transform(job.bias, here.lists[i].bias,
+                           [](const TokenBias& b) { return TokenNumber{b.token, b.bias}; });
+    std::copy_n(job.logits.row(0), n, here.lists[i].logits);
+    here.jobs[i] = {.logits = there.lists[i].logits,
+                    .bias = there.lists[i].bias,
+                    .top = there.lists[i].top,
+                    .scale = job.temperature == 0 ? 0 : 1 / double{job.temperature},
+                    .uniform = philox_uniform(job.seed, job.counter),
+                    .top_p = job.top_p,
+                    .min_p = job.min_p,
+                    .top_k = job.top_k,
+                    .biases = int32_t(job.bias.size()),
+                    .tops = int32_t(job.top.size()),
+                    .reserved = 0};
+  }
+  std::byte *const up = sampling_.device.data.get(), *const down = sampling_.host.data.get();
+  context_->upload(up, down, here.back);
+  const SampleParams p = {
+      .jobs = there.jobs, .results = there.results, .scratch = sample_scratch_.data.get(), .vocabulary = int32_t(n)};
+  fetched_ = nullptr;
+  context_->launch(Kernel::sample, {int(jobs.size()), 1, 1}, &p);
+  context_->download(down + here.back, up + here.back, counting.used() - here.back);
+  context_->synchronise();
+  for (size_t i = 0; i < jobs.size(); i++) {
+    const SampleResult& found = here.results[i];
+    const auto where = size_t(found.where);
+    if (found.code == SampleCode::not_finite) refuse_logit(where, here.lists[i].logits[where], false);
+    if (found.code == SampleCode::all_infinite) refuse_no_logit(n);
+    if (found.code == SampleCode::not_finite_biased) {
+      const auto bias = std::ranges::find(jobs[i].bias, found.where, &TokenBias::token);
+      refuse_logit(where, here.lists[i].logits[where] + (bias == jobs[i].bias.end() ? 0 : bias->bias), true);
+    }
+    if (found.code == SampleCode::all_banned) refuse_all_banned(n);
+    drawn[i] = {found.token, found.logprob};
+    std::transform(here.lists[i].top, here.lists[i].top + jobs[i].top.size(), jobs[i].top.begin(),
+                   [](const TokenNumber& t) { return TokenLogprob{t.token, t.number}; });
+  }
+}
+
+}  // namespace rwkv::cuda

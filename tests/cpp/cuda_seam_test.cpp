@@ -1,0 +1,178 @@
+// The host's side of the seam, against a table of functions that only note what they are asked for.
+#include <utility>
+
+#include "check.h"
+#include "core/error.h"
+#include "cuda/context.h"
+#include "cuda/tape.h"
+
+namespace {
+
+using namespace rwkv;
+using namespace rwkv::cuda;
+
+// What has been asked for, in words: "launch 3", "record 3", "replay", "forget".
+std::vector<std::string> asked;
+Fault next_fault = {};
+bool answer(const std::string& what, Fault* fault) {
+  asked.push_back(what);
+  if (next_fault.failure == Failure::none) return true;
+  *fault = next_fault;
+  return false;
+}
+
+DeviceApi fake_api() {
+  DeviceApi api = {};
+  api.count = [](int32_t* devices, Fault*) { return *devices = 2, true; };
+  api.open = [](int32_t, void** device, DeviceInfo*, Fault* f) { return *device = nullptr, answer("open", f); };
+  api.close = [](void*) { asked.push_back("close"); };
+  api.allocate = [](void*, uint64_t, void** memory, Fault* f) {
+    static std::byte byte;
+    return *memory = &byte, answer("allocate", f);
+  };
+  api.release = [](void*, void*) { asked.push_back("release"); };
+  api.pin = [](void*, uint64_t bytes, void** memory, Fault*) { return *memory = new std::byte[bytes], true; };
+  api.unpin = [](void*, void* memory) { delete[] static_cast<std::byte*>(memory); };
+  api.launch = [](void*, const Launch*, uint32_t n, Fault* f) { return answer(join("launch ", n), f); };
+  api.record = [](void*, const Launch*, uint32_t n, void** graph, Fault* f) {
+    static int graphs;
+    return *graph = &graphs, answer(join("record ", n), f);
+  };
+  api.replay = [](void*, void*, Fault* f) { return answer("replay", f); };
+  api.forget = [](void*, void*) { asked.push_back("forget"); };
+  api.synchronise = [](void*, Fault* f) { return answer("synchronise", f); };
+  return api;
+}
+
+std::vector<std::string> taken() { return std::exchange(asked, {}); }
+using Words = std::vector<std::string>;
+
+template <class F>
+std::string refusal(const F& f) {
+  try {
+    f();
+  } catch (const DeviceError& e) {
+    return e.what();
+  }
+  return "nothing";
+}
+
+// Steps of launches whose params are the numbers given.
+void step(Tape& tape, const std::vector<int>& numbers, bool repeats = true) {
+  tape.begin(repeats);
+  for (int n : numbers) {
+    FiniteParams p = {};
+    p.cols = n;
+    tape.add(launch_of(Kernel::finite, {1, 1, 1}, &p));
+  }
+  tape.flush();
+}
+
+const DeviceApi kFake = fake_api();
+
+}  // namespace
+
+TEST(a_step_that_comes_again_is_one_graph) {
+  const auto context = std::make_shared<Context>(kFake, 0);
+  {
+    Tape tape(*context, true);
+    taken();
+    step(tape, {1, 2, 3});
+    CHECK((taken() == Words{"launch 1", "launch 1", "launch 1"}));
+    step(tape, {1, 2, 3});
+    CHECK((taken() == Words{"launch 3"}));
+    step(tape, {1, 2, 3});
+    CHECK((taken() == Words{"record 3", "replay"}));
+    step(tape, {1, 2, 3});
+    CHECK((taken() == Words{"replay"}));
+  }
+  CHECK((taken() == Words{"forget"}));
+}
+
+TEST(steps_that_part_are_told_apart) {
+  const auto context = std::make_shared<Context>(kFake, 0);
+  Tape tape(*context, true);
+  for (int i = 0; i < 3; i++) step(tape, {1, 2, 3});
+  taken();
+  step(tape, {1, 2, 4, 5});  // what had been equal is launched before what is not
+  CHECK((taken() == Words{"launch 2", "launch 1", "launch 1"}));
+  step(tape, {1, 2});
+  CHECK((taken() == Words{"launch 2"}));
+  step(tape, {1, 2, 3, 4});
+  CHECK((taken() == Words{"launch 3", "launch 1"}));
+  step(tape, {7});
+  CHECK((taken() == Words{"launch 1"}));
+  for (const std::vector<int>& numbers : {std::vector<int>{1, 2, 4, 5}, {1, 2}, {1, 2, 3, 4}, {7}})
+    for (int i = 0; i < 3; i++) step(tape, numbers);
+  taken();
+  for (const std::vector<int>& numbers : {std::vector<int>{1, 2, 3}, {1, 2, 4, 5}, {1, 2}, {1, 2, 3, 4}, {7}})
+    step(tape, numbers);
+  CHECK((taken() == Words(5, "replay")));
+  step(tape, {1, 2, 3}, false);
+  CHECK((taken() == Words(3, "launch 1")));
+}
+
+TEST(what_an_error_has_left_is_dropped) {
+  const auto context = std::make_shared<Context>(kFake, 0);
+  Tape tape(*context, true);
+  for (int i = 0; i < 3; i++) step(tape, {1, 2, 3});
+  tape.begin(true);
+  FiniteParams p = {};
+  p.cols = 1;
+  tape.add(launch_of(Kernel::finite, {1, 1, 1}, &p));
+  taken();
+  step(tape, {2, 3});
+  CHECK((taken() == Words{"launch 1", "launch 1"}));
+  step(tape, {1, 2, 3});
+  CHECK((taken() == Words{"replay"}));
+}
+
+TEST(the_steps_used_least_are_forgotten) {
+  const auto context = std::make_shared<Context>(kFake, 0);
+  Tape tape(*context, true);
+  for (int i = 0; i < 3; i++) step(tape, {-1});
+  for (int n = 0; n < 200; n++) step(tape, {n});
+  taken();
+  step(tape, {-1});
+  CHECK((taken() == Words{"launch 1"}));
+  step(tape, {199});
+  CHECK((taken() == Words{"launch 1"}));  // a replay without a graph
+  step(tape, {199});
+  CHECK((taken() == Words{"record 1", "replay"}));
+}
+
+TEST(faults_say_what_was_expected_and_found) {
+  const auto context = std::make_shared<Context>(kFake, 1);
+  next_fault = {Failure::memory, 0, 2'787'100'000, 1'203'000'000, 143'771'000'000, "cudaMalloc"};
+  CHECK(refusal([&] { context->allocate(1); }) ==
+        "cuda:1: expected 2787.1 MB of memory, found 1203.0 MB free of 143771.0 MB");
+  next_fault = {Failure::device, 700, 0, 0, 0, "mix: cudaErrorIllegalAddress: an illegal memory access"};
+  CHECK(refusal([&] { context->synchronise(); }) ==
+        "cuda:1: mix: cudaErrorIllegalAddress: an illegal memory access; this engine cannot go on, open it again");
+  next_fault = {Failure::absent, 0, 0, 0, 0, "no code for this device"};
+  CHECK(refusal([&] { Context(kFake, 0); }) == "device 'cuda:0': no code for this device");
+  next_fault = {};
+  CHECK(refusal([&] { Context(kFake, 2); }) == "device 'cuda:2': expected one of 2 devices, from cuda:0 on");
+}
+
+TEST(memory_outlives_the_context_that_it_came_from) {
+  auto context = std::make_shared<Context>(kFake, 0);
+  Memory memory = context->allocate(64);
+  context.reset();
+  taken();
+  memory = {};
+  CHECK((taken() == Words{"release", "close"}));
+}
+
+TEST(features_are_words) {
+  setenv("RWKV_CUDA_FEATURES", "pdl,graphs", 1);
+  CHECK(features_of_environment().graphs && features_of_environment().dependent);
+  setenv("RWKV_CUDA_FEATURES", "graphs", 1);
+  CHECK(features_of_environment().graphs && !features_of_environment().dependent);
+  setenv("RWKV_CUDA_FEATURES", "graphs,magic", 1);
+  CHECK(refusal(features_of_environment) == "RWKV_CUDA_FEATURES: expected graphs, pdl or both, found 'magic'");
+  unsetenv("RWKV_CUDA_FEATURES");
+  CHECK(!features_of_environment().graphs);
+}
+
+CHECK_MAIN
