@@ -30,8 +30,8 @@ Entry entry(void (*kernel)(P)) {
   return {reinterpret_cast<const void*>(kernel), nullptr};
 }
 
-RWKV_DEVICE int lane() { return int(threadIdx.x % 32); }  // unsigned: compilers know that it is not negative
-RWKV_DEVICE int warp() { return int(threadIdx.x / 32); }
+RWKV_DEVICE int lane() { return int(threadIdx.x) % 32; }
+RWKV_DEVICE int warp() { return int(threadIdx.x) / 32; }
 
 // ---- all threads of a block, or all lanes of a warp, come here ----
 RWKV_DEVICE void sync() { __syncthreads(); }

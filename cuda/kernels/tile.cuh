@@ -12,9 +12,13 @@
 
 namespace rwkv::cuda {
 
+// As lane() and warp(), but compilers know that they are not negative, which saves the registers that are short here.
+RWKV_DEVICE int tile_lane() { return int(threadIdx.x % 32); }
+RWKV_DEVICE int tile_warp() { return int(threadIdx.x / 32 % kWarps); }
+
 constexpr int kWarpOutputs = 64, kWarpTokens = 32;
-RWKV_DEVICE int first_output() { return warp() / (kTile / kWarpTokens) % 2 * kWarpOutputs; }  // of a warp
-RWKV_DEVICE int first_token() { return warp() % (kTile / kWarpTokens) * kWarpTokens; }
+RWKV_DEVICE int first_output() { return tile_warp() / (kTile / kWarpTokens) * kWarpOutputs; }  // of a warp
+RWKV_DEVICE int first_token() { return tile_warp() % (kTile / kWarpTokens) * kWarpTokens; }
 
 // Where 16 bytes lie in a stage: the `unit` of a token's 64, and of weights by columns, k after k.
 template <Stored F>
@@ -77,12 +81,12 @@ RWKV_DEVICE void read_rows(const TileStage<F>& s, int m, uint4 (&w)[2]) {
   constexpr int kBytes = TileStage<F>::kNumbers / (kTile / kBlockRows);
   const unsigned char* from = s.w + (first_output() / kBlockRows + m) * kBytes;
   if constexpr (F == Stored::i4) {
-    const auto* words = reinterpret_cast<const uint32_t*>(from) + lane() / 2 * 4 + lane() % 2;
+    const auto* words = reinterpret_cast<const uint32_t*>(from) + tile_lane() / 2 * 4 + tile_lane() % 2;
     w[0] = {words[0], 0, words[2], 0};
   } else {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const unsigned char* bytes = from + i * kBytes / 2 + lane() * (kBytes / 64);
+      const unsigned char* bytes = from + i * kBytes / 2 + tile_lane() * (kBytes / 64);
       if constexpr (F == Stored::i8) {
         const uint64_t v = *reinterpret_cast<const uint64_t*>(bytes);
         w[i] = {uint32_t(v), uint32_t(v >> 32), 0, 0};
@@ -96,7 +100,7 @@ RWKV_DEVICE void read_rows(const TileStage<F>& s, int m, uint4 (&w)[2]) {
 template <Stored F>
 RWKV_DEVICE void read_eight(const TileStage<F>& s, int part, int lane_k, Eight<F>& e) {
   constexpr int kBytes = kTile * bits_of(F) / 8, kLine = 8 * 16;  // at one k; within a line units change places
-  const int at = part * 8 * kBytes + (first_output() + lane() / 4 * 8) * bits_of(F) / 8;
+  const int at = part * 8 * kBytes + (first_output() + tile_lane() / 4 * 8) * bits_of(F) / 8;
   const unsigned char* from =
       s.w + (column_place<F>(at / 16) ^ lane_k * kBytes % kLine) + lane_k * kBytes / kLine * kLine + at % 16;
   if constexpr (bits_of(F) >= 16) {
@@ -117,7 +121,7 @@ RWKV_DEVICE void read_eight(const TileStage<F>& s, int part, int lane_k, Eight<F
 // Of fragment m: rows g and g + 8, by columns outputs 2 m and 2 m + 1 of the lane's eight.
 template <Stored F, Order O>
 RWKV_DEVICE void add_scaled(const TileStage<F>& s, int m, const float (&sum)[2][4], float (*acc)[4]) {
-  const int g = lane() / 4, first = first_output() + (O == Order::rows ? m * kBlockRows + g : 8 * g + 2 * m);
+  const int g = tile_lane() / 4, first = first_output() + (O == Order::rows ? m * kBlockRows + g : 8 * g + 2 * m);
   const float low = bf16_to_float(s.scales[first]);
   const float high = bf16_to_float(s.scales[first + (O == Order::rows ? 8 : 1)]);
 #pragma unroll
@@ -131,7 +135,7 @@ RWKV_DEVICE void add_scaled(const TileStage<F>& s, int m, const float (&sum)[2][
 template <Stored F, Order O>
 RWKV_DEVICE void multiply_step(const TileStage<F>& s, float (&acc)[4][4][4]) {
   constexpr int kTurn = O == Order::rows || quantised(F) ? 2 : 1;  // products whose weights a lane holds
-  const int g = lane() / 4, t = lane() % 4;
+  const int g = tile_lane() / 4, t = tile_lane() % 4;
   uint4 x[4];
 #pragma unroll
   for (int n = 0; n < 4; n++)
@@ -177,7 +181,7 @@ RWKV_DEVICE void multiply_step(const TileStage<F>& s, float (&acc)[4][4][4]) {
 // float32 without them: a lane has the outputs and tokens that fragments would give it, and adds k after k.
 template <Order O>
 RWKV_DEVICE void multiply_float_step(const TileStage<Stored::f32>& s, float (&acc)[4][4][4]) {
-  const int g = lane() / 4, t = lane() % 4;
+  const int g = tile_lane() / 4, t = tile_lane() % 4;
 #pragma unroll 1
   for (int unit = 0; unit < 4; unit++) {
     float w[4][8];  // k, outputs: two of each fragment
@@ -218,7 +222,7 @@ template <Stored F, Order O>
 RWKV_DEVICE void finish_tile(const LinearJobParams& q, TileShared<F>& s, const float (&acc)[4][4][4], int row,
                              int token) {
   constexpr int kHalf = kWarpTokens / 2;
-  const int g = lane() / 4, t = lane() % 4;
+  const int g = tile_lane() / 4, t = tile_lane() % 4;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     sync();  // whoever still reads the stages, or the first half
@@ -241,7 +245,8 @@ RWKV_DEVICE void finish_tile(const LinearJobParams& q, TileShared<F>& s, const f
     sync();
 #pragma unroll 1
     for (int i = 0; i < kTile / 2 / kWarps; i++) {
-      const int of = warp() * (kTile / 2 / kWarps) + i / 4 * 4 + lane() / 8, col = i % 4 * 32 + lane() % 8 * 4;
+      const int of = tile_warp() * (kTile / 2 / kWarps) + i / 4 * 4 + tile_lane() / 8,
+                col = i % 4 * 32 + tile_lane() % 8 * 4;
       const float4 sum = *reinterpret_cast<const float4*>(s.sums[of] + col);
       float v[4] = {sum.x, sum.y, sum.z, sum.w};
       finish_four(q, token + of / kHalf * kWarpTokens + half * kHalf + of % kHalf, row + col, v);
@@ -253,6 +258,7 @@ RWKV_DEVICE void finish_tile(const LinearJobParams& q, TileShared<F>& s, const f
 template <Stored F, Order O>
 RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : kBlocksOf50KB) tile(PARAMS(LinearParams, p)) {
   SHARED(TileShared<F>, s);
+  start();
   int job = 0;
   while (job + 1 < p.count && int(blockIdx.y) >= p.job[job + 1].first) job++;
   const LinearJobParams& q = p.job[job];
