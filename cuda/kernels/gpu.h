@@ -85,6 +85,29 @@ RWKV_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 #endif
 }
 
+// Four matrices of 8 rows of 8 halves from shared memory; lane l points to the 16 bytes of row l % 8 of matrix l / 8.
+// Lane (g, t) = (l / 4, l % 4) gets columns 2 t and 2 t + 1 of row g of each, or if turned of their transposes.
+template <bool Turned>
+RWKV_DEVICE void load_tiles(uint32_t (&to)[4], const void* row) {
+  const auto at = uint32_t(__cvta_generic_to_shared(row));
+  if constexpr (Turned)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(at)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(at)
+                 : "memory");
+}
+// The transpose of one such matrix.
+RWKV_DEVICE uint32_t turn_tile(uint32_t v) {
+  uint32_t turned;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(v));
+  return turned;
+}
+
 // ---- numbers and bits ----
 RWKV_DEVICE uint32_t bits(float v) { return __float_as_uint(v); }
 RWKV_DEVICE float from_bits(uint32_t v) { return __uint_as_float(v); }
@@ -99,6 +122,16 @@ RWKV_DEVICE uint16_t float_to_half(float v) {  // to nearest even
   uint16_t h;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
   return h;
+}
+// Two of them in a word.
+RWKV_DEVICE uint32_t floats_to_halves(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t h;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(h) : "f"(high), "f"(low));
+  return h;
+#else
+  return float_to_half(low) | uint32_t(float_to_half(high)) << 16;
+#endif
 }
 // Two halves in a word, each minus its partner.
 RWKV_DEVICE uint32_t subtract_halves(uint32_t a, uint32_t b) {

@@ -1,12 +1,13 @@
 // Products with more than 64 tokens: a block has kTile outputs of kTile tokens and goes through k from the first to the
 // last, so a row has the same bits whatever the number of tokens, its place and its neighbours.
 //
-// Step by step, the k of a row of 64 bytes of the operand come to shared memory, where a lane's bytes are fragments as
-// in small.cuh and sparse.cuh: k = 8 t to 8 t + 7 of a step, of weights and operand. The steps that follow are on their
-// way while one is multiplied. A step is small, so that two blocks fit into a processor of any device: one multiplies
-// while the other one waits. What lanes read together meets no bank twice.
+// Step by step, the k of a row of 64 bytes of the operand come to shared memory, those of the outputs' weights beside
+// them. The steps that follow are on their way while one is multiplied. A step is small, so that two blocks fit into a
+// processor of any device: one multiplies while the other one waits. There, 16 bytes change places within 128, so that
+// what lanes read together meets no bank twice.
 //
-// A warp has 64 of the outputs and 32 of the tokens: 4 x 4 fragments, in the places that finish.cuh knows.
+// A warp has 64 of the outputs and 32 of the tokens: 4 x 4 fragments. Rows of fragments are neighbouring outputs, but
+// where lanes make fragments of 8 neighbouring outputs at one k (int8, int4 and float32 by columns) as in sparse.cuh.
 #pragma once
 #include "cuda/kernels/sparse.cuh"
 
@@ -20,16 +21,18 @@ constexpr int kWarpOutputs = 64, kWarpTokens = 32;
 RWKV_DEVICE int first_output() { return tile_warp() / (kTile / kWarpTokens) * kWarpOutputs; }  // of a warp
 RWKV_DEVICE int first_token() { return tile_warp() % (kTile / kWarpTokens) * kWarpTokens; }
 
-// Where 16 bytes lie in a stage: the `unit` of a token's 64, and of weights by columns, k after k.
-template <Stored F>
-RWKV_DEVICE int operand_place(int token, int unit) {
-  return token * kChunk + (F == Stored::f32 ? unit ^ token / 2 % 4 : unit) * 16;
-}
+// Where 16 bytes lie in a stage: the `unit` of a line of 64, a token's or an output's, and of weights by columns, k
+// after k.
+RWKV_DEVICE int line_place(int line, int unit) { return line * kChunk + (unit ^ line / 2 % 4) * 16; }
 template <Stored F>
 RWKV_DEVICE int column_place(int unit) {
-  constexpr int kEightK = kTile * bits_of(F) / 16;  // units
-  return (F == Stored::f32 ? unit : unit ^ unit / kEightK % 4 * 2) * 16;
+  constexpr int kUnits = kTile * bits_of(F) / 128;  // at one k
+  if (F == Stored::f32) return unit * 16;
+  return (unit ^ (quantised(F) ? unit / (8 * kUnits) % 4 * 2 : unit / kUnits % 8)) * 16;
 }
+// Whether a fragment's rows g and g + 8 are outputs 2 m and 2 m + 1 of a lane's eight.
+template <Stored F, Order O>
+constexpr bool kEights = O == Order::columns && (F == Stored::f32 || quantised(F));
 
 // Asks for one step; zeros for the tokens and outputs that are not there. Every address is what all threads share and
 // a small number of the thread's own.
@@ -41,7 +44,7 @@ RWKV_DEVICE void load_step(const LinearJobParams& q, TileStage<F>& s, int row, i
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const int of = at / 4 + i * (kTile / 2);
-    copy_async(s.x + operand_place<F>(of, at % 4), x + (at + i * kThreads) * 16, of < q.tokens - token);
+    copy_async(s.x + line_place(of, at % 4), x + (at + i * kThreads) * 16, of < q.tokens - token);
   }
   const auto* w = static_cast<const unsigned char*>(q.w);
   if constexpr (O == Order::rows) {  // a block of weights is one or two steps, and has so many lines of 64 bytes
@@ -53,7 +56,8 @@ RWKV_DEVICE void load_step(const LinearJobParams& q, TileStage<F>& s, int row, i
     for (int i = 0; i * kThreads < kAll; i++) {
       const int block = first + i * (kThreads / kPart / kLines);
       if (kAll >= kThreads || at < kAll)
-        copy_async(s.w + (i * kThreads + at) * 16, w + block * int(bytes) + own, block * kBlockRows < q.n - row);
+        copy_async(s.w + (kParts == 1 ? line_place(at / 4 + i * (kThreads / 4), at % 4) : at * 16),
+                   w + block * int(bytes) + own, block * kBlockRows < q.n - row);
     }
   } else {
     constexpr int kUnits = kTile * bits_of(F) / 128;  // of the outputs at one k
@@ -75,7 +79,7 @@ RWKV_DEVICE void load_step(const LinearJobParams& q, TileStage<F>& s, int row, i
   }
 }
 
-// A lane's weights of fragment m by rows, in the places that weight_fragment takes them from.
+// A lane's int8 or int4 weights of fragment m by rows, k = 8 t to 8 t + 7, where weight_fragment takes them from.
 template <Stored F>
 RWKV_DEVICE void read_rows(const TileStage<F>& s, int m, uint4 (&w)[2]) {
   constexpr int kBytes = TileStage<F>::kNumbers / (kTile / kBlockRows);
@@ -86,13 +90,8 @@ RWKV_DEVICE void read_rows(const TileStage<F>& s, int m, uint4 (&w)[2]) {
   } else {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const unsigned char* bytes = from + i * kBytes / 2 + tile_lane() * (kBytes / 64);
-      if constexpr (F == Stored::i8) {
-        const uint64_t v = *reinterpret_cast<const uint64_t*>(bytes);
-        w[i] = {uint32_t(v), uint32_t(v >> 32), 0, 0};
-      } else {
-        w[i] = *reinterpret_cast<const uint4*>(bytes);
-      }
+      const uint64_t v = *reinterpret_cast<const uint64_t*>(from + i * kBytes / 2 + tile_lane() * 8);
+      w[i] = {uint32_t(v), uint32_t(v >> 32), 0, 0};
     }
   }
 }
@@ -103,9 +102,9 @@ RWKV_DEVICE void read_eight(const TileStage<F>& s, int part, int lane_k, Eight<F
   const int at = part * 8 * kBytes + (first_output() + tile_lane() / 4 * 8) * bits_of(F) / 8;
   const unsigned char* from =
       s.w + (column_place<F>(at / 16) ^ lane_k * kBytes % kLine) + lane_k * kBytes / kLine * kLine + at % 16;
-  if constexpr (bits_of(F) >= 16) {
+  if constexpr (F == Stored::f32) {
 #pragma unroll
-    for (int i = 0; i < bits_of(F) / 16; i++) {
+    for (int i = 0; i < 2; i++) {
       const uint4 v = *reinterpret_cast<const uint4*>(from + i * 16);
 #pragma unroll
       for (int j = 0; j < 4; j++) e.word[4 * i + j] = word(v, j);
@@ -118,69 +117,78 @@ RWKV_DEVICE void read_eight(const TileStage<F>& s, int part, int lane_k, Eight<F
   }
 }
 
-// Of fragment m: rows g and g + 8, by columns outputs 2 m and 2 m + 1 of the lane's eight.
+// One step of f16 or bf16: two products for each fragment, k in order.
 template <Stored F, Order O>
-RWKV_DEVICE void add_scaled(const TileStage<F>& s, int m, const float (&sum)[2][4], float (*acc)[4]) {
-  const int g = tile_lane() / 4, first = first_output() + (O == Order::rows ? m * kBlockRows + g : 8 * g + 2 * m);
-  const float low = bf16_to_float(s.scales[first]);
-  const float high = bf16_to_float(s.scales[first + (O == Order::rows ? 8 : 1)]);
+RWKV_DEVICE void multiply_halves(const TileStage<F>& s, float (&acc)[4][4][4]) {
+  const int l = tile_lane();
+  uint32_t x[4][4];
 #pragma unroll
-  for (int n = 0; n < 2; n++)
+  for (int n = 0; n < 4; n++)  // 8 tokens, and 8 k of 32 each
+    load_tiles<false>(x[n], s.x + line_place(first_token() + n * 8 + l % 8, l / 8));
 #pragma unroll
-    for (int i = 0; i < 4; i++) acc[n][i] = fmaf(i < 2 ? low : high, sum[n][i], acc[n][i]);
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+      uint32_t a[4];  // outputs 0 to 7 and 8 to 15 at 8 k, then at the next 8
+      const int output = first_output() + m * 16;
+      if constexpr (O == Order::rows) {
+        load_tiles<false>(a, s.w + line_place(output + l % 16, i * 2 + l / 16));
+      } else {
+        const int k = i * 16 + l / 16 * 8 + l % 8;
+        load_tiles<true>(a, s.w + column_place<F>(k * (kTile / 8) + output / 8 + l / 8 % 2));
+      }
+#pragma unroll
+      for (int n = 0; n < 4; n++) {
+        const uint32_t b[2] = {x[n][2 * i], x[n][2 * i + 1]};
+        multiply<F>(acc[m][n], a, b);
+      }
+    }
 }
 
-// One step on tensor cores: two products for each fragment, whose k are the same by rows and by columns. int8 and int4
-// become halves exactly; what a step, half of a group, adds up to is scaled.
+// The same of int8 or int4, which become halves exactly; lane t has k = 8 t to 8 t + 7. What a step, half of a group,
+// adds up to is scaled.
 template <Stored F, Order O>
-RWKV_DEVICE void multiply_step(const TileStage<F>& s, float (&acc)[4][4][4]) {
-  constexpr int kTurn = O == Order::rows || quantised(F) ? 2 : 1;  // products whose weights a lane holds
+RWKV_DEVICE void multiply_quantised(const TileStage<F>& s, float (&acc)[4][4][4]) {
   const int g = tile_lane() / 4, t = tile_lane() % 4;
   uint4 x[4];
 #pragma unroll
-  for (int n = 0; n < 4; n++)
-    x[n] = *reinterpret_cast<const uint4*>(s.x + operand_place<F>(first_token() + n * 8 + g, t));
+  for (int n = 0; n < 4; n++) x[n] = *reinterpret_cast<const uint4*>(s.x + line_place(first_token() + n * 8 + g, t));
+  Eight<F> eight[8];
+  if constexpr (O == Order::columns) {
 #pragma unroll
-  for (int first = 0; first < 2; first += kTurn) {
-    Eight<F> eight[4 * kTurn];
-    if constexpr (O == Order::columns) {
+    for (int i = 0; i < 8; i++) read_eight<F>(s, t, i, eight[i]);
+  }
 #pragma unroll
-      for (int i = 0; i < 4 * kTurn; i++) read_eight<F>(s, t, 4 * first + i, eight[i]);
-    }
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
+  for (int m = 0; m < 4; m++) {
+    uint32_t a[2][4];
+    if constexpr (O == Order::rows) {
       uint4 w[2];
-      if constexpr (O == Order::rows) read_rows<F>(s, m, w);
-      uint32_t a[kTurn][4];
+      read_rows<F>(s, m, w);
+      weight_fragment<F>(w, 0, a[0]), weight_fragment<F>(w, 1, a[1]);
+    } else {
 #pragma unroll
-      for (int i = 0; i < kTurn; i++) {
-        if constexpr (O == Order::rows) {
-          weight_fragment<F>(w, i, a[i]);
-        } else {
+      for (int i = 0; i < 8; i++) a[i / 4][i % 4] = pair_of<F>(eight[i / 2 * 2], eight[i / 2 * 2 + 1], m, i % 2 != 0);
+    }
+    const int output = first_output() + (O == Order::rows ? m * kBlockRows + g : 8 * g + 2 * m);
+    const float low = bf16_to_float(s.scales[output]);
+    const float high = bf16_to_float(s.scales[output + (O == Order::rows ? 8 : 1)]);
 #pragma unroll
-          for (int j = 0; j < 4; j++)
-            a[i][j] = pair_of<F>(eight[4 * i + j / 2 * 2], eight[4 * i + j / 2 * 2 + 1], m, j % 2 != 0);
-        }
+    for (int n = 0; n < 4; n++) {
+      float sum[4] = {};
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const uint32_t b[2] = {word(x[n], i * 2), word(x[n], i * 2 + 1)};
+        multiply<F>(sum, a[i], b);
       }
 #pragma unroll
-      for (int n = 0; n < 4; n += 2) {
-        float sum[2][4] = {};
-#pragma unroll
-        for (int i = 0; i < kTurn; i++)
-#pragma unroll
-          for (int j = 0; j < 2; j++) {
-            const uint32_t b[2] = {word(x[n + j], (first + i) * 2), word(x[n + j], (first + i) * 2 + 1)};
-            multiply<F>(quantised(F) ? sum[j] : acc[m][n + j], a[i], b);
-          }
-        if constexpr (quantised(F)) add_scaled<F, O>(s, m, sum, acc[m] + n);
-      }
+      for (int i = 0; i < 4; i++) acc[m][n][i] = fmaf(i < 2 ? low : high, sum[i], acc[m][n][i]);
     }
   }
 }
 
-// float32 without them: a lane has the outputs and tokens that fragments would give it, and adds k after k.
+// float32 without tensor cores: a lane has the outputs and tokens that fragments would give it, and adds k after k.
 template <Order O>
-RWKV_DEVICE void multiply_float_step(const TileStage<Stored::f32>& s, float (&acc)[4][4][4]) {
+RWKV_DEVICE void multiply_floats_step(const TileStage<Stored::f32>& s, float (&acc)[4][4][4]) {
   const int g = tile_lane() / 4, t = tile_lane() % 4;
 #pragma unroll 1
   for (int unit = 0; unit < 4; unit++) {
@@ -189,7 +197,7 @@ RWKV_DEVICE void multiply_float_step(const TileStage<Stored::f32>& s, float (&ac
     for (int i = 0; i < (O == Order::rows ? 8 : 4); i++) {
       if constexpr (O == Order::rows) {
         const int row = first_output() + i / 2 * kBlockRows + i % 2 * 8 + g;
-        const uint4 v = *reinterpret_cast<const uint4*>(s.w + row * kChunk + unit * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(s.w + line_place(row, unit));
 #pragma unroll
         for (int k = 0; k < 4; k++) w[k][i] = from_bits(word(v, k));
       } else {
@@ -204,7 +212,7 @@ RWKV_DEVICE void multiply_float_step(const TileStage<Stored::f32>& s, float (&ac
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const int token = first_token() + n * 8 + 2 * t + j;
-        const uint4 x = *reinterpret_cast<const uint4*>(s.x + operand_place<Stored::f32>(token, unit));
+        const uint4 x = *reinterpret_cast<const uint4*>(s.x + line_place(token, unit));
 #pragma unroll
         for (int k = 0; k < 4; k++)
 #pragma unroll
@@ -234,12 +242,12 @@ RWKV_DEVICE void finish_tile(const LinearJobParams& q, TileShared<F>& s, const f
         float v[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = acc[i / 2][2 * half + n][i % 2 * 2 + j];
-        if constexpr (O == Order::rows) {
-#pragma unroll
-          for (int i = 0; i < 8; i++) sums[i / 2 * kBlockRows + i % 2 * 8 + g] = v[i];
-        } else {
+        if constexpr (kEights<F, O>) {
           *reinterpret_cast<float4*>(sums + 8 * g) = {v[0], v[1], v[2], v[3]};
           *reinterpret_cast<float4*>(sums + 8 * g + 4) = {v[4], v[5], v[6], v[7]};
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; i++) sums[i / 2 * kBlockRows + i % 2 * 8 + g] = v[i];
         }
       }
     sync();
@@ -279,9 +287,11 @@ RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : kBlocksOf50KB) tile(PAR
     commit();
     if (idle) continue;
     if constexpr (F == Stored::f32)
-      multiply_float_step<O>(s.stage[i % (kAhead + 1)], acc);
+      multiply_floats_step<O>(s.stage[i % (kAhead + 1)], acc);
+    else if constexpr (quantised(F))
+      multiply_quantised<F, O>(s.stage[i % (kAhead + 1)], acc);
     else
-      multiply_step<F, O>(s.stage[i % (kAhead + 1)], acc);
+      multiply_halves<F, O>(s.stage[i % (kAhead + 1)], acc);
   }
   wait<0>();
   finish_tile<F, O>(q, s, acc, row, token);

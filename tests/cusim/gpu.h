@@ -127,6 +127,43 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   cusim::collective(&operation, &f, mma_lanes<cusim::bf16_to_float>, {file, line});
 }
 
+template <bool Turned>
+void load_tiles(uint32_t (&to)[4], const void* row, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  static const char operation = 0;
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    cusim::fail("16 bytes are read from an address that is not a multiple of 16", {file, line});
+  struct Pointers {
+    const void *in, *all[32];
+  } pointers{row, {}};
+  const auto combine = [](void* const lanes[32]) {
+    for (int i = 0; i < 32; i++)
+      for (int j = 0; j < 32; j++)
+        static_cast<Pointers*>(lanes[i])->all[j] = static_cast<const Pointers*>(lanes[j])->in;
+  };
+  cusim::collective(&operation, &pointers, combine, {file, line});
+  const int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; i++) {
+    const void* const* rows = pointers.all + 8 * i;
+    const auto half = [&](int r, int c) { return uint32_t(static_cast<const uint16_t*>(rows[r])[c]); };
+    to[i] = Turned ? half(2 * t, g) | half(2 * t + 1, g) << 16 : half(g, 2 * t) | half(g, 2 * t + 1) << 16;
+  }
+}
+inline uint32_t turn_tile(uint32_t v, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  static const char operation = 0;
+  struct Word {
+    uint32_t in, out;
+  } word{v, 0};
+  const auto combine = [](void* const lanes[32]) {
+    const auto half = [&](int r, int c) {
+      return static_cast<const Word*>(lanes[r * 4 + c / 2])->in >> c % 2 * 16 & 0xffff;
+    };
+    for (int l = 0; l < 32; l++)
+      static_cast<Word*>(lanes[l])->out = half(l % 4 * 2, l / 4) | half(l % 4 * 2 + 1, l / 4) << 16;
+  };
+  cusim::collective(&operation, &word, combine, {file, line});
+  return word.out;
+}
+
 // ---- numbers and bits ----
 inline uint32_t bits(float v) { return std::bit_cast<uint32_t>(v); }
 inline float from_bits(uint32_t v) { return std::bit_cast<float>(v); }
@@ -134,6 +171,9 @@ inline uint64_t double_bits(double v) { return std::bit_cast<uint64_t>(v); }
 inline double from_double_bits(uint64_t v) { return std::bit_cast<double>(v); }
 inline float half_to_float(uint16_t h) { return cusim::half_to_float(h); }
 inline uint16_t float_to_half(float v) { return cusim::float_to_half(v); }
+inline uint32_t floats_to_halves(float low, float high) {
+  return float_to_half(low) | uint32_t(float_to_half(high)) << 16;
+}
 inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
   const auto half = [](uint32_t w, int shift) { return cusim::half_to_float(uint16_t(w >> shift)); };
   return uint32_t(cusim::float_to_half(half(a, 0) - half(b, 0))) |

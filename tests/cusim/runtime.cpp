@@ -106,11 +106,11 @@ std::string run_kernel(Device& d, const Kept& kept) {
   const Entry& e = entries()[l.kernel];
   static std::mutex machine;  // one for all devices
   const std::lock_guard lock(machine);
+  if (!d.options.trace.empty()) std::ofstream(d.options.trace, std::ios::app) << info.name << "\n";
 #ifdef CUSIM_RACE
-  watch_nothing();  // what earlier launches did is in order
+  watch_nothing();
   d.memory.each(watch);
 #endif
-  if (!d.options.trace.empty()) std::ofstream(d.options.trace, std::ios::app) << info.name << "\n";
   std::string error =
       run({info.name, {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function, kept.params.data()},
           d.options.schedule);
