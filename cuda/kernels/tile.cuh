@@ -121,6 +121,8 @@ RWKV_DEVICE void read_eight(const TileStage<F>& s, int part, int lane_k, Eight<F
 template <Stored F, Order O>
 RWKV_DEVICE void multiply_halves(const TileStage<F>& s, float (&acc)[4][4][4]) {
   const int l = tile_lane();
+  // By columns: fragment 0 of the first k; the others are two times 16 bytes further each, in lines of 128.
+  const int columns = column_place<F>((l / 16 * 8 + l % 8) * (kTile / 8) + first_output() / 8 + l / 8 % 2);
   uint32_t x[4][4];
 #pragma unroll
   for (int n = 0; n < 4; n++)  // 8 tokens, and 8 k of 32 each
@@ -130,12 +132,10 @@ RWKV_DEVICE void multiply_halves(const TileStage<F>& s, float (&acc)[4][4][4]) {
 #pragma unroll
     for (int m = 0; m < 4; m++) {
       uint32_t a[4];  // outputs 0 to 7 and 8 to 15 at 8 k, then at the next 8
-      const int output = first_output() + m * 16;
       if constexpr (O == Order::rows) {
-        load_tiles<false>(a, s.w + line_place(output + l % 16, i * 2 + l / 16));
+        load_tiles<false>(a, s.w + line_place(first_output() + m * 16 + l % 16, i * 2 + l / 16));
       } else {
-        const int k = i * 16 + l / 16 * 8 + l % 8;
-        load_tiles<true>(a, s.w + column_place<F>(k * (kTile / 8) + output / 8 + l / 8 % 2));
+        load_tiles<true>(a, s.w + (columns ^ m * 32) + i * 16 * kTile * 2);
       }
 #pragma unroll
       for (int n = 0; n < 4; n++) {
