@@ -48,6 +48,7 @@ union alignas(16) TileShared {
   TileStage<F> stage[kStages];
   float sums[kTile / 2][kTile + 4];  // afterwards, of half of the tokens
 };
+static_assert(sizeof(TileStage<Stored::f16>) % 16 == 0 && sizeof(TileStage<Stored::i8>) % 16 == 0);
 static_assert(sizeof(TileShared<Stored::f16>) <= 50 * 1024 && sizeof(TileShared<Stored::i8>) <= 50 * 1024);
 
 struct SampleShared {

@@ -18,7 +18,7 @@
 
 namespace rwkv::cuda {
 
-// How many blocks with less than 50 KB of shared memory a processor has room for, if their threads take half of it.
+// Blocks of less than 50 KB of shared memory that a processor has room for: kernels that want them save registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr int kBlocksOf50KB = 1;
 #else
