@@ -16,6 +16,7 @@ namespace py = pybind11;
 void bind_errors(py::module_& m);
 void bind_engine(py::module_& m);
 void bind_generation(py::module_& m);
+void bind_device(py::module_& m);
 void bind_state(py::module_& m);
 void bind_tokenizer(py::module_& m);
 void bind_checkpoint(py::module_& m);

@@ -27,30 +27,49 @@ std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, i
   return Engine::open(name, options);
 }
 
+// The arguments of a call, kept as long as it lasts.
+struct Call {
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<rwkv::Sequence> sequences;
+
+  Call(const Engine& engine, const std::vector<py::object>& tokens, const std::vector<StateRef>& states) {
+    RWKV_CHECK(rwkv::Error, tokens.size() == states.size(), "states: expected one for each of ", tokens.size(),
+               " sequences, found ", states.size());
+    ids.reserve(tokens.size());
+    for (size_t i = 0; i < tokens.size(); i++) {
+      ids.push_back(ids_of(tokens[i], engine.config().n_vocab));
+      if (!states[i]) throw py::type_error("states: expected a State, found None");
+      sequences.push_back({ids.back(), states[i].get()});
+    }
+  }
+};
+
 // Rows of all sequences one behind the other: (S, V), (sum of T, V) or (sum of T, C); None for output "none".
 py::object forward(Engine& engine, const std::vector<py::object>& tokens, const std::vector<StateRef>& states,
                    const std::string& output, const py::object& progress) {
   const rwkv::Output kind = output_of(output);
-  RWKV_CHECK(rwkv::Error, tokens.size() == states.size(), "states: expected one for each of ", tokens.size(),
-             " sequences, found ", states.size());
-  std::vector<std::vector<int32_t>> ids;
-  std::vector<rwkv::Sequence> sequences;
-  ids.reserve(tokens.size());
-  for (size_t i = 0; i < tokens.size(); i++) {
-    ids.push_back(ids_of(tokens[i], engine.config().n_vocab));
-    if (!states[i]) throw py::type_error("states: expected a State, found None");
-    sequences.push_back({ids.back(), states[i].get()});
-  }
+  const Call call(engine, tokens, states);
   const auto report = progress_of(progress);
   const auto width = kind == rwkv::Output::hidden ? engine.config().n_embd : engine.config().n_vocab;
-  const size_t size = engine.result_size(sequences, kind);
+  const size_t size = engine.result_size(call.sequences, kind);
   py::array_t<float> result({static_cast<py::ssize_t>(size) / width, static_cast<py::ssize_t>(width)});
   const std::span<float> values(result.mutable_data(), size);
   {
     const Unlocked unlocked;
-    engine.forward(sequences, kind, values, signal_poll(), report);
+    engine.forward(call.sequences, kind, values, signal_poll(), report);
   }
   return kind == rwkv::Output::none ? py::object(py::none()) : result;
+}
+
+rwkv::DeviceArray forward_on_device(Engine& engine, const std::vector<py::object>& tokens,
+                                    const std::vector<StateRef>& states, const std::string& output,
+                                    const py::object& progress) {
+  const rwkv::Output kind = output_of(output);
+  RWKV_CHECK(rwkv::Error, kind != rwkv::Output::none, "output: expected rows for device=True, found 'none'");
+  const Call call(engine, tokens, states);
+  const auto report = progress_of(progress);
+  const Unlocked unlocked;
+  return engine.forward_on_device(call.sequences, kind, signal_poll(), report);
 }
 
 using Array = py::array_t<float, py::array::c_style>;
@@ -106,6 +125,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("state_bytes", &Engine::state_bytes)
       .def("new_state", &Engine::new_state)
       .def("forward", forward)
+      .def("forward_on_device", forward_on_device)
       .def("sample", sample)
       .def("state_from_bytes", state_from_bytes)
       .def("load_state", load_state)

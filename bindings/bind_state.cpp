@@ -52,6 +52,10 @@ py::dict parts(const State& state) {
   return named;
 }
 
+std::vector<std::pair<std::string, rwkv::DeviceArray>> views(const State& state) {
+  return state.engine()->views(state);
+}
+
 bool equals(const State& state, const State& other) {
   const Unlocked unlocked;
   return state.engine()->equal(state, other);
@@ -69,5 +73,6 @@ void bind_state(py::module_& m) {
       .def("to_bytes", to_bytes)
       .def("save", save)
       .def("parts", parts)
+      .def("views", views)
       .def("equals", equals);
 }

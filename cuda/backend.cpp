@@ -60,19 +60,17 @@ std::string CudaBackend::description() const { return join(context_->name(), " "
 
 // ---- sizes ----
 
-Format CudaBackend::operand_format(Format weights) const {
-  const DeviceInfo& info = context_->info();
-  RWKV_CHECK(DeviceError, weights != Format::bf16 || takes_bf16(info), context_->name(),
-             ": expected a device of compute capability 8.0 or more for bf16, found ", info.major, ".", info.minor,
-             "; fp16 can be used");
-  return Format(uint8_t(operand_of(stored(weights))));
-}
+Format CudaBackend::operand_format(Format weights) const { return Format(uint8_t(operand_of(stored(weights)))); }
 
 size_t CudaBackend::operand_bytes(Format format, int rows, int cols) const {
   return cuda::operand_bytes(stored(format), round_up(rows, 8), round_up(cols, kPad));
 }
 
 size_t CudaBackend::linear_bytes(const Linear& w) const {
+  const DeviceInfo& info = context_->info();
+  RWKV_CHECK(DeviceError, w.format != Format::bf16 || takes_bf16(info), context_->name(),
+             ": expected a device of compute capability 8.0 or more for bf16, found ", info.major, ".", info.minor,
+             "; fp16 can be used");
   return weight_bytes(stored(w.format), w.mostly_zero_inputs ? Order::columns : Order::rows, round_up(w.rows, kPad),
                       round_up(w.cols, kPad));
 }
@@ -111,8 +109,10 @@ void CudaBackend::launch(Kernel kernel, Grid blocks, const void* params) {
 void CudaBackend::read(const Tensor& x, float* host) {
   tape_.flush();
   const auto cols = size_t(x.cols), ld = size_t(x.stride);
-  if (x.data == fetched_) {  // and its size was that of the tensor that was looked at
-    const auto* from = reinterpret_cast<const float*>(results_.data.get());
+  const auto address = [](const void* p) { return int64_t(reinterpret_cast<uintptr_t>(p)); };
+  const int64_t at = fetched_ ? (address(x.data) - address(fetched_)) / int64_t(sizeof(float)) : -1;
+  if (at >= 0 && at + (x.rows - 1) * x.stride + x.cols <= fetched_count_) {
+    const float* from = reinterpret_cast<const float*>(results_.data.get()) + at;
     for (int64_t i = 0; i < x.rows; i++) std::copy_n(from + size_t(i) * ld, cols, host + size_t(i) * cols);
     return;
   }
@@ -132,6 +132,33 @@ void CudaBackend::write(const Tensor& x, const float* host) {
                              .ld = int32_t(x.stride),
                              .cols = int32_t(x.cols)};
   launch(Kernel::write_rows, {int(x.rows), 1, 1}, &p);
+}
+
+void CudaBackend::copy_rows(const Tensor& from, const Tensor& to) {
+  const CopyRowsParams p = {.from = from.as<float>(),
+                            .to = to.as<float>(),
+                            .ld_from = int32_t(from.stride),
+                            .ld_to = int32_t(to.stride),
+                            .cols = int32_t(from.cols)};
+  // Not on the tape, as it always goes to other memory; what it copies is on its way already.
+  tape_.flush();
+  context_->launch(Kernel::copy_rows, {int(from.rows), blocks_of(from.cols, kFiniteColumns), 1}, &p);
+}
+
+void CudaBackend::synchronise() {
+  tape_.flush();
+  context_->synchronise();
+}
+
+void CudaBackend::read_foreign(const float* device, size_t count, float* host) {
+  context_->settle();
+  context_->copy_out(host, device, count * sizeof(float));
+}
+
+std::vector<int64_t> CudaBackend::state_strides(const StatePart& part) const {
+  std::vector<int64_t> strides(part.shape.size(), 1);
+  for (size_t i = strides.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * part.shape[i + 1];
+  return strides;
 }
 
 // A state part lies as its portable form has it.
@@ -254,14 +281,15 @@ bool CudaBackend::all_finite(const Tensor& x) {
                           .bit = flags_used_++ % 32};
   launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, &p);
   tape_.flush();
-  const size_t bytes = size_t((x.rows - 1) * x.stride + x.cols) * sizeof(float);
+  const int64_t count = (x.rows - 1) * x.stride + x.cols;
+  const size_t bytes = size_t(count) * sizeof(float);
   const bool along = bytes <= results_.size;
   if (along) context_->download(results_.data.get(), x.data, bytes);
   int32_t* found = reinterpret_cast<int32_t*>(batch_.host.data.get()) + word;
   context_->download(found, flags_ + word, sizeof(int32_t));
   context_->synchronise();
   uploading_ = false;
-  if (along) fetched_ = x.data;
+  if (along) fetched_ = x.as<float>(), fetched_count_ = count;
   return (uint32_t(*found) >> p.bit & 1) == 0;
 }
 

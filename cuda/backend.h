@@ -4,6 +4,7 @@
 #include "backend/backend.h"
 #include "cuda/context.h"
 #include "cuda/params.h"
+#include "cuda/stream.h"
 #include "cuda/tape.h"
 
 namespace rwkv::cuda {
@@ -22,24 +23,32 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   std::string description() const override;
+  DeviceId device() const override { return {DeviceId::cuda, context_->index()}; }
   Format operand_format(Format weights) const override;
   size_t operand_bytes(Format, int rows, int cols) const override;
   int64_t row_stride(int64_t cols) const override { return cuda::row_stride(int(cols)); }
   size_t linear_bytes(const Linear& w) const override;
   size_t column_bytes(const Linear&) const override { return 0; }  // such a matrix lies by columns only
   size_t state_bytes(const StatePart&) const override;
+  std::vector<int64_t> state_strides(const StatePart&) const override;
   size_t slab_bytes() const override { return size_t(32) << 20; }
   int panel_rows(int64_t work) const override;
   int result_rows() const override { return 256; }
 
   Memory allocate(size_t bytes) override { return context_->allocate(bytes); }
   void prepare(const StepShape& shape) override;
+  std::unique_ptr<WeightStream> stream(int layers, size_t bytes) override {
+    return std::make_unique<LayerStream>(context_, tape_, layers, bytes);
+  }
   bool reads_mapped() const override { return false; }
   void pack(const Linear& w, const RowSource& source) override;
   void copy(const Tensor& table, const RowSource& source) override;
   void pack_columns(const Linear&) override {}
   void read(const Tensor& x, float* host) override;
   void write(const Tensor& x, const float* host) override;
+  void copy_rows(const Tensor& from, const Tensor& to) override;
+  void synchronise() override;
+  void read_foreign(const float* device, size_t count, float* host) override;
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
@@ -81,8 +90,9 @@ class CudaBackend final : public Backend {
   int32_t* flags_ = nullptr;       // bits that tell what is not finite, each used once in a step
   int flags_used_ = 0;
 
-  Memory results_;                 // pinned: what was looked at last, for whoever reads it next
-  const void* fetched_ = nullptr;  // where that lies on the device; null: nowhere
+  Memory results_;                  // pinned: what was looked at last, for whoever reads it next
+  const float* fetched_ = nullptr;  // where that lies on the device; null: nowhere
+  int64_t fetched_count_ = 0;
 
   std::vector<Transfer> pieces_;  // of the threads that read files
   Transfer rows_in_;              // rows on their way to a tensor with statistics

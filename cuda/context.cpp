@@ -45,7 +45,8 @@ Features features_of_environment() {
   return features;
 }
 
-Context::Context(const DeviceApi& api, int index) : api_(api), process_(process_id()), name_(join("cuda:", index)) {
+Context::Context(const DeviceApi& api, int index)
+    : api_(api), index_(index), process_(process_id()), name_(join("cuda:", index)) {
   int32_t devices = 0;
   Fault fault = {};
   if (!api.count(&devices, &fault))
@@ -104,6 +105,14 @@ void Context::launch(std::span<const Launch> launches) {
   ask([&](Fault* f) { return api_.launch(device_, launches.data(), uint32_t(launches.size()), f); });
 }
 
+void Context::stage(void* to, const void* from, size_t bytes, int event) {
+  ask([&](Fault* f) { return api_.stage(device_, to, from, bytes, event, f); });
+}
+
+void Context::await(int event) {
+  ask([&](Fault* f) { return api_.await(device_, event, f); });
+}
+
 void* Context::record(std::span<const Launch> launches) {
   void* graph = nullptr;
   ask([&](Fault* f) { return api_.record(device_, launches.data(), uint32_t(launches.size()), &graph, f); });
@@ -122,6 +131,10 @@ void Context::forget(void* graph) {
 
 void Context::synchronise() {
   ask([&](Fault* f) { return api_.synchronise(device_, f); });
+}
+
+void Context::settle() {
+  ask([&](Fault* f) { return api_.settle(device_, f); });
 }
 
 void Context::copy_in(void* to, const void* from, size_t bytes) {

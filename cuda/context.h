@@ -42,19 +42,24 @@ class Context : public std::enable_shared_from_this<Context> {
   Context(const Context&) = delete;
 
   const std::string& name() const { return name_; }  // "cuda:0"
-  const DeviceInfo& info() const { return info_; }   // as it was when it was opened
-  Memory allocate(size_t bytes);                     // zeroed, on the device
-  Memory pin(size_t bytes);                          // of the host, to copy from and to
+  int index() const { return index_; }
+  const DeviceInfo& info() const { return info_; }  // as it was when it was opened
+  Memory allocate(size_t bytes);                    // zeroed, on the device
+  Memory pin(size_t bytes);                         // of the host, to copy from and to
 
   // In order, and not waited for: what is copied from or to, pinned, stays untouched until `synchronise`.
   void upload(void* to, const void* from, size_t bytes);
   void download(void* to, const void* from, size_t bytes);
   void launch(std::span<const Launch> launches);
   void launch(Kernel kernel, Grid blocks, const void* params) { launch(std::array{launch_of(kernel, blocks, params)}); }
+  // An upload that begins behind what has been asked for and goes on beside what comes; and where that waits for it.
+  void stage(void* to, const void* from, size_t bytes, int event);
+  void await(int event);
   void* record(std::span<const Launch> launches);  // null where there are no graphs
   void replay(void* graph);
   void forget(void* graph);
   void synchronise();
+  void settle();  // also for what others ask of this device
 
   // Copies from and to any memory of the host that have happened when they return.
   void copy_in(void* to, const void* from, size_t bytes);
@@ -66,6 +71,7 @@ class Context : public std::enable_shared_from_this<Context> {
   Memory owned(void* memory, size_t bytes, void (*release)(void* device, void* memory));
 
   const DeviceApi& api_;
+  const int index_;
   const int64_t process_;  // a device does not outlive a fork
   std::string name_;
   void* device_ = nullptr;

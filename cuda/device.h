@@ -58,11 +58,13 @@ struct DeviceApi {
   bool (*download)(void* device, void* to, const void* from, uint64_t bytes, Fault*);
   bool (*launch)(void* device, const Launch* launches, uint32_t count, Fault*);
   bool (*synchronise)(void* device, Fault*);
+  bool (*settle)(void* device, Fault*);  // the same for all that the process has asked of this device
   // A list of launches to be repeated as it is. The graph is null where there is no such thing.
   bool (*record)(void* device, const Launch* launches, uint32_t count, void** graph, Fault*);
   bool (*replay)(void* device, void* graph, Fault*);
   void (*forget)(void* device, void* graph);
-  // An upload beside what is computed, and the point at which computing waits for it. Events count from 0 to 7.
+  // An upload that begins behind what has been asked for and goes on beside what comes, and the point at which that
+  // waits for it. Events count from 0 to 7.
   bool (*stage)(void* device, void* to, const void* from, uint64_t bytes, int32_t event, Fault*);
   bool (*await)(void* device, int32_t event, Fault*);
 };

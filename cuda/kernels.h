@@ -65,6 +65,7 @@ struct SampleShared {
   X(deep_embed, (deep_embed), DeepEmbedParams, NoShared, 256) \
   X(finite, (finite), FiniteParams, NoShared, 256) \
   X(write_rows, (write_rows), WriteRowsParams, NoShared, 256) \
+  X(copy_rows, (copy_rows), CopyRowsParams, NoShared, 256) \
   X(pack_rows_f32, (pack<Stored::f32, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_f16, (pack<Stored::f16, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_bf16, (pack<Stored::bf16, Order::rows>), PackParams, NoShared, 256) \

@@ -93,6 +93,12 @@ struct WriteRowsParams {  // dense rows to rows with statistics
   int32_t ld, cols;
 };
 
+struct CopyRowsParams {
+  const float* from;
+  float* to;
+  int32_t ld_from, ld_to, cols;
+};
+
 // ---- weights ----
 struct PackParams {
   const void* from;  // dense rows

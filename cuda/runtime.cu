@@ -29,7 +29,7 @@ struct Device {
   int index = 0;
   bool starts_early = false;  // from compute capability 9.0 on
   cudaStream_t compute = nullptr, copies = nullptr;
-  cudaEvent_t events[kEvents] = {};
+  cudaEvent_t events[kEvents] = {}, computed = nullptr;
   Fault failure = {};  // of the device, which does not recover: said again by every later call
 };
 Device& device_of(void* device) { return *static_cast<Device*>(device); }
@@ -85,6 +85,7 @@ void close(void* device) {
   if (cudaSetDevice(d->index) != cudaSuccess) return;
   for (cudaEvent_t event : d->events)
     if (event) cudaEventDestroy(event);
+  if (d->computed) cudaEventDestroy(d->computed);
   for (cudaStream_t stream : {d->compute, d->copies})
     if (stream) cudaStreamDestroy(stream);
 }
@@ -100,6 +101,7 @@ bool open(int32_t index, void** device, DeviceInfo* info, Fault* fault) {
   };
   next("cudaStreamCreateWithFlags", [&] { return cudaStreamCreateWithFlags(&d->compute, cudaStreamNonBlocking); });
   next("cudaStreamCreateWithFlags", [&] { return cudaStreamCreateWithFlags(&d->copies, cudaStreamNonBlocking); });
+  next("cudaEventCreateWithFlags", [&] { return cudaEventCreateWithFlags(&d->computed, cudaEventDisableTiming); });
   for (cudaEvent_t& event : d->events)
     next("cudaEventCreateWithFlags", [&] { return cudaEventCreateWithFlags(&event, cudaEventDisableTiming); });
   // Also finds out whether the library has code for this device.
@@ -196,6 +198,13 @@ bool synchronise(void* device, Fault* fault) {
   return error == cudaSuccess || broken(d, fault, error, "cudaStreamSynchronize");
 }
 
+bool settle(void* device, Fault* fault) {
+  Device& d = device_of(device);
+  if (!enter(d, fault)) return false;
+  const cudaError_t error = cudaDeviceSynchronize();
+  return error == cudaSuccess || broken(d, fault, error, "cudaDeviceSynchronize");
+}
+
 // The launches as the stream has them, edges of those that start early included.
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   Device& d = device_of(device);
@@ -226,8 +235,12 @@ void forget(void* device, void* graph) {
 
 bool stage(void* device, void* to, const void* from, uint64_t bytes, int32_t event, Fault* fault) {
   Device& d = device_of(device);
+  if (!enter(d, fault)) return false;
+  cudaError_t error = cudaEventRecord(d.computed, d.compute);
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(d.copies, d.computed);
+  if (error != cudaSuccess) return broken(d, fault, error, "cudaStreamWaitEvent");
   if (!copy(d, to, from, bytes, cudaMemcpyHostToDevice, d.copies, fault)) return false;
-  const cudaError_t error = cudaEventRecord(d.events[event], d.copies);
+  error = cudaEventRecord(d.events[event], d.copies);
   return error == cudaSuccess || broken(d, fault, error, "cudaEventRecord");
 }
 bool await(void* device, int32_t event, Fault* fault) {
@@ -239,7 +252,8 @@ bool await(void* device, int32_t event, Fault* fault) {
 
 constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "cuda", count,  open,   close,
                             describe, allocate,          release,         pin,    unpin,  upload, download,
-                            launch,   synchronise,       record,          replay, forget, stage,  await};
+                            launch,   synchronise,       settle,          record, replay, forget, stage,
+                            await};
 
 }  // namespace
 

@@ -162,12 +162,30 @@ struct StepShape {
   int vocab = 0, heads = 0, head_size = 0;
 };
 
+// Where memory is, in the numbers that DLPack gives to kinds of devices.
+struct DeviceId {
+  enum Kind : int32_t { cpu = 1, cuda = 2 };
+  Kind kind = cpu;
+  int32_t index = 0;
+  bool operator==(const DeviceId&) const = default;
+};
+
+// Weights of layers that take turns on a device.
+class WeightStream {
+ public:
+  virtual ~WeightStream() = default;
+  virtual Memory place(int layer) = 0;  // where a layer is whenever it is computed with
+  virtual void loaded(int layer) = 0;   // it lies there now, for the first time
+  virtual void need(int layer) = 0;     // before the verbs with this layer; those before it have been called
+};
+
 // What lies in its memory is looked at by its verbs alone: above this floor a pointer into it is a number to add to.
 // The verbs of a step come from one thread at a time, the calls of memory and of states from any.
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
+  virtual DeviceId device() const { return {}; }
 
   // ---- sizes ----
   // How the activations are stored that are multiplied with weights of a format.
@@ -178,6 +196,8 @@ class Backend {
   // Of Linear::columns: 0 where this device skips nothing, or needs no second storage for it.
   virtual size_t column_bytes(const Linear& w) const = 0;
   virtual size_t state_bytes(const StatePart&) const = 0;
+  // Floats from number to number of a part in each dimension of its shape, as it lies on the device.
+  virtual std::vector<int64_t> state_strides(const StatePart&) const = 0;
   virtual size_t slab_bytes() const = 0;  // most bytes of slots for states to be allocated at once, if one fits
   // Most rows of one forward, if the largest part of a layer has so many multiply-adds per row: enough to compute at
   // full speed, few enough that such a part takes some 50 ms.
@@ -187,7 +207,9 @@ class Backend {
   // ---- memory ----
   virtual Memory allocate(size_t bytes) = 0;   // zeroed
   virtual void prepare(const StepShape&) = 0;  // once per model
-  virtual bool reads_mapped() const = 0;       // tables and packed matrices, where they lie in a mapped file
+  // For so many layers of at most so many bytes. Throws DeviceError where weights lie in the host's memory anyway.
+  virtual std::unique_ptr<WeightStream> stream(int layers, size_t bytes);
+  virtual bool reads_mapped() const = 0;  // tables and packed matrices, where they lie in a mapped file
   virtual void pack(const Linear& w, const RowSource& source) = 0;      // reads each row once
   virtual void copy(const Tensor& table, const RowSource& source) = 0;  // the same without packing, of equal dtypes
   virtual void pack_columns(const Linear& w) = 0;                       // of a matrix that is packed
@@ -195,6 +217,10 @@ class Backend {
   // what is still to come into them.
   virtual void read(const Tensor& x, float* host) = 0;
   virtual void write(const Tensor& x, const float* host) = 0;
+  virtual void copy_rows(const Tensor& from, const Tensor& to) = 0;  // f32, both on this device
+  virtual void synchronise() {}                                      // everything that was asked for has happened
+  // Numbers on this device that another library has made, and has perhaps not finished.
+  virtual void read_foreign(const float* device, size_t count, float* host) = 0;
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 

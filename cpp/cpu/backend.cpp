@@ -80,6 +80,10 @@ void CpuBackend::write(const Tensor& x, const float* host) {
   for (int64_t i = 0; i < x.rows; i++, host += x.cols) std::copy_n(host, x.cols, x.row(i));
 }
 
+void CpuBackend::copy_rows(const Tensor& from, const Tensor& to) {
+  for (int64_t i = 0; i < from.rows; i++) std::copy_n(from.row(i), from.cols, to.row(i));
+}
+
 void CpuBackend::pack_columns(const Linear& w) {
   const int k = padded_k(w.format, w.cols), groups = (k + kGroup - 1) / kGroup;
   std::atomic<bool> finite{true};
@@ -97,6 +101,12 @@ void CpuBackend::pack_columns(const Linear& w) {
 size_t CpuBackend::state_bytes(const StatePart& part) const {
   if (!is_matrix(part)) return size_t(part.count()) * sizeof(float);
   return size_t(part.shape[0] * part.shape[2]) * size_t(padded_n(int(part.shape[1]))) * sizeof(float);
+}
+
+std::vector<int64_t> CpuBackend::state_strides(const StatePart& part) const {
+  if (!is_matrix(part)) return {1};
+  const int64_t values = padded_n(int(part.shape[1]));
+  return {part.shape[2] * values, 1, values};
 }
 
 void CpuBackend::read_state(const StatePart& part, const std::byte* device, float* host) const {

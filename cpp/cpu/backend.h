@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <exception>
 
 #include "backend/backend.h"
@@ -23,6 +24,7 @@ class CpuBackend final : public Backend {
   size_t linear_bytes(const Linear& w) const override;
   size_t column_bytes(const Linear& w) const override;
   size_t state_bytes(const StatePart&) const override;
+  std::vector<int64_t> state_strides(const StatePart&) const override;
   size_t slab_bytes() const override { return size_t(8) << 20; }
   int panel_rows(int64_t work) const override;
   int result_rows() const override { return 48; }
@@ -35,6 +37,8 @@ class CpuBackend final : public Backend {
   void pack_columns(const Linear& w) override;
   void read(const Tensor& x, float* host) override;
   void write(const Tensor& x, const float* host) override;
+  void copy_rows(const Tensor& from, const Tensor& to) override;
+  void read_foreign(const float* device, size_t count, float* host) override { std::copy_n(device, count, host); }
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 

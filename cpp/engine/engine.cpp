@@ -26,6 +26,7 @@ Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
       pool_(pool_for(*model_)),
       initial_(pool_->make_initial()),
       space_(model_->workspace()),
+      results_(std::make_shared<ResultMemory>(model_->stages().back().backend)),
       process_(process) {}
 
 Engine::~Engine() = default;
@@ -124,6 +125,25 @@ std::vector<float> Engine::forward(std::span<const Sequence> sequences, Output o
 
 void Engine::forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll,
                      const Progress& progress) {
+  step(sequences, output, result, nullptr, poll, progress);
+}
+
+DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Output output, const Poll& poll,
+                                      const Progress& progress) {
+  check_process();
+  const int64_t cols = output == Output::hidden ? config().n_embd : config().n_vocab;
+  const size_t size = result_size(sequences, output);
+  const auto memory = results_->take(size * sizeof(float));
+  auto* const data = reinterpret_cast<float*>(memory.get());
+  step(sequences, output, {}, data, poll, progress);
+  Backend& device = *model_->stages().back().backend;
+  device.synchronise();
+  return {device.device(), data, {int64_t(size) / cols, cols}, {cols, 1}, memory};
+}
+
+// Rows go to `result` if it is not empty, and to `on_device` if there is such a place.
+void Engine::step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
+                  const Poll& poll, const Progress& progress) {
   check_process();
   const ListsPool::Use lists(lists_);
   check_sequences(sequences, lists->states);
@@ -182,6 +202,7 @@ void Engine::forward(std::span<const Sequence> sequences, Output output, std::sp
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
+      if (on_device) device.copy_rows(values, {on_device + written, DType::f32, values.rows, values.cols, values.cols});
       float* const to = result.empty() ? nullptr : result.data() + written;
       if (to) device.read(values, to);
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {

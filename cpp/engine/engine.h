@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/device_array.h"
 #include "engine/lists.h"
 #include "engine/state.h"
 #include "engine/turn.h"
@@ -67,6 +68,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<float> forward(std::span<const Sequence> sequences, Output output = Output::last, const Poll& poll = {},
                              const Progress& progress = {});
 
+  // The same rows, which stay on the device that has computed them: (S, V) and so on.
+  DeviceArray forward_on_device(std::span<const Sequence> sequences, Output output = Output::last,
+                                const Poll& poll = {}, const Progress& progress = {});
+
   // One draw for each job.
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
 
@@ -79,6 +84,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void save(const State& state, const std::string& path);
   std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
   std::vector<StateArray> parts(const State& state);
+  // The same parts where they lie, by name; the state may move on meanwhile, these numbers stay. Throws DeviceError
+  // where they do not lie in one piece, as layers are on several devices.
+  std::vector<std::pair<std::string, DeviceArray>> views(const State& state);
+  // Numbers of another library in memory of one of this engine's devices, or of the CPU.
+  void read_device(DeviceId device, const float* from, std::span<float> to);
   std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
   // The same contents, bit for bit: parts, tokens seen, last token, last logits. How a text is sampled is not compared.
   bool equal(const State& a, const State& b);
@@ -86,6 +96,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
   void check_mine(const State& state) const;  // throws StateError for another engine's state
+  void step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
+            const Poll& poll, const Progress& progress);
   std::string header_of(const StateContents& contents) const;
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 
@@ -93,6 +105,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<StatePool> pool_;
   std::shared_ptr<const StateSlot> initial_;
   Workspace space_;
+  std::shared_ptr<ResultMemory> results_;
   int64_t process_;
   Turn turn_;
   ListsPool lists_;

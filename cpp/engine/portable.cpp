@@ -157,6 +157,41 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
 }
 
+std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& state) {
+  check_process();
+  check_mine(state);
+  RWKV_CHECK(DeviceError, model_->stages().size() == 1,
+             "state: expected all layers in one stage of the strategy, found ", model_->stages().size(), " on ",
+             description(), "; to_numpy() brings them together");
+  const StateContents contents = state.contents();
+  const Model::Stage& stage = model_->stages().front();
+  const StateLayout& layout = stage.states;
+  std::vector<std::pair<std::string, DeviceArray>> arrays;
+  for (size_t p = 0; p < layout.parts.size(); p++) {
+    const StatePart& part = layout.parts[p];
+    // Parts of all layers lie in the same order, so from layer to layer it is always as far.
+    const size_t first = layout.offset(0, int(p)), layers = size_t(layout.layers);
+    const auto* data = reinterpret_cast<const float*>(contents.slot->data(0) + first);
+    DeviceArray array{stage.backend->device(), data, {int64_t(layers)}, {}, contents.slot};
+    array.strides.push_back(int64_t(layout.slot_bytes / layers / sizeof(float)));
+    array.shape.insert(array.shape.end(), part.shape.begin(), part.shape.end());
+    const auto strides = stage.backend->state_strides(part);
+    array.strides.insert(array.strides.end(), strides.begin(), strides.end());
+    arrays.emplace_back(part.name, std::move(array));
+  }
+  return arrays;
+}
+
+void Engine::read_device(DeviceId device, const float* from, std::span<float> to) {
+  check_process();
+  const auto stages = model_->stages();
+  const auto found = std::ranges::find_if(stages, [&](const auto& stage) { return stage.backend->device() == device; });
+  if (found != stages.end()) return found->backend->read_foreign(from, to.size(), to.data());
+  RWKV_CHECK(DeviceError, device.kind == DeviceId::cpu, "state: expected arrays on a device of ", description(),
+             ", found device ", device.index, " of kind ", int(device.kind), " as DLPack counts");
+  std::copy_n(from, to.size(), to.data());
+}
+
 bool Engine::equal(const State& a, const State& b) {
   check_mine(a);
   check_mine(b);

@@ -37,9 +37,14 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
                " layers in all, found ", first + std::max(count, 1));
     auto& backend = backends[spec.device];
     if (!backend) backend = open_backend(spec.device, options);
-    RWKV_CHECK(DeviceError, !spec.streamed, "strategy '", strategy, "': expected layers that stay on ", spec.device,
-               ", found *", spec.layers, "+: streaming the others is not supported");
-    stages.push_back({backend, first, count, spec.formats});
+    const int staying = spec.streamed ? std::min(spec.layers, count) : count;
+    if (staying > 0) stages.push_back({backend, first, staying, spec.formats});
+    if (staying < count)
+      stages.push_back({.backend = backend,
+                        .first = first + staying,
+                        .count = count - staying,
+                        .formats = spec.formats,
+                        .streamed = true});
     first += count;
   }
   RWKV_CHECK(StrategyError, first == layers, "strategy '", strategy, "': expected ", layers, " layers in all, found ",
@@ -84,6 +89,8 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   if (packed) measure.trust(mapping), loader.trust(mapping);
   model->build(measure);
   measure.check_all_used();
+  for (Stage& stage : model->stages_)
+    if (stage.streamed) stage.stream = stage.backend->stream(stage.count, stage.layer_bytes);
   model->column_bytes_ = measure.column_bytes();
   model->choose_rows();
   const Config& c = model->config_;
@@ -94,7 +101,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
                         .heads = c.n_head,
                         .head_size = c.head_size};
   for (Stage& stage : model->stages_) {
-    model->weight_bytes_ += stage.weights.used();
+    model->weight_bytes_ += stage.weights.used() + size_t(stage.streamed ? stage.count : 0) * stage.layer_bytes;
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(shape);
     stage.states = StateLayout(state_parts(c), stage.count, *stage.backend);
@@ -137,7 +144,8 @@ void Model::build(Loader& loader) {
     std::visit(
         [&](auto& layers) {
           for (int i = stage.first; i < stage.first + stage.count; i++)
-            layers.push_back(LayerOf<decltype(layers)>::load(loader, c, i, stage.formats));
+            load_layer(loader, stage, i,
+                       [&] { layers.push_back(LayerOf<decltype(layers)>::load(loader, c, i, stage.formats)); });
         },
         layers_);
     if (&stage == &stages_.back()) {
@@ -145,6 +153,17 @@ void Model::build(Loader& loader) {
       head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
     }
   }
+}
+
+void Model::load_layer(Loader& loader, Stage& stage, int layer, const std::function<void()>& load) {
+  if (!stage.streamed) return load();
+  const int at = layer - stage.first;
+  Arena arena = stage.stream ? Arena(stage.stream->place(at)) : Arena();
+  loader.enter(*stage.backend, arena);
+  load();
+  stage.layer_bytes = std::max(stage.layer_bytes, arena.used());
+  if (stage.stream) stage.stream->loaded(at);
+  loader.enter(*stage.backend, stage.weights);
 }
 
 const Model::Stage& Model::first_on(const Backend& device) const {
@@ -262,8 +281,10 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
           const Stage& home = first_on(b);
           b.embed(home.embedding, home.embedding_norm, batch, {}, scratch.embedded);
         }
-      for (int i = 0; i < stage.count; i++)
+      for (int i = 0; i < stage.count; i++) {
+        if (stage.stream) stage.stream->need(i);
         step(b, layers[size_t(stage.first + i)], config_, stage.states, i, batch, scratch, x, check);
+      }
       if (s + 1 == stages_.size())
         finish(x, batch, result, arena, poll, take);
       else if (stages_[s + 1].backend != stage.backend)

@@ -28,6 +28,9 @@ class Model {
     Formats formats;
     Arena weights = {};
     StateLayout states = {};
+    bool streamed = false;   // its layers, not what else it has, take turns on the device
+    size_t layer_bytes = 0;  // of the largest of them
+    std::shared_ptr<WeightStream> stream = {};
     Tensor embedding = {};  // (V, C) in the file's precision, where the device needs it
     Norm embedding_norm = {};
   };
@@ -64,6 +67,7 @@ class Model {
 
  private:
   Model() = default;
+  void load_layer(Loader& loader, Stage& stage, int layer, const std::function<void()>& load);
   void build(Loader& loader);  // twice: with counting arenas, then with real ones
   const Stage& first_on(const Backend& device) const;
   size_t scratch_bytes(const Stage& stage) const;

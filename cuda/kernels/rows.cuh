@@ -129,4 +129,13 @@ RWKV_KERNEL void RWKV_BOUNDS(256) write_rows(PARAMS(WriteRowsParams, p)) {
   }
 }
 
+// (rows, columns / kFiniteColumns) blocks.
+RWKV_KERNEL void RWKV_BOUNDS(256) copy_rows(PARAMS(CopyRowsParams, p)) {
+  start();
+  const int from = int(blockIdx.y) * kFiniteColumns;
+  const int end = from + kFiniteColumns < p.cols ? from + kFiniteColumns : p.cols;
+  for (int i = from + int(threadIdx.x); i < end; i += int(blockDim.x))
+    p.to[size_t(blockIdx.x) * size_t(p.ld_to) + size_t(i)] = p.from[size_t(blockIdx.x) * size_t(p.ld_from) + size_t(i)];
+}
+
 }  // namespace rwkv::cuda

@@ -20,6 +20,7 @@ except ImportError as error:
 from .chat import Chat, Message, Reply, ReplyPiece, ReplyStream
 from .config import Config
 from .conversion import convert
+from .device import DeviceArray
 from .engine import Engine
 from .errors import (
     ConcurrentUseError,
@@ -44,6 +45,7 @@ __all__ = [
     "ChatTemplate",
     "ConcurrentUseError",
     "Config",
+    "DeviceArray",
     "DeviceError",
     "Engine",
     "Error",

@@ -16,18 +16,19 @@ from ._arguments import (
     engine_options,
     model_name,
     model_path,
-    path_bytes,
 )
 from .chat import Chat
 from .config import Config
+from .device import DeviceArray
 from .generation import GenerationMixin
 from .params import SamplingParams
-from .state import Parts, State, core_of, parts_of
+from .restore import RestoreMixin
+from .state import State, core_of
 from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
-class Engine(GenerationMixin):
+class Engine(GenerationMixin, RestoreMixin):
     """One model, ready to run.
 
     Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C
@@ -123,6 +124,7 @@ class Engine(GenerationMixin):
         state: State,
         output: str = "last",
         progress: Progress | None = None,
+        device: bool = False,
     ) -> Any:
         """Step a state in place through T >= 1 tokens, sequence or array of ids from 0 to V - 1.
 
@@ -133,7 +135,8 @@ class Engine(GenerationMixin):
         -------
         float32 array or None
             (V,) logits after the last token for output "last", (T, V) after every token for "all",
-            None for "none", and (T, C) vectors after the final norm for "hidden".
+            None for "none", and (T, C) vectors after the final norm for "hidden". With
+            ``device=True`` a `DeviceArray` of them on the model's last device, "last" as (1, V).
 
         Examples
         --------
@@ -142,6 +145,10 @@ class Engine(GenerationMixin):
         >>> engine.forward([1, 2, 3], engine.new_state(), output="all").shape
         (3, 1024)
         """
+        if device:
+            return DeviceArray(
+                self._core.forward_on_device([tokens], [core_of(state)], output, progress)
+            )
         rows = self._core.forward([tokens], [core_of(state)], output, progress)
         return rows[0] if rows is not None and output == "last" else rows
 
@@ -175,25 +182,6 @@ class Engine(GenerationMixin):
     ) -> Chat:
         """Begin a conversation; `Chat` has the parameters and an example."""
         return Chat(self, template, system=system, think=think, params=params, state=state)
-
-    def state_from_bytes(
-        self, blob: bytes | bytearray | memoryview, check_weights: bool = True
-    ) -> State:
-        """Return the state that `State.to_bytes` wrote, on any device and with any strategy.
-
-        Raises StateError if it is damaged or another model's; with ``check_weights=False`` other
-        weights of the same shape may have made it.
-        """
-        data = blob if isinstance(blob, bytes) else bytes(memoryview(blob))
-        return State(self._core.state_from_bytes(data, bool(check_weights)))
-
-    def load_state(self, path: Path, check_weights: bool = True) -> State:
-        """Return the state in a file that `State.save` wrote; otherwise as `state_from_bytes`."""
-        return State(self._core.load_state(path_bytes(path, "path"), bool(check_weights)))
-
-    def state_from_numpy(self, parts: Parts) -> State:
-        """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them."""
-        return State(self._core.state_from_parts(parts_of(parts)))
 
     def __repr__(self) -> str:
         return f"<Engine RWKV-{self._config.version} on {self.description}>"

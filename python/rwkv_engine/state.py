@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, Path, integer, path_bytes
+from .device import DeviceArray
 from .errors import ConcurrentUseError, StateError
 
 Parts: TypeAlias = Mapping[str, Array]
@@ -96,6 +97,14 @@ class State:
         denominator and running maximum. Tokens seen and last logits are not among them.
         """
         return self._core.parts()
+
+    def views(self) -> dict[str, DeviceArray]:
+        """Return the same parts where they lie, without a copy, for DLPack and CUDA libraries.
+
+        The state may move on meanwhile; what is looked at stays. Raises DeviceError where layers
+        are on several devices.
+        """
+        return {name: DeviceArray(view) for name, view in self._core.views()}
 
     def equals(self, other: State) -> bool:
         """Tell whether both hold the same bits: parts, tokens seen, last token and last logits."""

@@ -34,6 +34,7 @@ class RemoteBackend final : public Backend {
   size_t linear_bytes(const Linear& w) const override { return inner_.linear_bytes(w); }
   size_t column_bytes(const Linear& w) const override { return inner_.column_bytes(w); }
   size_t state_bytes(const StatePart& part) const override { return inner_.state_bytes(part); }
+  std::vector<int64_t> state_strides(const StatePart& part) const override { return inner_.state_strides(part); }
   size_t slab_bytes() const override { return size_t(32) << 20; }
   int panel_rows(int64_t) const override { return 70; }
   int result_rows() const override { return 5; }
@@ -52,6 +53,10 @@ class RemoteBackend final : public Backend {
   void pack_columns(const Linear& w) override { inner_.pack_columns(in(w)); }
   void read(const Tensor& x, float* host) override { inner_.read(in(x), of_host(host)); }
   void write(const Tensor& x, const float* host) override { inner_.write(in(x), of_host(host)); }
+  void copy_rows(const Tensor& from, const Tensor& to) override { inner_.copy_rows(in(from), in(to)); }
+  void read_foreign(const float* device, size_t count, float* host) override {
+    inner_.read_foreign(in(device), count, of_host(host));
+  }
   void read_state(const StatePart& part, const std::byte* device, float* host) const override {
     inner_.read_state(part, in(device), of_host(host));
   }

@@ -248,7 +248,8 @@ void forget(void*, void* graph) { delete static_cast<Graph*>(graph); }
 
 constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count,  open,   close,
                             describe, allocate,          release,         pin,         unpin,  upload, download,
-                            launch,   synchronise,       record,          replay,      forget, stage,  await};
+                            launch,   synchronise,       synchronise,     record,      replay, forget, stage,
+                            await};
 
 }  // namespace
 

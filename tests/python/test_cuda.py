@@ -137,6 +137,9 @@ def test_a_state_moves_between_devices(device, shape):
         "cuda:0 fp32 *1 -> cuda:1 fp32",
         "cuda fp32 *1 -> cuda fp32",
         "cuda fp32 *1 -> cpu fp32 *1 -> cuda:1 fp32",
+        "cuda fp32 *1+",
+        "cuda fp32 *0+",
+        "cpu fp32 *1 -> cuda fp32 *0+",
     ],
 )
 def test_layers_on_several_devices(device, shape, strategy):

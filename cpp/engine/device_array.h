@@ -1,0 +1,31 @@
+#pragma once
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace rwkv {
+
+// float32 numbers where they lie, for whoever goes on with them there. Nobody writes them.
+struct DeviceArray {
+  DeviceId device;
+  const float* data = nullptr;
+  std::vector<int64_t> shape, strides;  // strides in floats
+  std::shared_ptr<const void> keeper;   // as long as somebody has it, the numbers stay
+};
+
+// Memory for results that stay on a device. What is given back is used again: allocating is dear there.
+class ResultMemory : public std::enable_shared_from_this<ResultMemory> {
+ public:
+  explicit ResultMemory(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {}
+
+  std::shared_ptr<std::byte> take(size_t bytes);
+
+ private:
+  const std::shared_ptr<Backend> backend_;
+  std::mutex mutex_;
+  std::vector<Memory> free_;
+};
+
+}  // namespace rwkv
