@@ -267,7 +267,17 @@ void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, 
 }
 
 // The rows themselves come along while they are few, so whoever reads them does not wait again.
-bool CudaBackend::all_finite(const Tensor& x) {
+void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) {
+  const KeepRowsParams p = {.from = rows.as<float>(),
+                            .ld = int32_t(rows.stride),
+                            .cols = int32_t(rows.cols),
+                            .rows = rows_ + first,
+                            .offset = offset,
+                            .step = step_};
+  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, &p);
+}
+
+bool CudaBackend::all_finite(const Tensor& x, bool to_be_read) {
   if (flags_used_ == kFlags) {  // begin anew, in order behind those that are still to be written
     std::memset(batch_.host.data.get(), 0, kFlagWords * sizeof(int32_t));
     context_->upload(flags_, batch_.host.data.get(), kFlagWords * sizeof(int32_t));
@@ -283,7 +293,7 @@ bool CudaBackend::all_finite(const Tensor& x) {
   tape_.flush();
   const int64_t count = (x.rows - 1) * x.stride + x.cols;
   const size_t bytes = size_t(count) * sizeof(float);
-  const bool along = bytes <= results_.size;
+  const bool along = to_be_read && bytes <= results_.size;
   if (along) context_->download(results_.data.get(), x.data, bytes);
   int32_t* found = reinterpret_cast<int32_t*>(batch_.host.data.get()) + word;
   context_->download(found, flags_ + word, sizeof(int32_t));

@@ -59,7 +59,8 @@ class CudaBackend final : public Backend {
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
   void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
-  bool all_finite(const Tensor& x) override;
+  bool all_finite(const Tensor& x, bool to_be_read) override;
+  void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
   void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;
@@ -75,6 +76,7 @@ class CudaBackend final : public Backend {
   // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
   void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
   void launch(Kernel kernel, Grid blocks, const void* params);
+  [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
 
   const std::shared_ptr<Context> context_;

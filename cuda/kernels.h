@@ -33,6 +33,19 @@ struct Wkv7Shared {
   float y[2][64];
 };
 
+// Of a head's chunk. r, a, k and b are rows of 64 halves, at the places of wkv7_place; what they are moved to is read
+// before the products of rows with rows take the same memory.
+struct alignas(16) Wkv7ChunkShared {
+  uint16_t r[64 * 64], a[64 * 64], k[64 * 64], b[64 * 64];
+  union {
+    uint16_t moved[10][16 * 64];
+    uint32_t product[40][32][4];
+  };
+  float diagonal[4][16][16];
+  float decay[8][64];  // of eight rows
+  float norm[64], r_size[64], k_size[64];
+};
+
 // One step of a tile: the k of a row of 64 bytes of the operand, of all its outputs and tokens.
 template <Stored F>
 struct TileStage {
@@ -65,6 +78,7 @@ struct SampleShared {
   X(deep_embed, (deep_embed), DeepEmbedParams, NoShared, 256) \
   X(finite, (finite), FiniteParams, NoShared, 256) \
   X(write_rows, (write_rows), WriteRowsParams, NoShared, 256) \
+  X(keep_rows, (keep_rows), KeepRowsParams, NoShared, 256) \
   X(copy_rows, (copy_rows), CopyRowsParams, NoShared, 256) \
   X(pack_rows_f32, (pack<Stored::f32, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_f16, (pack<Stored::f16, Order::rows>), PackParams, NoShared, 256) \
@@ -131,6 +145,12 @@ struct SampleShared {
   X(wkv7, (wkv7), Wkv7Params, WkvShared, 256) \
   X(wkv7_64, (wkv7_64), Wkv7Params, Wkv7Shared, 256)
 
+// One after the other, of (heads, chunks), (heads, runs, 2) and (heads, chunks) blocks.
+#define RWKV_CHUNK_KERNELS(X) \
+  X(wkv7_chunk, (wkv7_chunk), Wkv7ChunkParams, Wkv7ChunkShared, 256) \
+  X(wkv7_carry, (wkv7_carry), Wkv7ChunkParams, NoShared, 64) \
+  X(wkv7_chunk_out, (wkv7_chunk_out), Wkv7ChunkParams, NoShared, 128)
+
 #define RWKV_SAMPLE_KERNELS(X) \
   X(sample, (sample), SampleParams, SampleShared, 1024)
 
@@ -140,6 +160,7 @@ struct SampleShared {
   RWKV_SPARSE_KERNELS(X) \
   RWKV_TILE_KERNELS(X) \
   RWKV_WKV_KERNELS(X) \
+  RWKV_CHUNK_KERNELS(X) \
   RWKV_SAMPLE_KERNELS(X)
 // clang-format on
 
@@ -199,6 +220,7 @@ void add_small(Entry* table);
 void add_sparse(Entry* table);
 void add_tile(Entry* table);
 void add_wkv(Entry* table);
+void add_chunk(Entry* table);
 void add_sample(Entry* table);
 
 }  // namespace rwkv::cuda

@@ -99,6 +99,14 @@ struct CopyRowsParams {
   int32_t ld_from, ld_to, cols;
 };
 
+struct KeepRowsParams {  // the last rows of sequences to their dst slots
+  const float* from;
+  int32_t ld, cols;
+  const int32_t* rows;  // of the batch, one for each of `from`
+  uint64_t offset;      // in a slot
+  StepPointers step;
+};
+
 // ---- weights ----
 struct PackParams {
   const void* from;  // dense rows
@@ -164,7 +172,46 @@ struct Wkv7Params {
   uint64_t state;
   OperandPointer y;
   StepPointers step;
+  const int32_t* sequences = nullptr;  // of the blocks, as numbers of the step's; null: all in their order
 };
+
+// The same in chunks of 64 rows, for heads of 64. The host cuts each of the sequences that it is for from its first row
+// on, the last chunk is shorter; chunks of a sequence follow each other.
+constexpr int kWkvChunk = 64;
+constexpr float kWkvUnit = 16.0f;  // of values in halves, which so hold states up to a million
+struct Wkv7Chunk {
+  int32_t row, count;  // of the step's rows, all of one sequence
+};
+struct Wkv7Run {
+  int32_t sequence, first, chunks;  // the first chunk of it, and how many
+};
+// What is known of a head's chunk before the state S in front of it is. With [row][value], S [key][value]:
+//   results = Q S + Y, S of the next chunk = diag(decay) S + E S + N
+// Halves lie as fragments of 16 rows and 16 columns, floats as sums of 16 rows and 8 columns (m16n8k16 of PTX), each
+// lane's 16 bytes together. Values are divided by kWkvUnit; Q S + Y is a result divided by
+// the row's `scale`.
+struct alignas(16) Wkv7Piece {
+  uint32_t q[16][32][4];       // [row][key]: block 4 (row / 16) + key / 16
+  uint32_t e[16][32][4];       // [key of the next S][key]
+  uint32_t v[16][32][4];       // [value][row], the values themselves, times the size of their key
+  float n[32][32][4];          // [value][key]: block 8 (value / 16) + key / 8; S as halves takes its place, see carried
+  float y[32][32][4];          // [value][row]
+  float decay[64];             // of a key
+  float bonus[64], scale[64];  // of a row: of v, and of what Q S + Y gives
+};
+struct Wkv7ChunkParams {
+  Wkv7Params wkv;
+  const Wkv7Chunk* chunk;
+  const Wkv7Run* run;
+  Wkv7Piece* piece;  // [chunk][head]
+};
+// How many chunks sequences of kChunkFrom rows and more may have, of so many rows in all, and what a step of them
+// needs.
+constexpr int kChunkFrom = 48;
+RWKV_BOTH constexpr int most_chunks(int rows) { return 2 * rows / (kWkvChunk + 1); }
+RWKV_BOTH constexpr size_t wkv7_chunk_bytes(int rows, int heads) {
+  return size_t(most_chunks(rows)) * size_t(heads) * sizeof(Wkv7Piece);
+}
 
 // ---- sampling ----
 constexpr int kSampleSpan = 128;                                   // logits that have a sum of their own

@@ -13,6 +13,21 @@ constexpr size_t kMostSampled = 32;  // rows in one launch: they and their scrat
 
 }  // namespace
 
+// In the words of all devices.
+void CudaBackend::refuse(const SampleJob& job, const SampleResult& found) {
+  const auto n = size_t(job.logits.cols), where = size_t(found.where);
+  if (found.code == SampleCode::all_infinite) refuse_no_logit(n);
+  if (found.code == SampleCode::all_banned) refuse_all_banned(n);
+  float logit = 0;
+  if (job.on_device)
+    context_->copy_out(&logit, job.logits.row(0) + where, sizeof logit);
+  else
+    logit = job.logits.row(0)[where];
+  const auto bias = std::ranges::find(job.bias, found.where, &TokenBias::token);
+  if (bias != job.bias.end() && found.code == SampleCode::not_finite_biased) logit += bias->bias;
+  refuse_logit(where, logit, found.code == SampleCode::not_finite_biased);
+}
+
 void CudaBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
   std::ranges::for_each(jobs, check);
   for (size_t at = 0; at < jobs.size();) {
@@ -46,7 +61,7 @@ void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLo
     carve(arena, jobs.size(), p.jobs);
     for (size_t i = 0; i < jobs.size(); i++) {
       carve(arena, jobs[i].bias.size(), p.lists[i].bias);
-      carve(arena, n, p.lists[i].logits);
+      carve(arena, jobs[i].on_device ? 0 : n, p.lists[i].logits);
     }
     p.back = arena.used();
     carve(arena, jobs.size(), p.results);
@@ -64,8 +79,8 @@ void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLo
     const SampleJob& job = jobs[i];
     std::ranges::transform(job.bias, here.lists[i].bias,
                            [](const TokenBias& b) { return TokenNumber{b.token, b.bias}; });
-    std::copy_n(job.logits.row(0), n, here.lists[i].logits);
-    here.jobs[i] = {.logits = there.lists[i].logits,
+    if (!job.on_device) std::copy_n(job.logits.row(0), n, here.lists[i].logits);
+    here.jobs[i] = {.logits = job.on_device ? job.logits.row(0) : there.lists[i].logits,
                     .bias = there.lists[i].bias,
                     .top = there.lists[i].top,
                     .scale = job.temperature == 0 ? 0 : 1 / double{job.temperature},
@@ -87,14 +102,7 @@ void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLo
   context_->synchronise();
   for (size_t i = 0; i < jobs.size(); i++) {
     const SampleResult& found = here.results[i];
-    const auto where = size_t(found.where);
-    if (found.code == SampleCode::not_finite) refuse_logit(where, here.lists[i].logits[where], false);
-    if (found.code == SampleCode::all_infinite) refuse_no_logit(n);
-    if (found.code == SampleCode::not_finite_biased) {
-      const auto bias = std::ranges::find(jobs[i].bias, found.where, &TokenBias::token);
-      refuse_logit(where, here.lists[i].logits[where] + (bias == jobs[i].bias.end() ? 0 : bias->bias), true);
-    }
-    if (found.code == SampleCode::all_banned) refuse_all_banned(n);
+    if (found.code != SampleCode::drawn) refuse(jobs[i], found);
     drawn[i] = {found.token, found.logprob};
     std::transform(here.lists[i].top, here.lists[i].top + jobs[i].top.size(), jobs[i].top.begin(),
                    [](const TokenNumber& t) { return TokenLogprob{t.token, t.number}; });

@@ -145,7 +145,7 @@ struct TokenLogprob {
 // scheduling. The order is: bias; then of softmax(logits) the tokens that top_p, top_k and min_p all keep; then
 // temperature. Of equal tokens the lower id is the more likely.
 struct SampleJob {
-  Tensor logits;          // (1, V) in memory of the host
+  Tensor logits;          // (1, V) in memory of the host, or of the device if `on_device` says so
   float temperature = 1;  // 0: the most likely token
   float top_p = 1;        // the most likely tokens that hold this share together, and those equal to the last of them
   int top_k = 0;          // the most likely tokens, this many; 0: all
@@ -153,6 +153,7 @@ struct SampleJob {
   uint64_t seed = 0, counter = 0;
   std::span<const TokenBias> bias = {};  // ascending tokens: penalties, logit bias and bans in one
   std::span<TokenLogprob> top = {};      // receives the most likely tokens, at most V, the most likely first
+  bool on_device = false;
 };
 
 // The largest step there will be of a model, so that the verbs never allocate.
@@ -242,7 +243,11 @@ class Backend {
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
   // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
   virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
-  virtual bool all_finite(const Tensor& x) = 0;  // often before what it has looked at is read
+  // Often before what it has looked at is read, by `read`; `to_be_read` says whether it will be.
+  virtual bool all_finite(const Tensor& x, bool to_be_read) = 0;
+  // Rows (n, N) of those that want a result, from the first-th on: those that are the last of their sequence in the
+  // batch also go to byte `offset` of its dst slot.
+  virtual void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset);
   virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
 
   // ---- one recurrence per family; the state part lies at byte `state` of each slot ----

@@ -267,7 +267,7 @@ void CpuBackend::mix_tile(const Tensor& x, const Norm& norm, std::span<const Mix
 
 // ---- results ----
 
-bool CpuBackend::all_finite(const Tensor& x) {
+bool CpuBackend::all_finite(const Tensor& x, bool) {
   std::atomic<bool> finite{true};
   pool_.run([&](int worker) {
     // Columns, not rows: there is often but one row.

@@ -47,7 +47,7 @@ class CpuBackend final : public Backend {
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
   void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
-  bool all_finite(const Tensor& x) override;
+  bool all_finite(const Tensor& x, bool to_be_read) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
   void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;

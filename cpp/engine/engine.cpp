@@ -156,6 +156,8 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
 
   // Everything a step needs is there before it begins: slots to write to, room for the logits, the lists of a panel.
   const size_t count = sequences.size(), vocab = size_t(config().n_vocab);
+  Backend& device = *model_->stages().back().backend;       // where results are
+  const auto kept = model_->stages().back().states.logits;  // where they stay with a state, if they do
   auto& target = lists->target;
   auto& logits = lists->logits;
   Panel& panel = lists->panel;
@@ -166,7 +168,10 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
     target[s] = pool_->take();
     if (output != Output::last && output != Output::all) continue;
     logits[s] = pool_->take_logits();
-    logits[s]->reserve(vocab);
+    if (!kept)
+      logits[s]->on_host().reserve(vocab);
+    else
+      logits[s]->leave_in(target[s], device, target[s]->data(model_->stages().size() - 1) + *kept, vocab);
   }
   // Panels of about equal size, whole tiles of the kernels.
   const int64_t most = model_->panel_rows(), panels = (total + most - 1) / most;
@@ -174,7 +179,6 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
 
   panel.clear();
   panel.reserve(size_t(std::min(step, total)), count, model_->stages().size());
-  Backend& device = *model_->stages().back().backend;  // where results are
 
   const bool every_row = output == Output::all || output == Output::hidden;
   const Model::Result kind = output == Output::hidden ? Model::Result::hidden
@@ -206,18 +210,19 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
       float* const to = result.empty() ? nullptr : result.data() + written;
       if (to) device.read(values, to);
       for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
-        if (kind != Model::Result::logits || panel.ending[row] == count) continue;
-        Logits& kept = *logits[panel.ending[row]];
+        if (kind != Model::Result::logits || panel.ending[row] == count || kept) continue;
+        Logits::Values& last = logits[panel.ending[row]]->on_host();
         if (to) {
-          kept.assign(to + i * values.cols, to + (i + 1) * values.cols);
+          last.assign(to + i * values.cols, to + (i + 1) * values.cols);
         } else {
-          kept.resize(size_t(values.cols));
-          device.read({values.row(i), DType::f32, 1, values.cols, values.stride}, kept.data());
+          last.resize(size_t(values.cols));
+          device.read({values.row(i), DType::f32, 1, values.cols, values.stride}, last.data());
         }
       }
     };
     // By reference: a function that held the captures would allocate.
-    model_->forward(panel.finish(), kind, space_, poll, std::ref(take));
+    const bool wanted = !kept || on_device || !result.empty();
+    model_->forward(panel.finish(), kind, space_, poll, wanted ? Model::Take(std::ref(take)) : Model::Take());
     if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 

@@ -174,17 +174,21 @@ void Generation::step(const Poll& poll, const Process& process) {
   std::vector<SampleJob> jobs;
   for (Draft& d : drafts) {
     const SamplingParams& p = d.text.params;
-    const float* logits = d.before.last_logits->data();
+    const Logits& last = *d.before.last_logits;
+    const auto n = int64_t(last.size());
+    Tensor logits{nullptr, DType::f32, 1, n, n};
     if (p.process_logits) {
-      d.processed.assign(d.before.last_logits->begin(), d.before.last_logits->end());
+      d.processed.assign(last.data(), last.data() + n);
       process(size_t(std::ranges::find(texts_, &d.text, &std::unique_ptr<Text>::get) - texts_.begin()), d.text.written,
               d.processed);
-      logits = d.processed.data();
+      logits.data = d.processed.data();
+    } else {
+      logits.data = last.on_device() ? const_cast<std::byte*>(last.on_device())
+                                     : static_cast<void*>(const_cast<float*>(last.data()));
     }
     d.bias = d.text.sampler->bias(p);
     d.piece.top.resize(size_t(p.top_logprobs));
-    const auto n = int64_t(d.before.last_logits->size());
-    jobs.push_back({.logits = {const_cast<float*>(logits), DType::f32, 1, n, n},
+    jobs.push_back({.logits = logits,
                     .temperature = p.temperature,
                     .top_p = p.top_p,
                     .top_k = p.top_k,
@@ -192,7 +196,8 @@ void Generation::step(const Poll& poll, const Process& process) {
                     .seed = d.text.sampler->seed,
                     .counter = uint64_t(d.before.tokens_seen),
                     .bias = d.bias,
-                    .top = d.piece.top});
+                    .top = d.piece.top,
+                    .on_device = !p.process_logits && last.on_device() != nullptr});
   }
   const auto drawn = engine_->sample(jobs, poll);
 

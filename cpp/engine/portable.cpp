@@ -94,8 +94,8 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
   std::shared_ptr<Logits> logits;
   if (!view.last_logits.empty()) {
     logits = pool_->take_logits();
-    logits->resize(view.last_logits.size() / sizeof(float));
-    std::memcpy(logits->data(), view.last_logits.data(), view.last_logits.size());
+    logits->on_host().resize(view.last_logits.size() / sizeof(float));
+    std::memcpy(logits->on_host().data(), view.last_logits.data(), view.last_logits.size());
   }
   return std::make_shared<State>(
       shared_from_this(), StateContents{std::move(slot), view.info.tokens_seen, view.info.last_token, std::move(logits),
@@ -173,7 +173,8 @@ std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& stat
     const size_t first = layout.offset(0, int(p)), layers = size_t(layout.layers);
     const auto* data = reinterpret_cast<const float*>(contents.slot->data(0) + first);
     DeviceArray array{stage.backend->device(), data, {int64_t(layers)}, {}, contents.slot};
-    array.strides.push_back(int64_t(layout.slot_bytes / layers / sizeof(float)));
+    const size_t next = layers > 1 ? layout.offset(1, int(p)) - first : 0;
+    array.strides.push_back(int64_t(next / sizeof(float)));
     array.shape.insert(array.shape.end(), part.shape.begin(), part.shape.end());
     const auto strides = stage.backend->state_strides(part);
     array.strides.insert(array.strides.end(), strides.begin(), strides.end());

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "engine/recycler.h"
+#include "engine/logits.h"
 
 namespace rwkv {
 
@@ -15,7 +15,6 @@ class Engine;
 class Generation;
 struct SamplerState;
 class StateSlot;  // one slot of the pool; forks share it until one of them steps
-using Logits = std::vector<float, RecyclingAllocator<float>>;
 
 // What a handle stands for. A slot that a handle holds is never written again: steps go to a slot of their own.
 struct StateContents {

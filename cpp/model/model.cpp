@@ -105,6 +105,9 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(shape);
     stage.states = StateLayout(state_parts(c), stage.count, *stage.backend);
+    // What a device has computed it also samples from, so it stays there.
+    if (&stage == &model->stages_.back() && stage.backend->device().kind != DeviceId::cpu)
+      stage.states.keep_logits(c.n_vocab);
   }
   loader.report(progress, measure.bytes());
   model->build(loader);
@@ -253,7 +256,7 @@ Workspace Model::workspace() const {
 // ---- steps ----
 
 void Model::forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
-                    const std::function<void(const Tensor&)>& take) const {
+                    const Take& take) const {
   const int tokens = int(batches.front().token.size());
   const auto check = [&] {
     if (poll) poll();
@@ -296,9 +299,10 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
 }
 
 void Model::finish(const Tensor& x, const Batch& batch, Result result, Arena& arena, const std::function<void()>& poll,
-                   const std::function<void(const Tensor&)>& take) const {
+                   const Take& take) const {
   Backend& b = *stages_.back().backend;
   const int wanted = int(batch.rows.size());
+  const auto kept = stages_.back().states.logits;
   const Ends ends(arena, b, config_, head_, std::min(result_rows_, wanted));
   for (int at = 0, n; at < wanted; at += n) {
     n = std::min(result_rows_, wanted - at);
@@ -307,23 +311,24 @@ void Model::finish(const Tensor& x, const Batch& batch, Result result, Arena& ar
     hidden.rows = logits.rows = operand.rows = n;
     const auto check_hidden = [&] {
       b.norm(x, out_norm_, batch, at, n, hidden, {});
-      RWKV_CHECK(NonFiniteError, b.all_finite(hidden),
+      RWKV_CHECK(NonFiniteError, b.all_finite(hidden, take && result == Result::hidden),
                  "expected finite numbers after the last layer, found NaN or infinity; the states are unchanged");
     };
     if (result != Result::logits) {
       check_hidden();
-      if (result == Result::hidden) take(hidden);
+      if (take && result == Result::hidden) take(hidden);
       continue;
     }
     b.norm(x, out_norm_, batch, at, n, {}, operand);
     const LinearJob head[] = {{operand, head_, logits}};
     b.linear(head);
+    if (kept) b.keep_rows(logits, batch, at, *kept);
     // What is not finite before the head is not after it, so one look is enough.
-    if (!b.all_finite(logits)) {
+    if (!b.all_finite(logits, bool(take))) {
       check_hidden();
       throw NonFiniteError("expected finite logits, found NaN or infinity; the states are unchanged");
     }
-    take(logits);
+    if (take) take(logits);
     if (poll) poll();
   }
 }

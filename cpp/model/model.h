@@ -57,13 +57,14 @@ class Model {
   Workspace workspace() const;                    // for forwards, one after the other
 
   enum class Result { none, hidden, logits };
+  using Take = std::function<void(const Tensor&)>;
   // Steps the batch (at most panel_rows rows), given once for each stage with its slots, and hands the wanted results
-  // of batch.rows to `take`, in order, some at a time: a (n, C) or (n, V) tensor in the last stage's memory, valid
-  // during the call. With Result::none the rows are still computed to the end, so that what is not finite is found.
-  // Throws NonFiniteError, or what `poll` throws; then dst slots are undefined and src slots untouched (except where
-  // they are the same).
+  // of batch.rows to `take`, if there is one, in order, some at a time: a (n, C) or (n, V) tensor in the last stage's
+  // memory, valid during the call. With Result::none the rows are still computed to the end, so that what is not finite
+  // is found. Throws NonFiniteError, or what `poll` throws; then dst slots are undefined and src slots untouched
+  // (except where they are the same).
   void forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
-               const std::function<void(const Tensor&)>& take) const;
+               const Take& take) const;
 
  private:
   Model() = default;
@@ -74,7 +75,7 @@ class Model {
   void choose_rows();
   // From the residual behind the last layer to results.
   void finish(const Tensor& x, const Batch& batch, Result result, Arena& scratch, const std::function<void()>& poll,
-              const std::function<void(const Tensor&)>& take) const;
+              const Take& take) const;
 
   Config config_;
   std::string fingerprint_;

@@ -1,4 +1,5 @@
 #pragma once
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
@@ -15,6 +16,7 @@ struct StateLayout {
   int layers = 0;
   std::vector<size_t> offsets;  // (layers, parts) bytes
   size_t slot_bytes = 0;
+  std::optional<size_t> logits;  // byte of those after the last token, where they are kept in a slot
 
   StateLayout() = default;
   StateLayout(std::vector<StatePart> layer_parts, int layer_count, const Backend& backend)
@@ -28,6 +30,10 @@ struct StateLayout {
     slot_bytes = arena.used();
   }
 
+  void keep_logits(int count) {
+    logits = slot_bytes;
+    slot_bytes += (size_t(count) * sizeof(float) + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
+  }
   size_t offset(int layer, int part) const { return offsets[size_t(layer) * parts.size() + size_t(part)]; }
 
   // Bytes of the portable form of these layers.

@@ -1,5 +1,5 @@
 // What the recurrences with a matrix for each head have in common: blocks are (heads, sequences), and a block goes
-// through all rows of its sequence. The state of a head is [value][key].
+// through all rows of its sequence s. The state of a head is [value][key].
 #pragma once
 #include "cuda/kernels/numbers.cuh"
 
@@ -13,8 +13,8 @@ struct Head {
   float* dst;
 };
 template <class P>
-RWKV_DEVICE Head head_of(const P& p) {
-  const int h = int(blockIdx.x), s = int(blockIdx.y);
+RWKV_DEVICE Head head_of(const P& p, int s) {
+  const int h = int(blockIdx.x);
   const uint64_t at = p.state + uint64_t(h) * uint64_t(p.n) * uint64_t(p.n) * sizeof(float);
   return {p.step.start[s], p.step.start[s + 1], size_t(h) * size_t(p.n),
           reinterpret_cast<const float*>(p.step.src[s] + at), reinterpret_cast<float*>(p.step.dst[s] + at)};

@@ -129,6 +129,17 @@ RWKV_KERNEL void RWKV_BOUNDS(256) write_rows(PARAMS(WriteRowsParams, p)) {
   }
 }
 
+// Of a sequence's rows only the last is kept, in its slot; (rows, columns / kFiniteColumns) blocks.
+RWKV_KERNEL void RWKV_BOUNDS(256) keep_rows(PARAMS(KeepRowsParams, p)) {
+  start();
+  const int row = p.rows[blockIdx.x], s = p.step.sequence[row], from = int(blockIdx.y) * kFiniteColumns;
+  if (row + 1 != p.step.start[s + 1]) return;
+  const int end = from + kFiniteColumns < p.cols ? from + kFiniteColumns : p.cols;
+  auto* to = reinterpret_cast<float*>(p.step.dst[s] + p.offset);
+  for (int i = from + int(threadIdx.x); i < end; i += int(blockDim.x))
+    to[i] = p.from[size_t(blockIdx.x) * size_t(p.ld) + size_t(i)];
+}
+
 // (rows, columns / kFiniteColumns) blocks.
 RWKV_KERNEL void RWKV_BOUNDS(256) copy_rows(PARAMS(CopyRowsParams, p)) {
   start();

@@ -8,7 +8,7 @@ namespace rwkv::cuda {
 RWKV_KERNEL void RWKV_BOUNDS(256) wkv6(PARAMS(Wkv6Params, p)) {
   SHARED(WkvShared, s);
   start();
-  const Head head = head_of(p);
+  const Head head = head_of(p, int(blockIdx.y));
   const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
   for (int t = head.begin; t < head.end; t++) {
     const size_t at = size_t(t) * size_t(p.ld) + head.channel;

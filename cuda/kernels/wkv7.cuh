@@ -6,29 +6,16 @@
 // next token and warp 1 finishes the one before while all take this one.
 #pragma once
 #include "cuda/kernels/heads.cuh"
+#include "cuda/kernels/wkv7_gates.cuh"
 
 namespace rwkv::cuda {
 
-// The channel's numbers of a token, but for the normalised key.
-struct Wkv7Channel {
-  float r, w, a, k, kk, v;  // kk before it is normalised
-};
-RWKV_DEVICE Wkv7Channel wkv7_channel(const Wkv7Params& p, size_t at, size_t c) {
-  const float a = sigmoid(p.a0[c] + p.a[at]), k = p.k[at];
-  float v = p.v[at];
-  if (p.v_mix)
-    v = fmaf(p.v_first[at] - v, sigmoid(p.v0[c] + p.v_mix[at]), v);
-  else
-    p.v_first[at] = v;
-  const float decay = -0x1.368b30p-1f * sigmoid(p.w0[c] + p.w[at]);  // -exp(-1/2)
-  return {p.r[at], exponential(decay), a, k * fmaf(a - 1.0f, p.k_a[c], 1.0f), k * p.k_k[c], v};
-}
-RWKV_DEVICE float inverse_norm(float squares) { return 1.0f / larger(1e-12f, sqrtf(squares)); }
+RWKV_DEVICE int sequence_of(const Wkv7Params& p) { return p.sequences ? p.sequences[blockIdx.y] : int(blockIdx.y); }
 
 RWKV_KERNEL void RWKV_BOUNDS(256) wkv7(PARAMS(Wkv7Params, p)) {
   SHARED(WkvShared, s);
   start();
-  const Head head = head_of(p);
+  const Head head = head_of(p, sequence_of(p));
   const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
   for (int t = head.begin; t < head.end; t++) {
     const size_t at = size_t(t) * size_t(p.ld) + head.channel;
@@ -125,7 +112,7 @@ RWKV_DEVICE float sum_four(float v) {
 RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
   SHARED(Wkv7Shared, s);
   start();
-  const Head head = head_of(p);
+  const Head head = head_of(p, sequence_of(p));
   const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4, count = head.end - head.begin;
   float4 state[4];
 #pragma unroll

@@ -287,4 +287,18 @@ TEST(options_do_what_they_say) {
   CHECK(x.read()[7] == 3);
 }
 
+TEST(races_are_searched_for_in_each_launch_by_itself) {
+  if (!*RWKV_CUSIM_RACE_FILE) return;
+  Device d(kRace);
+  const Buffer<float> from(d, std::vector<float>(16, 3)), x(d, size_t(2 * row_stride(8)));
+  WriteRowsParams p{from, x, row_stride(8), 8};
+  CHECK(d.complaint([&] { d.launch(Kernel::write_rows, {2, 1, 1}, &p); }).empty());
+  p.x += p.ld;  // what a block of the one launch has written, another block of the next one may write
+  CHECK(d.complaint([&] { d.launch(Kernel::write_rows, {1, 1, 1}, &p); }).empty());
+  p.x = x;
+  p.ld = 7;  // the last number of a row is the first of the next one
+  CHECK(
+      says(d.complaint([&] { d.launch(Kernel::write_rows, {2, 1, 1}, &p); }), "race: writes byte 28 of an allocation"));
+}
+
 CHECK_MAIN

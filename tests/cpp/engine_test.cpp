@@ -208,13 +208,13 @@ TEST(what_recycles_is_used_again) {
   using Allocator = rwkv::RecyclingAllocator<float>;
   const float* first = nullptr;
   {
-    const rwkv::Logits a(100, Allocator(recycler)), other(101, Allocator(recycler));
+    const rwkv::Logits::Values a(100, Allocator(recycler)), other(101, Allocator(recycler));
     first = a.data();
-    const rwkv::Logits second(100, Allocator(recycler));
+    const rwkv::Logits::Values second(100, Allocator(recycler));
     CHECK(second.data() != first);
   }
-  const rwkv::Logits smaller(99, Allocator(recycler));
-  const rwkv::Logits one(100, Allocator(recycler)), two(100, Allocator(recycler));
+  const rwkv::Logits::Values smaller(99, Allocator(recycler));
+  const rwkv::Logits::Values one(100, Allocator(recycler)), two(100, Allocator(recycler));
   CHECK(smaller.data() != first && (one.data() == first || two.data() == first) && one.data() != two.data());
 }
 
@@ -251,8 +251,9 @@ TEST(calls_that_cannot_be) {
   CHECK_THROWS(open({}, "cpu bf16 *3"), rwkv::StrategyError, "expected 2 layers in all, found 3");
   CHECK_THROWS(open({}, "cpu bf16 *1"), rwkv::StrategyError, "expected 2 layers in all, found 1");
   CHECK_THROWS(open({}, "cpu fp32 *1+"), rwkv::StrategyError, "expected a number of layers such as *10, found '*1+'");
+  setenv("RWKV_CUDA_LIBRARY", "/nowhere/librwkv_cuda.so", 1);
   for (const char* strategy : {"cuda fp16", "cuda:7 bf16i4 *1 -> cpu fp32", "cuda fp16i8 *10+", "cuda int8 *0+"})
-    CHECK_THROWS(open({}, strategy), rwkv::DeviceError, "this build has no CUDA backend; cpu can be used");
+    CHECK_THROWS(open({}, strategy), rwkv::DeviceError, "expected the CUDA backend of this build, found none");
   for (const char* word :
        {"cuda:x", "cuda:", "cuda:-1", "cuda:64", "cuda:1x", "cudas", "gpu", "cuda:99999999999999999999"})
     CHECK_THROWS(open({}, rwkv::join(word, " fp16").c_str()), rwkv::StrategyError,

@@ -25,6 +25,7 @@ class RemoteBackend final : public Backend {
   ~RemoteBackend() override { open_steps -= begun_ != nullptr; }
 
   std::string description() const override { return join("remote:", index_); }
+  DeviceId device() const override { return {DeviceId::cuda, index_}; }
 
   Format operand_format(Format weights) const override { return inner_.operand_format(weights); }
   size_t operand_bytes(Format format, int rows, int cols) const override {
@@ -103,10 +104,16 @@ class RemoteBackend final : public Backend {
   void deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, Tensor gate) override {
     inner_.deep_embed({in(p.table), in(p.base), in(p.z), in(p.bias)}, in(batch), in(y), in(gate));
   }
-  bool all_finite(const Tensor& x) override { return inner_.all_finite(in(x)); }
+  bool all_finite(const Tensor& x, bool to_be_read) override { return inner_.all_finite(in(x), to_be_read); }
   void sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) override {
-    for (const SampleJob& job : jobs) of_host(job.logits.as<float>());
-    inner_.sample(jobs, drawn);
+    std::vector<SampleJob> own(jobs.begin(), jobs.end());
+    for (SampleJob& job : own) {
+      if (job.on_device)
+        job.logits = in(job.logits);
+      else
+        of_host(job.logits.as<float>());
+    }
+    inner_.sample(own, drawn);
   }
   void wkv4(const Wkv4& p, const Batch& batch, Operand y) override {
     inner_.wkv4({in(p.r), in(p.k), in(p.v), in(p.decay), in(p.bonus), p.a, p.b, p.m}, in(batch), in(y));

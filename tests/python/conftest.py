@@ -12,6 +12,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+# The tests are those of the CPU, also where "auto" would find a GPU; those of the GPU take this away.
+os.environ["RWKV_CUDA_LIBRARY"] = str(ROOT / "build" / "no-cuda.so")
+
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow")

@@ -50,6 +50,7 @@ def why_no_gpu():
 def device(request, monkeypatch):
     """The simulator in place of the library, with the words of RWKV_CUSIM as its argument; or a GPU."""
     if request.param == "gpu":
+        monkeypatch.delenv("RWKV_CUDA_LIBRARY")
         if why_no_gpu():
             pytest.skip(why_no_gpu())
         return lambda *words: pytest.skip("of the simulator") if words else None
