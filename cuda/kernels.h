@@ -7,6 +7,7 @@ namespace rwkv::cuda {
 
 constexpr int kWarps = 8;  // of all blocks that multiply: they share k
 constexpr int kMostHead = 1024;
+constexpr int kTile = 128;  // outputs and tokens of a block of a product of many tokens
 
 // ---- shared memory of a block ----
 struct NoShared {};
@@ -44,6 +45,24 @@ struct alignas(16) Wkv7ChunkShared {
   float decay[8][64];  // of eight rows
   float norm[64], r_size[64], k_size[64];
 };
+
+// One step of a tile: the k of a row of 64 bytes of the operand, of all its outputs and tokens.
+template <Stored F>
+struct TileStage {
+  static constexpr int kStep = operand_elements(operand_of(F));
+  static constexpr int kNumbers = kTile * kStep * bits_of(F) / 8;
+  unsigned char x[kTile * kChunk], w[kNumbers];
+  uint16_t scales[quantised(F) ? kTile : 8];
+};
+// Less than 50 KB: a device of compute capability 7.5 has 64 for a block, one of 8.6 100 for two.
+template <Stored F>
+union alignas(16) TileShared {
+  static constexpr int kStages = quantised(F) ? 4 : 3;
+  TileStage<F> stage[kStages];
+  float sums[kTile / 2][kTile + 4];  // afterwards, of half of the tokens
+};
+static_assert(sizeof(TileStage<Stored::f16>) % 16 == 0 && sizeof(TileStage<Stored::i8>) % 16 == 0);
+static_assert(sizeof(TileShared<Stored::f16>) <= 50 * 1024 && sizeof(TileShared<Stored::i8>) <= 50 * 1024);
 
 struct SampleShared {
   double part[32];
@@ -107,6 +126,19 @@ struct SampleShared {
   X(sparse_i4_1, (sparse<Stored::i4, 1>), LinearParams, FinishShared<4>, 256) \
   X(sparse_i4_4, (sparse<Stored::i4, 4>), LinearParams, FinishShared<4>, 256)
 
+// tile_ORDER_FORMAT: for any number of tokens.
+#define RWKV_TILE_KERNELS(X) \
+  X(tile_rows_f32, (tile<Stored::f32, Order::rows>), LinearParams, TileShared<Stored::f32>, 256) \
+  X(tile_rows_f16, (tile<Stored::f16, Order::rows>), LinearParams, TileShared<Stored::f16>, 256) \
+  X(tile_rows_bf16, (tile<Stored::bf16, Order::rows>), LinearParams, TileShared<Stored::bf16>, 256) \
+  X(tile_rows_i8, (tile<Stored::i8, Order::rows>), LinearParams, TileShared<Stored::i8>, 256) \
+  X(tile_rows_i4, (tile<Stored::i4, Order::rows>), LinearParams, TileShared<Stored::i4>, 256) \
+  X(tile_columns_f32, (tile<Stored::f32, Order::columns>), LinearParams, TileShared<Stored::f32>, 256) \
+  X(tile_columns_f16, (tile<Stored::f16, Order::columns>), LinearParams, TileShared<Stored::f16>, 256) \
+  X(tile_columns_bf16, (tile<Stored::bf16, Order::columns>), LinearParams, TileShared<Stored::bf16>, 256) \
+  X(tile_columns_i8, (tile<Stored::i8, Order::columns>), LinearParams, TileShared<Stored::i8>, 256) \
+  X(tile_columns_i4, (tile<Stored::i4, Order::columns>), LinearParams, TileShared<Stored::i4>, 256)
+
 #define RWKV_WKV_KERNELS(X) \
   X(wkv4, (wkv4), Wkv4Params, NoShared, 128) \
   X(wkv6, (wkv6), Wkv6Params, WkvShared, 256) \
@@ -126,6 +158,7 @@ struct SampleShared {
   RWKV_ROW_KERNELS(X) \
   RWKV_SMALL_KERNELS(X) \
   RWKV_SPARSE_KERNELS(X) \
+  RWKV_TILE_KERNELS(X) \
   RWKV_WKV_KERNELS(X) \
   RWKV_CHUNK_KERNELS(X) \
   RWKV_SAMPLE_KERNELS(X)
@@ -170,6 +203,12 @@ constexpr ProductKernel small_product(Stored f, int tiles) {
 constexpr ProductKernel sparse_product(Stored f, int tiles) {
   return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};
 }
+// Of more tokens; any number of them is right. The grid is (tiles of the most tokens that a job has, tiles of outputs
+// of all jobs), a job's first block the first of its tiles of outputs.
+constexpr int tiles(int outputs_or_tokens) { return round_up(outputs_or_tokens, kTile) / kTile; }
+constexpr Kernel tile_product(Stored f, Order order) {
+  return Kernel(uint32_t(order == Order::rows ? Kernel::tile_rows_f32 : Kernel::tile_columns_f32) + uint32_t(f));
+}
 
 // How a library starts them, by number. Of CUDA only the function counts; the simulator also needs to know its type.
 struct Entry {
@@ -179,6 +218,7 @@ struct Entry {
 void add_rows(Entry* table);
 void add_small(Entry* table);
 void add_sparse(Entry* table);
+void add_tile(Entry* table);
 void add_wkv(Entry* table);
 void add_chunk(Entry* table);
 void add_sample(Entry* table);

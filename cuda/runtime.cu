@@ -18,7 +18,7 @@ constexpr size_t kCount = size_t(Kernel::count);
 const Entry* entries() {
   static const std::unique_ptr<Entry[]> table = [] {
     std::unique_ptr<Entry[]> t(new Entry[kCount]());
-    add_rows(t.get()), add_small(t.get()), add_sparse(t.get()), add_wkv(t.get()), add_chunk(t.get()),
+    add_rows(t.get()), add_small(t.get()), add_sparse(t.get()), add_tile(t.get()), add_wkv(t.get()), add_chunk(t.get()),
         add_sample(t.get());
     return t;
   }();

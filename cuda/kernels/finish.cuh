@@ -14,24 +14,67 @@ RWKV_DEVICE int fragment_place(int row, int token) {
   return m * 128 + (high * 2 + token % 2) * 32 + g * 4 + token / 2;
 }
 
+// What becomes of a number of the product; `old` is what it is added to, if it is.
+RWKV_DEVICE float finished(const LinearJobParams& q, float v, float gate, float old) {
+  if (q.sum) return q.gate ? fmaf(gate, v, old) : old + v;
+  v = activate(q.act, v);
+  return q.out.data ? v * gate : v;
+}
+
 // One number of a finished product; all lanes come here, 16 neighbours with neighbouring columns of one token.
 RWKV_DEVICE void finish_number(const LinearJobParams& q, int token, int col, float v) {
   const bool wanted = token < q.tokens, real = wanted && col < q.rows;
   const float gate = real && q.gate ? q.gate[size_t(token) * size_t(q.ld_gate) + size_t(col)] : 1.0f;
-  if (q.sum) {
-    float* row = q.sum + size_t(token) * size_t(q.ld_sum);
-    if (real) {
-      v = q.gate ? fmaf(gate, v, row[col]) : row[col] + v;
-      row[col] = v;
-    }
+  float* row = q.sum ? q.sum + size_t(token) * size_t(q.ld_sum) : nullptr;
+  v = finished(q, v, gate, row && real ? row[col] : 0.0f);
+  if (row) {
+    if (real) row[col] = v;
     write_statistics(wanted ? row : nullptr, q.rows, col / kSpan, v);
-    return;
-  }
-  v = activate(q.act, v);
-  if (q.out.data) {
-    if (wanted) store_operand(q.out, token, col, real ? v * gate : 0.0f);
+  } else if (q.out.data) {
+    if (wanted) store_operand(q.out, token, col, real ? v : 0.0f);
   } else if (real) {
     q.y[size_t(token) * size_t(q.ld_y) + size_t(col)] = v;
+  }
+}
+
+// Four neighbouring numbers of a row, of which the first `count` are there.
+RWKV_DEVICE void load_four(const float* from, int count, float (&v)[4]) {
+  if (count == 4) {
+    const float4 all = *reinterpret_cast<const float4*>(from);
+    v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = i < count ? from[i] : 0.0f;
+}
+RWKV_DEVICE void store_four(float* to, int count, const float (&v)[4]) {
+  if (count == 4) {
+    *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (i < count) to[i] = v[i];
+}
+
+// Four numbers of a finished product, from a column that is a multiple of four on; all lanes come here, 4 neighbours
+// with neighbouring columns of one token. Rows of floats begin at multiples of 16 bytes.
+RWKV_DEVICE void finish_four(const LinearJobParams& q, int token, int col, float (&v)[4]) {
+  const bool wanted = token < q.tokens && col < q.n;
+  const int rest = wanted ? q.rows - col : 0, count = rest < 0 ? 0 : rest < 4 ? rest : 4;
+  float gate[4] = {1.0f, 1.0f, 1.0f, 1.0f}, old[4] = {};
+  float* row = q.sum ? q.sum + size_t(token) * size_t(q.ld_sum) : nullptr;
+  if (q.gate) load_four(q.gate + size_t(token) * size_t(q.ld_gate) + size_t(col), count, gate);
+  if (row) load_four(row + col, count, old);
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = i < count ? finished(q, v[i], gate[i], old[i]) : 0.0f;
+  if (row) {
+    store_four(row + col, count, v);
+    write_statistics(row, q.rows, col, count, v);
+  } else if (q.out.data) {
+    if (wanted) store_operands(q.out, token, col, v);
+  } else {
+    store_four(q.y + size_t(token) * size_t(q.ld_y) + size_t(col), count, v);
   }
 }
 

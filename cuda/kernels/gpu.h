@@ -18,6 +18,13 @@
 
 namespace rwkv::cuda {
 
+// Blocks of less than 50 KB of shared memory that a processor has room for: kernels that want them save registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBlocksOf50KB = 1;
+#else
+constexpr int kBlocksOf50KB = 2;
+#endif
+
 template <class P>
 Entry entry(void (*kernel)(P)) {
   return {reinterpret_cast<const void*>(kernel), nullptr};

@@ -37,6 +37,19 @@ RWKV_DEVICE void store_operand(const OperandPointer& out, int token, int col, fl
   else
     *static_cast<uint16_t*>(to) = out.format == Stored::f16 ? clamp_to_half(v) : float_to_bf16(v);
 }
+// The same of four columns from a multiple of four on.
+RWKV_DEVICE void store_operands(const OperandPointer& out, int token, int col, const float (&v)[4]) {
+  void* to = static_cast<unsigned char*>(out.data) + operand_at(out.format, out.rows8, token, col);
+  if (out.format == Stored::f32) {
+    *static_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
+    return;
+  }
+  uint64_t all = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    all |= uint64_t(out.format == Stored::f16 ? clamp_to_half(v[i]) : float_to_bf16(v[i])) << 16 * i;
+  *static_cast<uint64_t*>(to) = all;
+}
 
 // ---- functions ----
 RWKV_DEVICE float smaller(float a, float b) { return a < b ? a : b; }  // the second one if either is NaN
@@ -119,6 +132,21 @@ RWKV_DEVICE void write_statistics(float* x, int cols, int span, float v) {
   const float d = real ? v - mean : 0.0f;
   const float squares = sum_lanes<kSpan>(d * d);
   if (!x || count <= 0 || lane() % kSpan != 0) return;
+  x[statistics_at(cols, span)] = mean;
+  x[statistics_at(cols, span) + 1] = squares;
+}
+// The same where a lane has four columns from `col` on, of which `count` are there and the others are zeros.
+RWKV_DEVICE void write_statistics(float* x, int cols, int col, int count, const float (&v)[4]) {
+  const int span = col / kSpan, all = cols - span * kSpan < kSpan ? cols - span * kSpan : kSpan;
+  const float mean = sum_lanes<kSpan / 4>((v[0] + v[1]) + (v[2] + v[3])) / float(all);
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float d = i < count ? v[i] - mean : 0.0f;
+    squares = fmaf(d, d, squares);
+  }
+  squares = sum_lanes<kSpan / 4>(squares);
+  if (count == 0 || lane() % (kSpan / 4) != 0) return;
   x[statistics_at(cols, span)] = mean;
   x[statistics_at(cols, span) + 1] = squares;
 }

@@ -40,9 +40,8 @@ RWKV_DEVICE uint32_t pair_of(const Eight<F>& a, const Eight<F>& b, int m, bool h
     const uint32_t bytes = permute(a.word[m / 2], b.word[m / 2], uint32_t(at | (at + 4) << 4));
     return subtract_halves(permute(bytes, 0x64646464u, 0x4140), 0x64806480u);
   } else if constexpr (F == Stored::i4) {
-    const int shift = 8 * m + (high ? 4 : 0);
-    const uint32_t nibbles = (a.word[0] >> shift & 15) | (b.word[0] >> shift & 15) << 16;
-    return subtract_halves(nibbles | 0x64006400u, 0x64086408u);
+    const uint32_t bytes = permute(a.word[0], b.word[0], uint32_t(m | (m + 4) << 8));
+    return subtract_halves((bytes >> (high ? 4 : 0) & 0x000f000fu) | 0x64006400u, 0x64086408u);
   } else {
     return permute(a.word[m], b.word[m], high ? 0x7632 : 0x5410);
   }

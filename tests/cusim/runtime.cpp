@@ -27,8 +27,8 @@ constexpr uint32_t kMostShared = 227 * 1024;
 const Entry* entries() {
   static const std::vector<Entry> table = [] {
     std::vector<Entry> t(size_t(Kernel::count));
-    add_rows(t.data()), add_small(t.data()), add_sparse(t.data()), add_wkv(t.data()), add_chunk(t.data()),
-        add_sample(t.data());
+    add_rows(t.data()), add_small(t.data()), add_sparse(t.data()), add_tile(t.data()), add_wkv(t.data()),
+        add_chunk(t.data()), add_sample(t.data());
     return t;
   }();
   return table.data();

@@ -46,6 +46,7 @@ def test_products_are_made_by_tensor_cores(built):
     for name, instructions in {
         "small": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16", "ld.global.nc.L1::no_allocate.v4"],
         "sparse": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16"],
+        "tile": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16", "cp.async.cg", "ldmatrix.sync.aligned"],
         "chunk": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "ldmatrix.sync.aligned.m8n8", "movmatrix.sync"],
     }.items():
         (text,) = [text for stem, text in ptx.items() if stem.split(".")[0].split("-")[0] == name]
