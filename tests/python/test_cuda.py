@@ -133,7 +133,7 @@ def test_long_prompts_are_read_in_chunks(device, tmp_path):
         for name, numbers in other.to_numpy().items():
             assert relative(state.to_numpy()[name], numbers) <= 2e-3, name
     alone, serial = e.new_state(), e.new_state()
-    e.forward(tokens[5:60], alone)
+    e.forward_batch([tokens[:30], tokens[5:60]], [e.new_state(), alone])  # more than 64 rows, as above
     assert {k: bits(v) for k, v in alone.to_numpy().items()} == {k: bits(v) for k, v in states[2].to_numpy().items()}
     trace.unlink()
     for at in range(0, 170, 40):
@@ -260,6 +260,21 @@ def test_graphs_change_no_bit(device, shape, monkeypatch):
     plain = run()
     monkeypatch.setenv("RWKV_CUDA_FEATURES", "graphs")
     assert run() == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), {"4": 7, "5.1": 7, "6": 11, "7": 8, "7a": 10, "7 with heads of 64": 8}.items()
+)
+def test_a_step_is_a_few_launches(device, name, layer, tmp_path):
+    """A number for each layer, and embedding, final norm, head, logits to keep, and the look for what is not finite."""
+    trace = tmp_path / "trace"
+    device(f"trace:{trace}")
+    e = engine("cuda fp16", **SHAPES[name])
+    state = e.new_state()
+    for tokens in ([1], [2]):
+        trace.unlink(missing_ok=True)
+        e.forward(tokens, state)
+    assert len(trace.read_text().split()) == layer * SHAPES[name]["L"] + 5
 
 
 # ---- memory, errors, threads, processes ----
