@@ -69,15 +69,25 @@ py::object cuda_interface(const DeviceArray& a) {
   return d;
 }
 
-bool one_behind_the_other(const dlpack::Tensor& t) {
-  if (!t.strides) return true;
-  int64_t expected = 1;
-  for (int i = t.ndim; i-- > 0;) {
-    if (t.shape[i] != 1 && t.strides[i] != expected) return false;
-    expected *= t.shape[i];
+// Where the numbers of a tensor begin that lie one behind the other, `length` of them each time, in order.
+struct Runs {
+  std::vector<int64_t> offsets;
+  int64_t length = 1;
+
+  explicit Runs(const dlpack::Tensor& t) {
+    int64_t count = 1, row = 1;
+    std::vector<int64_t> strides(size_t(t.ndim));
+    for (int i = t.ndim; i-- > 0; row *= t.shape[i]) strides[size_t(i)] = t.strides ? t.strides[i] : row;
+    int outer = t.ndim;
+    while (outer > 0 && (t.shape[outer - 1] == 1 || strides[size_t(outer) - 1] == length)) length *= t.shape[--outer];
+    for (int i = 0; i < outer; i++) count *= t.shape[i];
+    for (int64_t n = 0; n < count; n++) {
+      int64_t offset = 0, rest = n;
+      for (int i = outer; i-- > 0; rest /= t.shape[i]) offset += rest % t.shape[i] * strides[size_t(i)];
+      offsets.push_back(offset);
+    }
   }
-  return true;
-}
+};
 
 // The numbers of a capsule, whose memory stays its owner's.
 py::array_t<float> numbers_of(rwkv::Engine& engine, const std::string& name, const py::capsule& capsule) {
@@ -87,14 +97,17 @@ py::array_t<float> numbers_of(rwkv::Engine& engine, const std::string& name, con
   const dlpack::Tensor& t = managed->tensor;
   RWKV_CHECK(rwkv::StateError, t.dtype.code == 2 && t.dtype.bits == 32 && t.dtype.lanes == 1, "state: ", name,
              ": expected float32, found DLPack's type ", int(t.dtype.code), " of ", int(t.dtype.bits), " bits");
-  RWKV_CHECK(rwkv::StateError, one_behind_the_other(t), "state: ", name,
-             ": expected numbers one behind the other, found strides; a contiguous copy can be passed");
   py::array_t<float> array(std::vector<py::ssize_t>(t.shape, t.shape + t.ndim));
   const auto* from = reinterpret_cast<const float*>(static_cast<const std::byte*>(t.data) + t.byte_offset);
   const std::span<float> to(array.mutable_data(), size_t(array.size()));
   const DeviceId device{DeviceId::Kind(t.device.kind), t.device.index};
-  const Unlocked unlocked;
-  engine.read_device(device, from, to);
+  {
+    const Unlocked unlocked;
+    const Runs runs(t);
+    const auto length = size_t(runs.length);
+    for (size_t i = 0; i < runs.offsets.size(); i++)
+      engine.read_device(device, from + runs.offsets[i], to.subspan(i * length, length));
+  }
   return array;
 }
 

@@ -40,8 +40,8 @@ class RestoreMixin:
     def state_from_dlpack(self, parts: Mapping[str, Any]) -> State:
         """Return a state of float32 parts of any library that speaks DLPack, which are copied.
 
-        Names and shapes are those of `State.views`. Arrays on the CPU may have strides; those on
-        one of the engine's GPUs lie row by row.
+        Names and shapes are those of `State.views`. They lie on the CPU or on one of the engine's
+        GPUs.
         """
         return self.state_from_numpy({name: self._numbers(name, p) for name, p in parts.items()})
 

@@ -118,7 +118,7 @@ def test_wide_batches_and_long_prompts(device):
 def test_long_prompts_are_read_in_chunks(device, tmp_path):
     """On tensor cores, within tolerance of row by row; a sequence gets its own bits whatever it is read with."""
     options = SHAPES["7 with heads of 64"]
-    m, tokens = model(**options), model(**options).tokens(170)
+    tokens = model(**options).tokens(170)
     trace = tmp_path / "trace"
     device(f"trace:{trace}")
     e, cpu = engine("cuda fp16", **options), engine("cpu fp32", **options)
