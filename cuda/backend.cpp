@@ -105,7 +105,7 @@ void CudaBackend::prepare(const StepShape& shape) {
   passes_.reserve(size_t(shape.rows) / kChunkFrom + 1);
 }
 
-void CudaBackend::launch(Kernel kernel, Grid blocks, const void* params) {
+void CudaBackend::add(Kernel kernel, Grid blocks, const void* params) {
   fetched_ = nullptr;
   Launch one = launch_of(kernel, blocks, params);
   if (features_.dependent) one.flags = kDependent;
@@ -133,19 +133,19 @@ void CudaBackend::write(const Tensor& x, const float* host) {
   if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * row);
   rows_in_.grow(*context_, size_t(x.rows) * row);
   context_->copy_in(rows_in_.device.data.get(), host, size_t(x.rows) * row);
-  const WriteRowsParams p = {.from = reinterpret_cast<const float*>(rows_in_.device.data.get()),
-                             .x = x.as<float>(),
-                             .ld = int32_t(x.stride),
-                             .cols = int32_t(x.cols)};
-  launch(Kernel::write_rows, {int(x.rows), 1, 1}, &p);
+  WriteRowsParams p = {.from = reinterpret_cast<const float*>(rows_in_.device.data.get()),
+                       .x = x.as<float>(),
+                       .ld = int32_t(x.stride),
+                       .cols = int32_t(x.cols)};
+  launch(Kernel::write_rows, {int(x.rows), 1, 1}, p);
 }
 
 void CudaBackend::copy_rows(const Tensor& from, const Tensor& to) {
-  const CopyRowsParams p = {.from = from.as<float>(),
-                            .to = to.as<float>(),
-                            .ld_from = int32_t(from.stride),
-                            .ld_to = int32_t(to.stride),
-                            .cols = int32_t(from.cols)};
+  CopyRowsParams p = {.from = from.as<float>(),
+                      .to = to.as<float>(),
+                      .ld_from = int32_t(from.stride),
+                      .ld_to = int32_t(to.stride),
+                      .cols = int32_t(from.cols)};
   // Not on the tape, as it always goes to other memory; what it copies is on its way already.
   tape_.flush();
   context_->launch(Kernel::copy_rows, {int(from.rows), blocks_of(from.cols, kFiniteColumns), 1}, &p);
@@ -204,28 +204,28 @@ void CudaBackend::begin(const Batch& batch) {
 }
 
 void CudaBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch, Tensor x, Operand out) {
-  const EmbedParams p = {.table = table.data,
-                         .dtype = stored(table.dtype),
-                         .ld = int32_t(table.stride),
-                         .cols = int32_t(table.cols),
-                         .norm = pointers(norm),
-                         .x = x.as<float>(),
-                         .ld_x = int32_t(x.stride),
-                         .out = pointer(out),
-                         .token = step_.token};
-  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, &p);
+  EmbedParams p = {.table = table.data,
+                   .dtype = stored(table.dtype),
+                   .ld = int32_t(table.stride),
+                   .cols = int32_t(table.cols),
+                   .norm = pointers(norm),
+                   .x = x.as<float>(),
+                   .ld_x = int32_t(x.stride),
+                   .out = pointer(out),
+                   .token = step_.token};
+  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, p);
 }
 
 void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int first, int count, Tensor y, Operand out) {
-  const NormParams p = {.x = x.as<float>(),
-                        .ld = int32_t(x.stride),
-                        .cols = int32_t(x.cols),
-                        .norm = pointers(norm),
-                        .rows = rows_ + first,
-                        .y = y.as<float>(),
-                        .ld_y = int32_t(y.stride),
-                        .out = pointer(out)};
-  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
+  NormParams p = {.x = x.as<float>(),
+                  .ld = int32_t(x.stride),
+                  .cols = int32_t(x.cols),
+                  .norm = pointers(norm),
+                  .rows = rows_ + first,
+                  .y = y.as<float>(),
+                  .ld_y = int32_t(y.stride),
+                  .out = pointer(out)};
+  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
 }
 
 void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch,
@@ -247,37 +247,37 @@ void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob>
     const bool last = &job == &jobs.back();
     if (p.count < kMostJobs && !last) continue;
     p.write = last && write == Shift::write;  // the others still read what it replaces
-    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
+    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
     p.count = 0;
   }
 }
 
 void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, Tensor gate) {
-  const DeepEmbedParams p = {.table = d.table.data,
-                             .dtype = stored(d.table.dtype),
-                             .d = y.cols,
-                             .f = int32_t(gate.cols),
-                             .base = d.base.as<float>(),
-                             .z = d.z.as<float>(),
-                             .bias = d.bias.as<float>(),
-                             .ld_base = int32_t(d.base.stride),
-                             .ld_z = int32_t(d.z.stride),
-                             .y = pointer(y),
-                             .gate = gate.as<float>(),
-                             .ld_gate = int32_t(gate.stride),
-                             .token = step_.token};
-  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, &p);
+  DeepEmbedParams p = {.table = d.table.data,
+                       .dtype = stored(d.table.dtype),
+                       .d = y.cols,
+                       .f = int32_t(gate.cols),
+                       .base = d.base.as<float>(),
+                       .z = d.z.as<float>(),
+                       .bias = d.bias.as<float>(),
+                       .ld_base = int32_t(d.base.stride),
+                       .ld_z = int32_t(d.z.stride),
+                       .y = pointer(y),
+                       .gate = gate.as<float>(),
+                       .ld_gate = int32_t(gate.stride),
+                       .token = step_.token};
+  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, p);
 }
 
 // The rows themselves come along while they are few, so whoever reads them does not wait again.
 void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) {
-  const KeepRowsParams p = {.from = rows.as<float>(),
-                            .ld = int32_t(rows.stride),
-                            .cols = int32_t(rows.cols),
-                            .rows = rows_ + first,
-                            .offset = offset,
-                            .step = step_};
-  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, &p);
+  KeepRowsParams p = {.from = rows.as<float>(),
+                      .ld = int32_t(rows.stride),
+                      .cols = int32_t(rows.cols),
+                      .rows = rows_ + first,
+                      .offset = offset,
+                      .step = step_};
+  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, p);
 }
 
 bool CudaBackend::all_finite(const Tensor& x, bool to_be_read) {
@@ -287,12 +287,12 @@ bool CudaBackend::all_finite(const Tensor& x, bool to_be_read) {
     flags_used_ = 0;
   }
   const int word = flags_used_ / 32;
-  const FiniteParams p = {.x = x.as<float>(),
-                          .ld = int32_t(x.stride),
-                          .cols = int32_t(x.cols),
-                          .flag = flags_ + word,
-                          .bit = flags_used_++ % 32};
-  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, &p);
+  FiniteParams p = {.x = x.as<float>(),
+                    .ld = int32_t(x.stride),
+                    .cols = int32_t(x.cols),
+                    .flag = flags_ + word,
+                    .bit = flags_used_++ % 32};
+  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, p);
   tape_.flush();
   const int64_t count = (x.rows - 1) * x.stride + x.cols;
   const size_t bytes = size_t(count) * sizeof(float);

@@ -84,7 +84,15 @@ class CudaBackend final : public Backend {
   using RowWork = std::function<void(Transfer& piece, int64_t row, int64_t count)>;
   // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
   void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
-  void launch(Kernel kernel, Grid blocks, const void* params);
+  // The tape compares params byte by byte, so what lies between their members is zeros.
+  template <class P>
+  void launch(Kernel kernel, Grid blocks, P& params) {
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(&params);
+#endif
+    add(kernel, blocks, &params);
+  }
+  void add(Kernel kernel, Grid blocks, const void* params);
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
   void place_chunks(const Batch& batch, Carving& lists);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);

@@ -36,13 +36,13 @@ LinearJobParams params_of(const LinearJob& job, bool skip) {
 
 void CudaBackend::linear(std::span<const LinearJob> jobs) {
   const int tokens = jobs.front().x.rows;
+  const bool many = tokens > kMostTokens;
   std::array<Group, 4> groups;
   size_t used = 0;
   const auto launch_all = [&] {
     for (size_t i = 0; i < used; i++) {
-      const LinearParams& p = groups[i].params;
-      launch(groups[i].product.kernel, tokens > kMostTokens ? Grid{tiles(tokens), p.blocks, 1} : Grid{p.blocks, 1, 1},
-             &p);
+      LinearParams& p = groups[i].params;
+      launch(groups[i].product.kernel, many ? Grid{tiles(tokens), p.blocks, 1} : Grid{p.blocks, 1, 1}, p);
     }
     used = 0;
   };

@@ -32,79 +32,79 @@ void CudaBackend::place_chunks(const Batch& batch, Carving& lists) {
 }
 
 void CudaBackend::wkv4(const Wkv4& w, const Batch& batch, Operand y) {
-  const Wkv4Params p = {.r = w.r.as<float>(),
-                        .k = w.k.as<float>(),
-                        .v = w.v.as<float>(),
-                        .ld = int32_t(w.k.stride),
-                        .cols = int32_t(w.k.cols),
-                        .decay = w.decay.as<float>(),
-                        .bonus = w.bonus.as<float>(),
-                        .a = w.a,
-                        .b = w.b,
-                        .m = w.m,
-                        .y = pointer(y),
-                        .step = step_};
+  Wkv4Params p = {.r = w.r.as<float>(),
+                  .k = w.k.as<float>(),
+                  .v = w.v.as<float>(),
+                  .ld = int32_t(w.k.stride),
+                  .cols = int32_t(w.k.cols),
+                  .decay = w.decay.as<float>(),
+                  .bonus = w.bonus.as<float>(),
+                  .a = w.a,
+                  .b = w.b,
+                  .m = w.m,
+                  .y = pointer(y),
+                  .step = step_};
   const int threads = int(kKernels[size_t(Kernel::wkv4)].threads);
-  launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, &p);
+  launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, p);
 }
 
 void CudaBackend::wkv6(const Wkv6& w, size_t state, const Batch& batch, Operand y) {
-  const Wkv6Params p = {.r = w.r.as<float>(),
-                        .k = w.k.as<float>(),
-                        .v = w.v.as<float>(),
-                        .g = w.g.as<float>(),
-                        .w = w.w.as<float>(),
-                        .ld = int32_t(w.k.stride),
-                        .heads = w.heads,
-                        .n = w.head_size,
-                        .decay = w.decay.as<float>(),
-                        .bonus = w.bonus.as<float>(),
-                        .out = pointers(w.out),
-                        .state = state,
-                        .y = pointer(y),
-                        .step = step_};
-  launch(Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, &p);
+  Wkv6Params p = {.r = w.r.as<float>(),
+                  .k = w.k.as<float>(),
+                  .v = w.v.as<float>(),
+                  .g = w.g.as<float>(),
+                  .w = w.w.as<float>(),
+                  .ld = int32_t(w.k.stride),
+                  .heads = w.heads,
+                  .n = w.head_size,
+                  .decay = w.decay.as<float>(),
+                  .bonus = w.bonus.as<float>(),
+                  .out = pointers(w.out),
+                  .state = state,
+                  .y = pointer(y),
+                  .step = step_};
+  launch(Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, p);
 }
 
 void CudaBackend::wkv7(const Wkv7& w, size_t state, const Batch& batch, Operand y) {
-  const Wkv7Params p = {.r = w.r.as<float>(),
-                        .w = w.w.as<float>(),
-                        .k = w.k.as<float>(),
-                        .v = w.v.as<float>(),
-                        .a = w.a.as<float>(),
-                        .g = w.g.as<float>(),
-                        .v_mix = w.v_mix.as<float>(),
-                        .v_first = w.v_first.as<float>(),
-                        .ld = int32_t(w.k.stride),
-                        .heads = w.heads,
-                        .n = w.head_size,
-                        .w0 = w.w0.as<float>(),
-                        .a0 = w.a0.as<float>(),
-                        .v0 = w.v0.as<float>(),
-                        .k_k = w.k_k.as<float>(),
-                        .k_a = w.k_a.as<float>(),
-                        .r_k = w.r_k.as<float>(),
-                        .out = pointers(w.out),
-                        .state = state,
-                        .y = pointer(y),
-                        .step = step_};
+  Wkv7Params p = {.r = w.r.as<float>(),
+                  .w = w.w.as<float>(),
+                  .k = w.k.as<float>(),
+                  .v = w.v.as<float>(),
+                  .a = w.a.as<float>(),
+                  .g = w.g.as<float>(),
+                  .v_mix = w.v_mix.as<float>(),
+                  .v_first = w.v_first.as<float>(),
+                  .ld = int32_t(w.k.stride),
+                  .heads = w.heads,
+                  .n = w.head_size,
+                  .w0 = w.w0.as<float>(),
+                  .a0 = w.a0.as<float>(),
+                  .v0 = w.v0.as<float>(),
+                  .k_k = w.k_k.as<float>(),
+                  .k_a = w.k_a.as<float>(),
+                  .r_k = w.r_k.as<float>(),
+                  .out = pointers(w.out),
+                  .state = state,
+                  .y = pointer(y),
+                  .step = step_};
   const Kernel serial = w.head_size == 64 ? Kernel::wkv7_64 : Kernel::wkv7;
   // Chunks multiply halves, which is less than who keeps activations in float32 wants.
   if (passes_.empty() || w.head_size != kWkvChunk || y.format == Format::f32)
-    return launch(serial, {w.heads, int(batch.src.size()), 1}, &p);
+    return launch(serial, {w.heads, int(batch.src.size()), 1}, p);
   if (shorts_ > 0) {
     Wkv7Params some = p;
     some.sequences = short_;
-    launch(serial, {w.heads, shorts_, 1}, &some);
+    launch(serial, {w.heads, shorts_, 1}, some);
   }
   for (const Pass& pass : passes_) {
-    const Wkv7ChunkParams c = {.wkv = p,
-                               .chunk = pass.chunk,
-                               .run = pass.run,
-                               .piece = reinterpret_cast<Wkv7Piece*>(pieces_of_chunks_.data.get())};
-    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, &c);
-    launch(Kernel::wkv7_carry, {w.heads, pass.runs, 2}, &c);
-    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, &c);
+    Wkv7ChunkParams c = {.wkv = p,
+                         .chunk = pass.chunk,
+                         .run = pass.run,
+                         .piece = reinterpret_cast<Wkv7Piece*>(pieces_of_chunks_.data.get())};
+    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, c);
+    launch(Kernel::wkv7_carry, {w.heads, pass.runs, 2}, c);
+    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, c);
   }
 }
 

@@ -6,7 +6,7 @@
 //   devices:N                there are so many
 //   memory:BYTES             of each
 //   fail:N                   the N-th call that may fail does, counted from 1
-//   trace:FILE               the names of all kernels go there, as they run
+//   trace:FILE               the names of all kernels go there, as they run, and `replay`
 //   protect                  memory of the device is out of the host's reach
 #pragma once
 #include <cstdint>

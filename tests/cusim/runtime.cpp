@@ -100,13 +100,17 @@ std::string refusal(const Launch& l) {
   return {};
 }
 
+void note(const Device& d, const char* word) {
+  if (!d.options.trace.empty()) std::ofstream(d.options.trace, std::ios::app) << word << "\n";
+}
+
 std::string run_kernel(Device& d, const Kept& kept) {
   const Launch& l = kept.launch;
   const KernelInfo& info = kKernels[l.kernel];
   const Entry& e = entries()[l.kernel];
   static std::mutex machine;  // one for all devices
   const std::lock_guard lock(machine);
-  if (!d.options.trace.empty()) std::ofstream(d.options.trace, std::ios::app) << info.name << "\n";
+  note(d, info.name);
 #ifdef CUSIM_RACE
   watch_nothing();
   d.memory.each(watch);
@@ -237,6 +241,7 @@ bool record(void* device, const Launch* launches, uint32_t count, void** graph, 
   return true;
 }
 bool replay(void* device, void* graph, Fault* fault) {
+  note(device_of(device), "replay");
   for (const Kept& kept : *static_cast<const Graph*>(graph)) {
     Launch l = kept.launch;
     l.params = kept.params.data();

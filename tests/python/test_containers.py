@@ -134,10 +134,11 @@ def test_the_st_file_of_5_1_gives_the_same_logits(tmp_path):
     assert found[0] == expected(older("5.1"))[0]
 
 
+@pytest.mark.parametrize("size", [dict(L=2, V=4096), pytest.param(dict(L=12, V=65536), marks=pytest.mark.slow)], ids=["layers", "whole"])
 @pytest.mark.parametrize("version", ["7", "6"])
-def test_the_shape_of_the_smallest_world_model(tmp_path, version):
-    """As .pth, safetensors, .st, fla folder and GGUF: 12 layers, 768 channels, the World vocabulary."""
-    shape = dict(version=version, L=12, C=768, N=64, F=3072 if version == "7" else 2688, V=65536)
+def test_the_shape_of_the_smallest_world_model(tmp_path, version, size):
+    """As .pth, safetensors, .st, fla folder and GGUF: 768 channels, the whole with 12 layers and the World vocabulary."""
+    shape = dict(version=version, C=768, N=64, F=3072 if version == "7" else 2688, **size)
     shape |= dict(dtype="f16", seed=1)
     if version == "7":
         shape["ranks"] = (64, 64, 32, 128)
