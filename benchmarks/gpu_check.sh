@@ -97,7 +97,7 @@ fi
 if wants tests; then
   # Plugins and libraries of the machine are its own; several processes share the GPU where that is to be had.
   export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 RWKV_GPU_TESTS=1
-  pytest=("$python" -m pytest -p no:cacheprovider -W default -q -m gpu tests/python/test_cuda.py)
+  pytest=("$python" -m pytest -p no:cacheprovider -W default -q --maxfail 20 --tb line -m gpu tests/python/test_cuda.py)
   if ! $simulate && "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-p xdist.plugin -n 4); fi
   for features in '' graphs,pdl; do
     export RWKV_CUDA_FEATURES=$features
@@ -119,7 +119,8 @@ if wants probes; then
 fi
 
 # Models are made in memory, if there is room.
-models=$work
+models=$work/models
+mkdir "$models"
 if [[ -w /dev/shm ]] && (($(df --output=avail -BG /dev/shm | tail -n 1 | tr -dc 0-9) >= 20)); then
   models=$(mktemp -d -p /dev/shm)
   trap 'rm -rf "$work" "$models"' EXIT
@@ -133,6 +134,7 @@ if wants engine; then
       seconds=${shape#*:} shape=${shape%:*}
       step "engine-$shape" $((seconds + 25)) "$python" benchmarks/gpu/engine.py --shape "$shape" --seconds "$seconds" \
         --folder "$models" || true
+      rm -rf "${models:?}"/*  # of one that was stopped
     done
   fi
 fi

@@ -189,6 +189,11 @@ def measure(a: argparse.Namespace, path: pathlib.Path, zeros: float) -> bool:
     checks: list[dict[str, object]] = []
     first: dict[str, bytes] = {}
     settings = {"shape": a.shape, "seconds": a.seconds, "ffn_zero_fraction": common.rounded(zeros)}
+    device = None
+
+    def keep() -> None:
+        results.write(f"engine-{a.shape}", settings, rows, device=device, checks=checks)
+
     for run in runs(a):
         if time.monotonic() > a.end:
             break
@@ -200,6 +205,7 @@ def measure(a: argparse.Namespace, path: pathlib.Path, zeros: float) -> bool:
         except rwkv.Error as error:
             checks.append({"precision": run.precision, "features": run.features, "skipping": run.skipping, "error": str(error)})
             common.note(f"{run.precision} {run.features}: {error}")
+            keep()
             continue
         difference = None if expected is None else np.abs(found - expected).max() / np.abs(expected).max()
         checks.append(
@@ -212,9 +218,10 @@ def measure(a: argparse.Namespace, path: pathlib.Path, zeros: float) -> bool:
                 "same_bits": first.setdefault(run.precision, found.tobytes()) == found.tobytes(),
             }
         )
+        device = bench.engine.description
         bench.measure()
         rows += bench.rows
-        results.write(f"engine-{a.shape}", settings, rows, device=bench.engine.description, checks=checks)
+        keep()
         del bench
     return not any("error" in check or not check["same_bits"] for check in checks)
 

@@ -145,7 +145,7 @@ def linear_attention(a: argparse.Namespace) -> list[Row]:
         if "lower_bound" in inspect.signature(op).parameters:
             options["lower_bound"] = -0.6065306597126334
         with torch.no_grad():
-            seconds = seconds_of(lambda: op(r, decay, k, v, -kk, kk * gate, **options))  # noqa: B023 (called at once)
+            seconds = seconds_of(lambda: op(r, decay, k, v, -kk, kk * gate, **options))
         what = f"{op.__name__} {batch}x{length}, {heads} heads of 64, bf16"
         rows.append(Row("fla", version, what, seconds, batch * length))
     return rows

@@ -110,6 +110,8 @@ def test_a_part_that_fails_loses_no_other(cpp_build, tmp_path):
     options = {"RWKV_CUDA_LIBRARY": str(cpp_build / "librwkv_cusim.so"), "OUT": str(tmp_path / "out")}
     done = run(SCRIPT, "--simulate", "engine", "peers", status=1, RWKV_CUSIM="fail:1", **options)
     assert "-- engine: exit status 1" in done.stderr and "the call that was to fail" in done.stderr
+    found = json.loads((tmp_path / "out" / "gpu-engine-tiny.json").read_text())
+    assert found["device"] is None and "the call that was to fail" in found["checks"][0]["error"]
     steps = json.loads((tmp_path / "out" / "gpu-steps.json").read_text())["results"]
     assert [(row["step"], row["status"]) for row in steps] == [("engine", "exit status 1"), ("peers", "ok")]
 
