@@ -40,6 +40,8 @@ SHAPES = {  # as the released models have them
     "0.1B": Shape(12, 768, (64, 64, 32, 128)),
     "0.4B": Shape(24, 1024, (64, 64, 32, 128)),
     "1.5B": Shape(24, 2048, (96, 96, 64, 256)),
+    "2.9B": Shape(32, 2560, (96, 96, 64, 320)),
+    "7.2B": Shape(32, 4096, (128, 128, 96, 480)),
     "tiny": Shape(2, 128, (8, 8, 8, 16), V=512),  # for --quick
 }
 
@@ -89,7 +91,7 @@ def model_with_zeros(shape: str, percent: int) -> tuple[pathlib.Path, float]:
     measured = path.with_suffix(".json")
     if not (path.exists() and measured.exists()):
         weights = _random_weights(shape)
-        fraction = _set_zeros(weights, percent / 100)
+        fraction = set_zeros(weights, percent / 100)
         _write(path, weights, "bf16")
         measured.write_text(json.dumps(fraction))
     return path, json.loads(measured.read_text())
@@ -113,7 +115,7 @@ def _write(path: pathlib.Path, weights: dict[str, np.ndarray], dtype: str) -> No
     unfinished.rename(path)
 
 
-def _set_zeros(weights: dict[str, np.ndarray], wanted: float) -> float:
+def set_zeros(weights: dict[str, np.ndarray], wanted: float) -> float:
     """Moves the ffn's activations down until so many are zero; returns the fraction that is.
 
     Random rows of ffn.key give 50 %, trained models have more. A constant in ln2.bias and the opposite mean in every

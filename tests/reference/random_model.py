@@ -16,8 +16,13 @@ def round_to(values, dtype):
         return values.astype(np.float16).astype(np.float32)
     if dtype != "bf16":
         raise ValueError(f"expected f32, f16 or bf16, found {dtype!r}")
-    bits = values.view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    bits = values.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1  # in place, as models can be large
+    rounded += 0x7FFF
+    rounded += bits
+    rounded &= 0xFFFF0000
+    return rounded.view(np.float32)
 
 
 class Draw:
