@@ -194,6 +194,7 @@ void CudaBackend::begin(const Batch& batch) {
   std::ranges::transform(batch.src, lists.place(sequences, step_.src), address);
   std::ranges::transform(batch.dst, lists.place(sequences, step_.dst), address);
   place_chunks(batch, lists);
+  apart_ = tokens == sequences && std::ranges::equal(batch.src, batch.dst, std::ranges::not_equal_to());
   step_.tokens = int32_t(tokens), step_.sequences = int32_t(sequences);
   flags_ = const_cast<int32_t*>(flags), flags_used_ = 0;
   fetched_ = nullptr;
@@ -228,22 +229,23 @@ void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int firs
   launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
 }
 
+MixParams CudaBackend::mix_params(const Tensor& x, const Norm& norm, size_t shift) const {
+  return {.x = x.as<float>(),
+          .ld = int32_t(x.stride),
+          .cols = int32_t(x.cols),
+          .norm = pointers(norm),
+          .shift = shift,
+          .write = 0,
+          .count = 0,
+          .step = step_,
+          .job = {}};
+}
+
 void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> jobs, size_t shift, const Batch& batch,
                       Shift write) {
-  MixParams p = {.x = x.as<float>(),
-                 .ld = int32_t(x.stride),
-                 .cols = int32_t(x.cols),
-                 .norm = pointers(norm),
-                 .shift = shift,
-                 .write = 0,
-                 .count = 0,
-                 .step = step_,
-                 .job = {}};
+  MixParams p = mix_params(x, norm, shift);
   for (const MixJob& job : jobs) {
-    p.job[p.count++] = {.mu = job.mu.as<float>(),
-                        .dynamic = job.dynamic.as<float>(),
-                        .ld_dynamic = int32_t(job.dynamic.stride),
-                        .out = pointer(job.out)};
+    p.job[p.count++] = pointers(job);
     const bool last = &job == &jobs.back();
     if (p.count < kMostJobs && !last) continue;
     p.write = last && write == Shift::write;  // the others still read what it replaces

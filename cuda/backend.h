@@ -58,6 +58,8 @@ class CudaBackend final : public Backend {
   void norm(const Tensor& x, const Norm&, const Batch&, int first, int count, Tensor y, Operand out) override;
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
+  void mix_linear(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
+                  std::span<const LinearJob>) override;
   void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
   bool all_finite(const Tensor& x, bool to_be_read) override;
   void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) override;
@@ -84,16 +86,13 @@ class CudaBackend final : public Backend {
   using RowWork = std::function<void(Transfer& piece, int64_t row, int64_t count)>;
   // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
   void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
-  // The tape compares params byte by byte, so what lies between their members is zeros.
   template <class P>
-  void launch(Kernel kernel, Grid blocks, P& params) {
-#if __has_builtin(__builtin_clear_padding)
-    __builtin_clear_padding(&params);
-#endif
+  void launch(Kernel kernel, Grid blocks, const P& params) {
     add(kernel, blocks, &params);
   }
   void add(Kernel kernel, Grid blocks, const void* params);
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
+  MixParams mix_params(const Tensor& x, const Norm& norm, size_t shift) const;
   void place_chunks(const Batch& batch, Carving& lists);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
 
@@ -120,6 +119,7 @@ class CudaBackend final : public Backend {
   int most_chunks_ = 0;       // for which there is room at a time; 0: all go row by row
   int32_t* flags_ = nullptr;  // bits that tell what is not finite, each used once in a step
   int flags_used_ = 0;
+  bool apart_ = false;  // every row is a sequence, whose state goes elsewhere
 
   Memory results_;                  // pinned: what was looked at last, for whoever reads it next
   const float* fetched_ = nullptr;  // where that lies on the device; null: nowhere
@@ -138,6 +138,9 @@ inline Stored stored(DType dtype) {
 }
 inline OperandPointer pointer(const Operand& x) { return {x.data, round_up(x.rows, 8), stored(x.format)}; }
 inline NormPointers pointers(const Norm& n) { return {n.weight.as<float>(), n.bias.as<float>(), n.eps}; }
+inline MixJobParams pointers(const MixJob& job) {
+  return {job.mu.as<float>(), job.dynamic.as<float>(), int32_t(job.dynamic.stride), pointer(job.out)};
+}
 inline int blocks_of(int64_t n, int size) { return int((n + size - 1) / size); }
 
 }  // namespace rwkv::cuda

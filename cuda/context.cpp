@@ -39,8 +39,10 @@ Features features_of_environment() {
       features.graphs = true;
     else if (word == "pdl")
       features.dependent = true;
+    else if (word == "fused")
+      features.fused = true;
     else
-      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl or both, found '", word, "'"));
+      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl and fused, found '", word, "'"));
   }
   return features;
 }

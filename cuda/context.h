@@ -32,6 +32,7 @@ inline Launch launch_of(Kernel kernel, Grid blocks, const void* params) {
 struct Features {
   bool graphs = false;     // a step is one launch graph
   bool dependent = false;  // "pdl": a kernel may start before the one in front of it has ended
+  bool fused = false;      // products of few tokens make their operands themselves
 };
 Features features_of_environment();  // throws DeviceError for a word that is none of them
 

@@ -19,6 +19,15 @@ template <int M>
 struct FinishShared {
   float part[kWarps][M * 128];
 };
+// Mean and deviation of a row.
+struct Moments {
+  float count, mean, squares;  // squares: sum of (x - mean)^2
+};
+struct MixedShared {
+  FinishShared<1> sums;
+  Moments moments[8];  // of each token
+  float scale[8];
+};
 struct WkvShared {
   float r[kMostHead], w[kMostHead], k[kMostHead], v[kMostHead], b[kMostHead], kk[kMostHead], y[kMostHead];
   float part[32];
@@ -113,6 +122,13 @@ struct SampleShared {
   X(small_i4_4, (small<Stored::i4, 4, 2>), LinearParams, FinishShared<2>, 256) \
   X(small_i4_8, (small<Stored::i4, 8, 2>), LinearParams, FinishShared<2>, 256)
 
+// mixed_FORMAT: for up to 8 tokens.
+#define RWKV_MIXED_KERNELS(X) \
+  X(mixed_f16, (mixed<Stored::f16>), MixedParams, MixedShared, 256) \
+  X(mixed_bf16, (mixed<Stored::bf16>), MixedParams, MixedShared, 256) \
+  X(mixed_i8, (mixed<Stored::i8>), MixedParams, MixedShared, 256) \
+  X(mixed_i4, (mixed<Stored::i4>), MixedParams, MixedShared, 256)
+
 // sparse_FORMAT_TILES: the tokens of so many tiles at once.
 #define RWKV_SPARSE_KERNELS(X) \
   X(sparse_f32_1, (sparse<Stored::f32, 1>), LinearParams, FinishShared<4>, 256) \
@@ -157,6 +173,7 @@ struct SampleShared {
 #define RWKV_KERNELS(X) \
   RWKV_ROW_KERNELS(X) \
   RWKV_SMALL_KERNELS(X) \
+  RWKV_MIXED_KERNELS(X) \
   RWKV_SPARSE_KERNELS(X) \
   RWKV_TILE_KERNELS(X) \
   RWKV_WKV_KERNELS(X) \
@@ -199,6 +216,10 @@ constexpr ProductKernel small_product(Stored f, int tiles) {
   if (f == Stored::f32) return {Kernel(uint32_t(Kernel::small_f32_1) + (nth < 2 ? nth : 2)), kBlockRows};
   const int blocks = tiles <= 2 ? 1 : tiles == 4 || quantised(f) ? 2 : 4;
   return {Kernel(uint32_t(Kernel::small_f16_1) + 4 * (uint32_t(f) - uint32_t(Stored::f16)) + nth), kBlockRows * blocks};
+}
+constexpr int kMostMixed = 8;  // tokens of those that make their operand, of 16 bits
+constexpr ProductKernel mixed_product(Stored f) {
+  return {Kernel(uint32_t(Kernel::mixed_f16) + uint32_t(f) - uint32_t(Stored::f16)), kBlockRows};
 }
 constexpr ProductKernel sparse_product(Stored f, int tiles) {
   return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};

@@ -27,7 +27,7 @@
 
 namespace rwkv::cuda {
 
-enum class Stored : uint8_t { f32, f16, bf16, i8, i4 };                // as Format of backend.h
+enum class Stored : uint32_t { f32, f16, bf16, i8, i4 };               // as Format of backend.h
 enum class Activation : uint8_t { none, tanh, sigmoid, silu, relu2 };  // as Act
 enum class Order : uint8_t { rows, columns };                          // of the numbers of a matrix
 

@@ -1,6 +1,6 @@
 // What kernels are given: one plain struct for each, of which both sides see the same bytes. Pointers are of the
 // device. `ld` is a stride in elements; an operand is named with its format and its tokens rounded up to 8.
-// Whoever compares params byte by byte sets all of them to zero first, for the padding.
+// There is nothing between or behind the members: params are compared byte by byte. Hence some wide numbers.
 #pragma once
 #include "cuda/layout.h"
 
@@ -28,15 +28,17 @@ struct OperandPointer {
 struct NormPointers {
   const float *weight, *bias;
   float eps;
+  int32_t reserved = 0;
 };
 
 struct EmbedParams {
   const void* table;
   Stored dtype;  // f32, f16 or bf16
-  int32_t ld, cols;
+  int32_t ld;
+  int64_t cols;
   NormPointers norm;
   float* x;  // with statistics; null: none
-  int32_t ld_x;
+  int64_t ld_x;
   OperandPointer out;
   const int32_t* token;
 };
@@ -47,14 +49,14 @@ struct NormParams {
   NormPointers norm;
   const int32_t* rows;  // of x, one for each block
   float* y;             // null: none
-  int32_t ld_y;
+  int64_t ld_y;
   OperandPointer out;
 };
 
 struct MixJobParams {
   const float* mu;
   const float* dynamic;  // null: none
-  int32_t ld_dynamic;
+  int64_t ld_dynamic;
   OperandPointer out;
 };
 struct MixParams {
@@ -71,12 +73,13 @@ struct MixParams {
 struct DeepEmbedParams {
   const void* table;  // (V, D D)
   Stored dtype;
-  int32_t d, f;
+  int32_t d;
+  int64_t f;
   const float *base, *z, *bias;  // (T, D D), (T, D), (F)
   int32_t ld_base, ld_z;
   OperandPointer y;  // (T, D)
   float* gate;       // (T, F)
-  int32_t ld_gate;
+  int64_t ld_gate;
   const int32_t* token;
 };
 
@@ -84,7 +87,7 @@ struct FiniteParams {
   const float* x;
   int32_t ld, cols;
   int32_t* flag;  // bit `bit` is set if a number is not finite
-  int32_t bit;
+  int32_t bit, reserved = 0;
 };
 
 struct WriteRowsParams {  // dense rows to rows with statistics
@@ -96,7 +99,7 @@ struct WriteRowsParams {  // dense rows to rows with statistics
 struct CopyRowsParams {
   const float* from;
   float* to;
-  int32_t ld_from, ld_to, cols;
+  int32_t ld_from, ld_to, cols, reserved = 0;
 };
 
 struct KeepRowsParams {  // the last rows of sequences to their dst slots
@@ -113,8 +116,9 @@ struct PackParams {
   Stored dtype;      // f32, f16 or bf16
   int32_t row;       // the first of them in the matrix, a multiple of 16
   int32_t count;
-  int32_t rows, cols;  // of the matrix
-  void* to;            // the whole matrix
+  int32_t rows;  // of the matrix
+  int64_t cols;
+  void* to;  // the whole matrix
 };
 
 // ---- products ----
@@ -141,6 +145,13 @@ struct LinearParams {
   LinearJobParams job[kMostJobs];
 };
 
+// Products whose operands are the lerps of a mix, made on the way: `x` and `rows8` of the jobs mean nothing.
+struct MixedParams {
+  MixParams mix;             // every row is a sequence, whose src and dst are not the same
+  int32_t which[kMostJobs];  // lerp of the mix for each product
+  LinearParams linear;
+};
+
 // ---- recurrences ----
 struct Wkv4Params {
   const float *r, *k, *v;
@@ -154,7 +165,8 @@ struct Wkv4Params {
 struct Wkv6Params {
   const float *r, *k, *v;
   const float *g, *w;  // null: none
-  int32_t ld, heads, n;
+  int32_t ld, heads;
+  int64_t n;
   const float *decay, *bonus;
   NormPointers out;
   uint64_t state;
@@ -166,7 +178,8 @@ struct Wkv7Params {
   const float *r, *w, *k, *v, *a, *g;
   const float* v_mix;  // null in the first layer
   float* v_first;      // written there, read in the others
-  int32_t ld, heads, n;
+  int32_t ld, heads;
+  int64_t n;
   const float *w0, *a0, *v0, *k_k, *k_a, *r_k;
   NormPointers out;
   uint64_t state;
@@ -244,7 +257,7 @@ struct SampleParams {
   const SampleJobParams* jobs;  // on the device, one for each block
   SampleResult* results;
   void* scratch;
-  int32_t vocabulary;
+  int32_t vocabulary, reserved = 0;
 };
 
 }  // namespace rwkv::cuda

@@ -8,9 +8,34 @@ namespace rwkv::cuda {
 namespace {
 
 // Jobs for one launch: those of one kernel.
+template <class P>
 struct Group {
   ProductKernel product = {};
-  LinearParams params = {};
+  P params = {};
+};
+
+// Puts jobs in groups, of which there are few; `launch` is called with each that is complete.
+template <class P, class Launch>
+class Groups {
+ public:
+  explicit Groups(const Launch& launch) : launch_(launch) {}
+
+  Group<P>& of(ProductKernel product, const auto& has_room) {
+    const auto fits = [&](const Group<P>& g) { return g.product.kernel == product.kernel && has_room(g.params); };
+    const auto found = std::find_if(groups_.begin(), groups_.begin() + used_, fits);
+    if (found != groups_.begin() + used_) return *found;
+    if (used_ == groups_.size()) launch_all();
+    return groups_[used_++] = {product, {}};
+  }
+  void launch_all() {
+    for (size_t i = 0; i < used_; i++) launch_(groups_[i]);
+    used_ = 0;
+  }
+
+ private:
+  const Launch& launch_;
+  std::array<Group<P>, 4> groups_;
+  size_t used_ = 0;
 };
 
 ProductKernel product_for(const Linear& w, int tokens) {
@@ -32,32 +57,52 @@ LinearJobParams params_of(const LinearJob& job, bool skip) {
   return q;
 }
 
+void append(LinearParams& p, const LinearJob& job, int outputs, bool skip) {
+  p.job[p.count] = params_of(job, skip);
+  p.job[p.count++].first = p.blocks;
+  p.blocks += blocks_of(round_up(job.w.rows, kPad), outputs);
+}
+
 }  // namespace
 
 void CudaBackend::linear(std::span<const LinearJob> jobs) {
   const int tokens = jobs.front().x.rows;
-  const bool many = tokens > kMostTokens;
-  std::array<Group, 4> groups;
-  size_t used = 0;
-  const auto launch_all = [&] {
-    for (size_t i = 0; i < used; i++) {
-      LinearParams& p = groups[i].params;
-      launch(groups[i].product.kernel, many ? Grid{tiles(tokens), p.blocks, 1} : Grid{p.blocks, 1, 1}, p);
-    }
-    used = 0;
+  const auto start = [&](Group<LinearParams>& g) {
+    const int blocks = g.params.blocks;
+    launch(g.product.kernel, tokens > kMostTokens ? Grid{tiles(tokens), blocks, 1} : Grid{blocks, 1, 1}, g.params);
   };
+  Groups<LinearParams, decltype(start)> groups(start);
   for (const LinearJob& job : jobs) {
     const ProductKernel product = product_for(job.w, tokens);
-    const auto fits = [&](const Group& g) { return g.product.kernel == product.kernel && g.params.count < kMostJobs; };
-    size_t at = size_t(std::find_if(groups.begin(), groups.begin() + used, fits) - groups.begin());
-    if (at == groups.size()) launch_all(), at = 0;
-    if (at == used) groups[used++] = {product, {}};
-    LinearParams& p = groups[at].params;
-    p.job[p.count] = params_of(job, skip_zeros_);
-    p.job[p.count++].first = p.blocks;
-    p.blocks += blocks_of(round_up(job.w.rows, kPad), product.outputs);
+    auto& group = groups.of(product, [](const LinearParams& p) { return p.count < kMostJobs; });
+    append(group.params, job, product.outputs, skip_zeros_);
   }
-  launch_all();
+  groups.launch_all();
+}
+
+void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
+                             const Batch& batch, std::span<const LinearJob> jobs) {
+  const auto wide = [](const LinearJob& job) { return job.w.format == Format::f32 || job.w.mostly_zero_inputs; };
+  if (!features_.fused || !apart_ || batch.token.size() > kMostMixed || mixes.size() > kMostJobs ||
+      std::ranges::any_of(jobs, wide))
+    return Backend::mix_linear(x, norm, mixes, shift, batch, jobs);
+  MixParams mix = mix_params(x, norm, shift);
+  for (const MixJob& job : mixes) mix.job[mix.count++] = pointers(job);
+  mix.write = 1;
+  const auto start = [&](Group<MixedParams>& g) {
+    g.params.mix = mix;
+    mix.write = 0;  // one of them does
+    launch(g.product.kernel, {g.params.linear.blocks, 1, 1}, g.params);
+  };
+  Groups<MixedParams, decltype(start)> groups(start);
+  for (const LinearJob& job : jobs) {
+    const ProductKernel product = mixed_product(stored(job.w.format));
+    auto& group = groups.of(product, [](const MixedParams& p) { return p.linear.count < kMostJobs; });
+    const auto made = std::ranges::find(mixes, job.x.data, [](const MixJob& m) { return m.out.data; });
+    group.params.which[group.params.linear.count] = int32_t(made - mixes.begin());
+    append(group.params.linear, job, product.outputs, skip_zeros_);
+  }
+  groups.launch_all();
 }
 
 }  // namespace rwkv::cuda

@@ -242,6 +242,12 @@ class Backend {
   virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
                    Shift = Shift::write) = 0;
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
+  // Both, where every job's x is the `out` of a lerp and nothing else reads those: a device may make them on the way.
+  virtual void mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
+                          const Batch& batch, std::span<const LinearJob> jobs) {
+    mix(x, norm, mixes, shift, batch);
+    linear(jobs);
+  }
   // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
   virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
   // Often before what it has looked at is read, by `read`; `to_be_read` says whether it will be.

@@ -35,10 +35,9 @@ ChannelMix load_channel_mix(Loader& loader, const Config& c, int index, Format f
 void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& batch, ChannelMixScratch& s,
                  const Tensor& x) {
   const MixJob mixes[] = {{p.mu_k, s.mixed_k}, {p.mu_r, s.mixed_r}};
-  b.mix(x, p.norm, mixes, shift, batch);
   const LinearJob in[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key},
                           {s.mixed_r, p.receptance, s.gate, Act::sigmoid}};
-  b.linear(in);
+  b.mix_linear(x, p.norm, mixes, shift, batch, in);
   const LinearJob residual[] = {{s.key, p.value, s.partial, Act::none, {}, x, s.gate}};
   b.linear(residual);
 }

@@ -46,10 +46,9 @@ void Scratch::set_formats(Formats formats) {
 void time_mix(Backend& b, const TimeMix& p, const StateLayout& layout, int index, const Batch& batch, Scratch& s,
               const Tensor& x) {
   const MixJob mixes[] = {{p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v}, {p.mu_r, s.mixed_r}};
-  b.mix(x, p.norm, mixes, layout.offset(index, kShiftAtt), batch);
   const LinearJob in[] = {
       {s.mixed_k, p.key, s.k}, {s.mixed_v, p.value, s.v}, {s.mixed_r, p.receptance, s.r, Act::sigmoid}};
-  b.linear(in);
+  b.mix_linear(x, p.norm, mixes, layout.offset(index, kShiftAtt), batch, in);
 
   b.wkv4({s.r, s.k, s.v, p.decay, p.bonus, layout.offset(index, kNumerator), layout.offset(index, kDenominator),
           layout.offset(index, kMaximum)},

@@ -63,12 +63,11 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
               Scratch& s, const Tensor& x) {
   const size_t inputs = p.gate ? 4 : 3;
   const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v}, {p.mu_g, s.mixed_g}};
-  b.mix(x, p.norm, std::span(mixes).first(inputs), shift, batch);
   const LinearJob in[] = {{s.mixed_r, p.receptance, s.r},
                           {s.mixed_k, p.key, s.k},
                           {s.mixed_v, p.value, s.v},
                           {s.mixed_g, p.gate, s.g, Act::silu}};
-  b.linear(std::span(in).first(inputs));
+  b.mix_linear(x, p.norm, std::span(mixes).first(inputs), shift, batch, std::span(in).first(inputs));
 
   b.wkv6({s.r, s.k, s.v, p.gate ? s.g : Tensor{}, {}, p.decay, p.bonus, p.out, config.n_head, config.head_size}, wkv,
          batch, s.y);

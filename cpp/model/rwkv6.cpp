@@ -82,7 +82,6 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
   }
   b.linear(in);
   b.linear(out);
-  b.mix(x, p.norm, mixes, shift, batch);
 
   s.rank_w.cols = p.decay_in.rows;
   const LinearJob wide[] = {{s.mixed[kReceptance], p.receptance, s.r},
@@ -90,7 +89,7 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
                             {s.mixed[kValue], p.value, s.v},
                             {s.mixed[kGate], p.gate, s.g, Act::silu},
                             {s.mixed[kDecay], p.decay_in, s.low_w, Act::tanh, s.rank_w}};
-  b.linear(wide);
+  b.mix_linear(x, p.norm, mixes, shift, batch, wide);
   const LinearJob decay[] = {{s.rank_w, p.decay_out, s.w}};
   b.linear(decay);
 

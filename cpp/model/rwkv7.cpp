@@ -111,8 +111,6 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
   const bool twice = !first && s.narrow_v.format != s.mixed_v.format;  // x_v goes to a large matrix and to a small one
   const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_w, s.mixed_w}, {p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v},
                           {p.mu_a, s.mixed_a}, {p.mu_g, s.mixed_g}, {p.mu_v, s.narrow_v}};
-  b.mix(x, p.norm, std::span(mixes).first(twice ? 7 : 6), shift, batch);
-
   s.rank_w.cols = p.w1.rows, s.rank_a.cols = p.a1.rows, s.rank_g.cols = p.g1.rows, s.rank_v.cols = p.v1.rows;
   const LinearJob in[] = {{s.mixed_r, p.receptance, s.r},
                           {s.mixed_k, p.key, s.k},
@@ -121,7 +119,7 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
                           {s.mixed_a, p.a1, s.low_a, Act::none, s.rank_a},
                           {s.mixed_g, p.g1, s.low_g, Act::sigmoid, s.rank_g},
                           {twice ? s.narrow_v : s.mixed_v, p.v1, s.low_v, Act::none, s.rank_v}};
-  b.linear(std::span(in).first(first ? 6 : 7));
+  b.mix_linear(x, p.norm, std::span(mixes).first(twice ? 7 : 6), shift, batch, std::span(in).first(first ? 6 : 7));
 
   const LinearJob out[] = {
       {s.rank_w, p.w2, s.w}, {s.rank_a, p.a2, s.a}, {s.rank_g, p.g2, s.g}, {s.rank_v, p.v2, s.v_mix}};
@@ -139,8 +137,9 @@ void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& bat
   const DeepEmbedding& d = p.deep;
   const bool deep = bool(d.table);
   const MixJob mixes[] = {{p.mu, s.mixed_k}, {d.no_mu, s.unmixed}};
-  b.mix(x, p.norm, std::span(mixes).first(deep ? 2 : 1), shift, batch);
+  const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key, {}, deep ? s.gate : Tensor{}}};
   if (deep) {
+    b.mix(x, p.norm, mixes, shift, batch);
     // Ranks may differ from layer to layer.
     Tensor z = s.z, base = s.base;
     z.cols = d.s1.rows, base.cols = d.base.rows, s.products.cols = d.s1.rows;
@@ -149,9 +148,10 @@ void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& bat
     b.deep_embed({d.table, base, z, d.s0}, batch, s.products, s.gate);
     const LinearJob out[] = {{s.products, d.s2, s.hidden, Act::none, {}, s.gate}};
     b.linear(out);
+    b.linear(key);
+  } else {
+    b.mix_linear(x, p.norm, std::span(mixes).first(1), shift, batch, key);
   }
-  const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key, {}, deep ? s.gate : Tensor{}}};
-  b.linear(key);
   const LinearJob residual[] = {{s.key, p.value, s.partial, Act::none, {}, x}};
   b.linear(residual);
 }

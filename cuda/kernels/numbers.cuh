@@ -111,9 +111,6 @@ RWKV_DEVICE float sum_block(float v, float* part) {
 }
 
 // ---- mean and deviation of rows ----
-struct Moments {
-  float count, mean, squares;  // squares: sum of (x - mean)^2
-};
 // Chan's rule: as good as two passes. A part of no numbers changes nothing.
 RWKV_DEVICE Moments join(const Moments& a, const Moments& b) {
   const float count = a.count + b.count, delta = b.mean - a.mean;

@@ -47,9 +47,10 @@ RWKV_DEVICE void weight_fragment(const uint4 (&w)[2], int i, uint32_t (&a)[4]) {
   }
 }
 
-// One block of k of MT blocks of rows, for NT tiles of 8 tokens.
-template <Stored F, int NT, int MT>
-RWKV_DEVICE void multiply_block(const LinearJobParams& q, int tile, int block, float (&acc)[MT][NT][4]) {
+// One block of k of MT blocks of rows, for NT tiles of 8 tokens, of whose operand(block, token, chunk) are 16 bytes.
+template <Stored F, int NT, int MT, class Operand>
+RWKV_DEVICE void multiply_block(const LinearJobParams& q, int tile, int block, float (&acc)[MT][NT][4],
+                                const Operand& operand) {
   constexpr int kProducts = quantised(F) ? 4 : 2, kOperands = kProducts / 2;  // 16 bytes of a token feed two products
   const int blocks = q.k / block_k(F), g = lane() / 4, t = lane() % 4;
   const auto* weights = static_cast<const unsigned char*>(q.w);
@@ -65,8 +66,7 @@ RWKV_DEVICE void multiply_block(const LinearJobParams& q, int tile, int block, f
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int i = 0; i < kOperands; i++)
-      x[n][i] = quantised(F) ? load_operand(q, 2 * block + t / 2, n * 8 + g, t % 2 * 2 + i)
-                             : load_operand(q, block, n * 8 + g, t);
+      x[n][i] = quantised(F) ? operand(2 * block + t / 2, n * 8 + g, t % 2 * 2 + i) : operand(block, n * 8 + g, t);
 #pragma unroll
   for (int m = 0; m < MT; m++) {
     float group[NT][4] = {};
@@ -148,7 +148,9 @@ RWKV_KERNEL void RWKV_BOUNDS(256) small(PARAMS(LinearParams, p)) {
     multiply_floats<NT>(q, tile, begin, end, acc);
   } else {
 #pragma unroll(NT == 8 ? 1 : 2)  // the widest have no registers to spare
-    for (int block = begin; block < end; block++) multiply_block<F, NT, MT>(q, tile, block, acc);
+    for (int block = begin; block < end; block++)
+      multiply_block<F, NT, MT>(q, tile, block, acc,
+                                [&](int b, int token, int chunk) { return load_operand(q, b, token, chunk); });
   }
 #pragma unroll
   for (int n = 0; n < NT; n++) {

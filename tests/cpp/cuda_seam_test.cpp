@@ -1,4 +1,6 @@
 // The host's side of the seam, against a table of functions that only note what they are asked for.
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "check.h"
@@ -71,6 +73,25 @@ void step(Tape& tape, const std::vector<int>& numbers, bool repeats = true) {
 const DeviceApi kFake = fake_api();
 
 }  // namespace
+
+TEST(params_are_compared_byte_by_byte_so_nothing_is_between_their_members) {
+#if __has_builtin(__builtin_clear_padding)
+  const auto is_dense = [](auto params) {
+    std::memset(static_cast<void*>(&params), 0xff, sizeof params);
+    __builtin_clear_padding(&params);
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&params);
+    return std::all_of(bytes, bytes + sizeof params, [](unsigned char b) { return b == 0xff; });
+  };
+  struct Padded {
+    int64_t wide;
+    char narrow;
+  };
+  CHECK(!is_dense(Padded()));
+#define RWKV_DENSE(name, source, params, ...) CHECK(is_dense(params()));
+  RWKV_KERNELS(RWKV_DENSE)
+#undef RWKV_DENSE
+#endif
+}
 
 TEST(a_step_that_comes_again_is_one_graph) {
   const auto context = std::make_shared<Context>(kFake, 0);
@@ -170,7 +191,7 @@ TEST(features_are_words) {
   setenv("RWKV_CUDA_FEATURES", "graphs", 1);
   CHECK(features_of_environment().graphs && !features_of_environment().dependent);
   setenv("RWKV_CUDA_FEATURES", "graphs,magic", 1);
-  CHECK(refusal(features_of_environment) == "RWKV_CUDA_FEATURES: expected graphs, pdl or both, found 'magic'");
+  CHECK(refusal(features_of_environment) == "RWKV_CUDA_FEATURES: expected graphs, pdl and fused, found 'magic'");
   unsetenv("RWKV_CUDA_FEATURES");
   CHECK(!features_of_environment().graphs);
 }

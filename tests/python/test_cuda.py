@@ -263,6 +263,27 @@ def test_graphs_change_no_bit(device, shape, monkeypatch):
     assert run() == plain
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp16i8", "fp16i4"])
+@pytest.mark.parametrize("schedule", ["order:fwd", "order:rand:5,greedy,stream:late", "race"])
+def test_operands_made_on_the_way_change_no_bit(device, shape, precision, schedule, monkeypatch):
+    if schedule != "race":
+        device(schedule)
+    elif "RWKV_CUDA_LIBRARY" in os.environ:
+        library = os.environ["RWKV_CUDA_LIBRARY"].replace("cusim.so", "cusim_race.so")
+        monkeypatch.setenv("RWKV_CUDA_LIBRARY", library)
+    m = model(**shape)
+
+    def run():
+        e = engine(f"cuda {precision}", **shape)
+        states = [e.new_state() for _ in range(8)]
+        seen = [bits(e.forward_batch([[t] for t in m.tokens(n, seed=n)], states[:n])) for n in (8, 1, 3)]
+        return seen, [state.to_bytes() for state in states]
+
+    plain = run()
+    monkeypatch.setenv("RWKV_CUDA_FEATURES", "fused")
+    assert run() == plain
+
+
 def test_a_step_that_comes_again_is_one_graph(device, tmp_path, monkeypatch):
     trace = tmp_path / "trace"
     device(f"trace:{trace}")
@@ -277,20 +298,20 @@ def test_a_step_that_comes_again_is_one_graph(device, tmp_path, monkeypatch):
     assert replayed == [0, 0, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"), {"4": 7, "5.1": 7, "6": 11, "7": 8, "7a": 11, "7 with heads of 64": 8}.items()
-)
-def test_a_step_is_a_few_launches(device, name, layer, tmp_path):
+@pytest.mark.parametrize("features", ["", "fused"])
+@pytest.mark.parametrize(("name", "layers"), {"4": (7, 5), "5.1": (7, 5), "6": (11, 9), "7": (8, 6), "7a": (11, 10)}.items())
+def test_a_step_is_a_few_launches(device, name, layers, features, tmp_path, monkeypatch):
     """A number for each layer, and embedding, final norm, head, logits to keep, and the look for what is not finite."""
     trace = tmp_path / "trace"
     device(f"trace:{trace}")
+    monkeypatch.setenv("RWKV_CUDA_FEATURES", features)
     e = engine("cuda fp16", **SHAPES[name])
     state = e.new_state()
     for tokens in ([1], [2]):
         trace.unlink(missing_ok=True)
         e.forward(tokens, state)
     rest = 6 if name == "7a" else 5  # which needs the embedding once more
-    assert len(trace.read_text().split()) == layer * SHAPES[name]["L"] + rest
+    assert len(trace.read_text().split()) == layers[features == "fused"] * SHAPES[name]["L"] + rest
 
 
 # ---- memory, errors, threads, processes ----
