@@ -80,7 +80,7 @@ if ! $simulate; then
 fi
 
 build=$(realpath -m "${GPU_CHECK_BUILD:-$work/build}")
-kernel_tests=(cuda_pack_test cuda_products_test cuda_rows_test cuda_sample_test cuda_wkv_test)
+kernel_tests=(cuda_chunk_test cuda_pack_test cuda_products_test cuda_rows_test cuda_sample_test cuda_tile_test cuda_wkv_test)
 if wants build; then
   # Without pip, which the parent has. A venv made from a venv sees nothing of that one, so its folders are named.
   python=$work/venv/bin/python

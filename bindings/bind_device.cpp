@@ -8,6 +8,8 @@ namespace {
 using rwkv::DeviceArray;
 using rwkv::DeviceId;
 
+std::string shape_of(const std::vector<int64_t>& shape) { return py::str(py::tuple(py::cast(shape))); }
+
 // What a capsule owns: the array with its keeper, and the lists that the struct points into.
 template <class M>
 struct Exported {
@@ -69,45 +71,51 @@ py::object cuda_interface(const DeviceArray& a) {
   return d;
 }
 
-// Where the numbers of a tensor begin that lie one behind the other, `length` of them each time, in order.
-struct Runs {
-  std::vector<int64_t> offsets;
-  int64_t length = 1;
+// From the first number in memory to the last, and each number's place between them in the order of the shape.
+struct Span {
+  int64_t least = 0, length = 1;
+  std::vector<int64_t> strides;
 
-  explicit Runs(const dlpack::Tensor& t) {
-    int64_t count = 1, row = 1;
-    std::vector<int64_t> strides(size_t(t.ndim));
-    for (int i = t.ndim; i-- > 0; row *= t.shape[i]) strides[size_t(i)] = t.strides ? t.strides[i] : row;
-    int outer = t.ndim;
-    while (outer > 0 && (t.shape[outer - 1] == 1 || strides[size_t(outer) - 1] == length)) length *= t.shape[--outer];
-    for (int i = 0; i < outer; i++) count *= t.shape[i];
-    for (int64_t n = 0; n < count; n++) {
-      int64_t offset = 0, rest = n;
-      for (int i = outer; i-- > 0; rest /= t.shape[i]) offset += rest % t.shape[i] * strides[size_t(i)];
-      offsets.push_back(offset);
+  explicit Span(const dlpack::Tensor& t) : strides(size_t(t.ndim)) {
+    int64_t row = 1, greatest = 0;
+    for (int i = t.ndim; i-- > 0; row *= t.shape[i]) {
+      strides[size_t(i)] = t.strides ? t.strides[i] : row;
+      const int64_t last = (t.shape[i] - 1) * strides[size_t(i)];
+      (last < 0 ? least : greatest) += last;
     }
+    length = greatest - least + 1;
   }
 };
 
+void gather(const float* from, const dlpack::Tensor& t, const std::vector<int64_t>& strides, int dim, float*& to) {
+  if (dim == t.ndim) return void(*to++ = *from);
+  for (int64_t i = 0; i < t.shape[dim]; i++, from += strides[size_t(dim)]) gather(from, t, strides, dim + 1, to);
+}
+
 // The numbers of a capsule, whose memory stays its owner's.
 py::array_t<float> numbers_of(rwkv::Engine& engine, const std::string& name, const py::capsule& capsule) {
-  RWKV_CHECK(rwkv::StateError, std::string_view(capsule.name()) == "dltensor", "state: ", name,
-             ": expected a DLPack capsule called dltensor, found ", capsule.name());
+  const char* kind = capsule.name();
+  RWKV_CHECK(rwkv::StateError, kind && std::string_view(kind) == "dltensor", "state: ", name,
+             ": expected a DLPack capsule called dltensor, found ", kind ? kind : "one without a name");
   const auto* managed = static_cast<const dlpack::Managed*>(capsule.get_pointer());
   const dlpack::Tensor& t = managed->tensor;
   RWKV_CHECK(rwkv::StateError, t.dtype.code == 2 && t.dtype.bits == 32 && t.dtype.lanes == 1, "state: ", name,
              ": expected float32, found DLPack's type ", int(t.dtype.code), " of ", int(t.dtype.bits), " bits");
-  py::array_t<float> array(std::vector<py::ssize_t>(t.shape, t.shape + t.ndim));
-  const auto* from = reinterpret_cast<const float*>(static_cast<const std::byte*>(t.data) + t.byte_offset);
-  const std::span<float> to(array.mutable_data(), size_t(array.size()));
-  const DeviceId device{DeviceId::Kind(t.device.kind), t.device.index};
-  {
-    const Unlocked unlocked;
-    const Runs runs(t);
-    const auto length = size_t(runs.length);
-    for (size_t i = 0; i < runs.offsets.size(); i++)
-      engine.read_device(device, from + runs.offsets[i], to.subspan(i * length, length));
-  }
+  const std::vector<int64_t> shape(t.shape, t.shape + t.ndim), expected = engine.part_shape(name);
+  RWKV_CHECK(rwkv::StateError, shape == expected, "state: ", name, ": expected ", shape_of(expected), ", found ",
+             shape_of(shape));
+  py::array_t<float> array(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+  const Span span(t);
+  constexpr int64_t kSparse = 64;
+  RWKV_CHECK(rwkv::StateError, span.length <= kSparse * array.size(), "state: ", name,
+             ": expected numbers near each other, found ", array.size(), " among ", span.length,
+             "; a contiguous copy can be passed");
+  const auto* data = reinterpret_cast<const float*>(static_cast<const std::byte*>(t.data) + t.byte_offset);
+  float* to = array.mutable_data();
+  const Unlocked unlocked;
+  std::vector<float> between(size_t(span.length));
+  engine.read_device({DeviceId::Kind(t.device.kind), t.device.index}, data + span.least, between);
+  gather(between.data() - span.least, t, span.strides, 0, to);
   return array;
 }
 

@@ -9,6 +9,10 @@ using rwkv::State;
 py::object last_logits(const State& state) {
   const auto logits = state.last_logits();
   if (!logits) return py::none();
+  {
+    const Unlocked unlocked;
+    logits->data();  // fetches them
+  }
   return py::array_t<float>(static_cast<py::ssize_t>(logits->size()), logits->data());
 }
 

@@ -52,7 +52,7 @@ CudaBackend::CudaBackend(std::shared_ptr<Context> context, const DeviceOptions& 
 // What is still copied must not outlive the memory that it is copied from.
 CudaBackend::~CudaBackend() {
   try {
-    if (uploading_) context_->synchronise();
+    if (uploading_ && context_->here()) context_->synchronise();
   } catch (const Error&) {  // the device has failed before and said so
   }
 }
@@ -91,8 +91,9 @@ int CudaBackend::panel_rows(int64_t work) const {
 void CudaBackend::Transfer::grow(Context& context, size_t bytes) {
   if (host.size >= bytes) return;
   *this = {};
-  host = context.pin(bytes);
+  Memory of_host = context.pin(bytes);
   device = context.allocate(bytes);
+  host = std::move(of_host);  // now that both are there
 }
 
 void CudaBackend::prepare(const StepShape& shape) {
@@ -123,7 +124,11 @@ void CudaBackend::read(const Tensor& x, float* host) {
     return;
   }
   if (cols == ld) return context_->copy_out(host, x.data, size_t(x.rows) * cols * sizeof(float));
-  for (int64_t i = 0; i < x.rows; i++) context_->copy_out(host + size_t(i) * cols, x.row(i), cols * sizeof(float));
+  if (x.rows == 1) return context_->copy_out(host, x.data, cols * sizeof(float));
+  const size_t bytes = size_t(x.rows) * cols * sizeof(float);
+  if (dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
+  copy_rows(x, {dense_.data.get(), DType::f32, x.rows, x.cols, x.cols});
+  context_->copy_out(host, dense_.data.get(), bytes);
 }
 
 // Rows that lie apart are followed by their statistics, which a kernel writes.
@@ -131,9 +136,10 @@ void CudaBackend::write(const Tensor& x, const float* host) {
   tape_.flush();
   const size_t row = size_t(x.cols) * sizeof(float);
   if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * row);
-  rows_in_.grow(*context_, size_t(x.rows) * row);
-  context_->copy_in(rows_in_.device.data.get(), host, size_t(x.rows) * row);
-  WriteRowsParams p = {.from = reinterpret_cast<const float*>(rows_in_.device.data.get()),
+  const size_t bytes = size_t(x.rows) * row;
+  if (dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
+  context_->copy_in(dense_.data.get(), host, bytes);
+  WriteRowsParams p = {.from = reinterpret_cast<const float*>(dense_.data.get()),
                        .x = x.as<float>(),
                        .ld = int32_t(x.stride),
                        .cols = int32_t(x.cols)};
@@ -157,7 +163,6 @@ void CudaBackend::synchronise() {
 }
 
 void CudaBackend::read_foreign(const float* device, size_t count, float* host) {
-  context_->settle();
   context_->copy_out(host, device, count * sizeof(float));
 }
 

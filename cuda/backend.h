@@ -48,6 +48,7 @@ class CudaBackend final : public Backend {
   void write(const Tensor& x, const float* host) override;
   void copy_rows(const Tensor& from, const Tensor& to) override;
   void synchronise() override;
+  void settle() override { context_->settle(); }
   void read_foreign(const float* device, size_t count, float* host) override;
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
@@ -126,7 +127,7 @@ class CudaBackend final : public Backend {
   int64_t fetched_count_ = 0;
 
   std::vector<Transfer> pieces_;  // of the threads that read files
-  Transfer rows_in_;              // rows on their way to a tensor with statistics
+  Memory dense_;                  // rows on their way from or to the host, one behind the other
   Transfer sampling_;
   Memory sample_scratch_;
 };

@@ -24,7 +24,7 @@ std::string megabytes(uint64_t bytes) { return join(std::fixed, std::setprecisio
     throw DeviceError(
         join(device, ": expected ", megabytes(fault.wanted), " of the host's memory to copy from, found less"));
   if (fault.failure == Failure::absent) throw DeviceError(join("device '", device, "': ", fault.text));
-  throw DeviceError(join(device, ": ", fault.text, "; this engine cannot go on, open it again"));
+  throw DeviceError(join(device, ": ", fault.text, "; it is lost to this process, which can be started again"));
 }
 
 }  // namespace
@@ -61,8 +61,10 @@ Context::Context(const DeviceApi& api, int index)
   refuse(name_, fault);
 }
 
+bool Context::here() const { return process_id() == process_; }
+
 Context::~Context() {
-  if (process_id() != process_) return;
+  if (!here()) return;
   api_.unpin(device_, staging_);
   api_.close(device_);
 }
@@ -76,7 +78,7 @@ void Context::ask(const Call& call) {
 
 Memory Context::owned(void* memory, size_t bytes, void (*release)(void* device, void* memory)) {
   const auto give_back = [self = shared_from_this(), release](std::byte* p) {
-    if (process_id() != self->process_) return;
+    if (!self->here()) return;
     const std::lock_guard lock(self->calling_);
     release(self->device_, p);
   };
@@ -126,7 +128,7 @@ void Context::replay(void* graph) {
 }
 
 void Context::forget(void* graph) {
-  if (process_id() != process_) return;
+  if (!here()) return;
   const std::lock_guard lock(calling_);
   api_.forget(device_, graph);
 }

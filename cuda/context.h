@@ -44,6 +44,7 @@ class Context : public std::enable_shared_from_this<Context> {
 
   const std::string& name() const { return name_; }  // "cuda:0"
   int index() const { return index_; }
+  bool here() const;                                // in the process that opened it
   const DeviceInfo& info() const { return info_; }  // as it was when it was opened
   Memory allocate(size_t bytes);                    // zeroed, on the device
   Memory pin(size_t bytes);                         // of the host, to copy from and to

@@ -220,7 +220,7 @@ struct Wkv7ChunkParams {
 };
 // How many chunks sequences of kChunkFrom rows and more may have, of so many rows in all, and what a step of them
 // needs.
-constexpr int kChunkFrom = 48;
+constexpr int kChunkFrom = 65;  // so that calls of up to 64 rows have one arithmetic
 RWKV_BOTH constexpr int most_chunks(int rows) { return 2 * rows / (kWkvChunk + 1); }
 RWKV_BOTH constexpr size_t wkv7_chunk_bytes(int rows, int heads) {
   return size_t(most_chunks(rows)) * size_t(heads) * sizeof(Wkv7Piece);

@@ -82,9 +82,14 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
 
 void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
                              const Batch& batch, std::span<const LinearJob> jobs) {
-  const auto wide = [](const LinearJob& job) { return job.w.format == Format::f32 || job.w.mostly_zero_inputs; };
+  const auto lerp_of = [&](const LinearJob& job) {
+    return std::ranges::find(mixes, job.x.data, [](const MixJob& m) { return m.out.data; });
+  };
+  const auto cannot = [&](const LinearJob& job) {
+    return job.w.format == Format::f32 || job.w.mostly_zero_inputs || lerp_of(job) == mixes.end();
+  };
   if (!features_.fused || !apart_ || batch.token.size() > kMostMixed || mixes.size() > kMostJobs ||
-      std::ranges::any_of(jobs, wide))
+      std::ranges::any_of(jobs, cannot))
     return Backend::mix_linear(x, norm, mixes, shift, batch, jobs);
   MixParams mix = mix_params(x, norm, shift);
   for (const MixJob& job : mixes) mix.job[mix.count++] = pointers(job);
@@ -98,8 +103,7 @@ void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const 
   for (const LinearJob& job : jobs) {
     const ProductKernel product = mixed_product(stored(job.w.format));
     auto& group = groups.of(product, [](const MixedParams& p) { return p.linear.count < kMostJobs; });
-    const auto made = std::ranges::find(mixes, job.x.data, [](const MixJob& m) { return m.out.data; });
-    group.params.which[group.params.linear.count] = int32_t(made - mixes.begin());
+    group.params.which[group.params.linear.count] = int32_t(lerp_of(job) - mixes.begin());
     append(group.params.linear, job, product.outputs, skip_zeros_);
   }
   groups.launch_all();

@@ -1,5 +1,7 @@
 #include "cuda/stream.h"
 
+#include <cstring>
+
 namespace rwkv::cuda {
 
 LayerStream::LayerStream(std::shared_ptr<Context> context, Tape& tape, int layers, size_t bytes)
@@ -8,8 +10,17 @@ LayerStream::LayerStream(std::shared_ptr<Context> context, Tape& tape, int layer
   for (int i = 0; i < layers; i++) layers_.push_back(context_->pin(bytes));
 }
 
+// The layer that has been loaded there before must leave nothing.
+Memory LayerStream::place(int layer) {
+  const Memory &zeros = layers_[size_t(layer)], &place = places_[size_t(layer) % 2];
+  std::memset(zeros.data.get(), 0, zeros.size);
+  context_->upload(place.data.get(), zeros.data.get(), zeros.size);
+  context_->synchronise();
+  return place;
+}
+
 void LayerStream::loaded(int layer) {
-  const Memory& from = place(layer);
+  const Memory& from = places_[size_t(layer) % 2];
   context_->download(layers_[size_t(layer)].data.get(), from.data.get(), from.size);
   context_->synchronise();
   holds_[size_t(layer) % 2] = layer;

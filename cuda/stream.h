@@ -14,7 +14,7 @@ class LayerStream final : public WeightStream {
  public:
   LayerStream(std::shared_ptr<Context> context, Tape& tape, int layers, size_t bytes);
 
-  Memory place(int layer) override { return places_[size_t(layer) % places_.size()]; }
+  Memory place(int layer) override;
   void loaded(int layer) override;
   void need(int layer) override;
 

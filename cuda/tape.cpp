@@ -108,7 +108,7 @@ void Tape::keep(Segment segment) {
 }
 
 void Tape::replay(Segment& segment) {
-  if (!segment.graph && segment.replayed++ > 0) {  // a graph costs some steps, so not for what came twice by chance
+  if (!segment.graph && segment.replayed++ == 1) {  // a graph costs some steps, so not for what came twice by chance
     list_.clear();
     for (size_t i = 0; i < segment.launches.size(); i++) list_.push_back(segment.launch(i));
     segment.graph = context_.record(list_);

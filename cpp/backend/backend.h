@@ -176,7 +176,7 @@ struct DeviceId {
 class WeightStream {
  public:
   virtual ~WeightStream() = default;
-  virtual Memory place(int layer) = 0;  // where a layer is whenever it is computed with
+  virtual Memory place(int layer) = 0;  // where a layer is whenever it is computed with; zeros now, to be loaded
   virtual void loaded(int layer) = 0;   // it lies there now, for the first time
   virtual void need(int layer) = 0;     // before the verbs with this layer; those before it have been called
 };
@@ -221,7 +221,8 @@ class Backend {
   virtual void write(const Tensor& x, const float* host) = 0;
   virtual void copy_rows(const Tensor& from, const Tensor& to) = 0;  // f32, both on this device
   virtual void synchronise() {}                                      // everything that was asked for has happened
-  // Numbers on this device that another library has made, and has perhaps not finished.
+  virtual void settle() {}  // also for what other libraries have asked of the device
+  // Numbers that another library has made, from any thread.
   virtual void read_foreign(const float* device, size_t count, float* host) = 0;
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "core/platform.h"
 
 namespace rwkv {
@@ -15,6 +16,8 @@ std::shared_ptr<std::byte> ResultMemory::take(size_t bytes) {
     if (const auto found = std::ranges::find_if(free_, fits); found != free_.end()) {
       memory = std::move(*found);
       free_.erase(found);
+    } else {
+      std::erase_if(free_, [&](const Memory& m) { return m.size < bytes; });  // results have grown
     }
     free_.reserve(free_.size() + 1);  // giving back must not fail
   }
@@ -26,6 +29,18 @@ std::shared_ptr<std::byte> ResultMemory::take(size_t bytes) {
     if (self->free_.size() < self->free_.capacity()) self->free_.push_back(memory);
   };
   return {data, give_back};
+}
+
+std::shared_ptr<const void> lent(std::shared_ptr<Backend> backend, std::shared_ptr<const void> memory) {
+  if (backend->device().kind == DeviceId::cpu) return memory;
+  const void* const data = memory.get();
+  return {data, [backend = std::move(backend), memory = std::move(memory), process = process_id()](const void*) {
+            if (process_id() != process) return;
+            try {
+              backend->settle();
+            } catch (const Error&) {  // of a device that has failed nothing is used again
+            }
+          }};
 }
 
 }  // namespace rwkv

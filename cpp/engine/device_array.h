@@ -28,4 +28,8 @@ class ResultMemory : public std::enable_shared_from_this<ResultMemory> {
   std::vector<Memory> free_;
 };
 
+// The keeper of memory that other libraries use on that device: what they have asked for may go on after they have let
+// go of it, so it is waited for before the memory is used again.
+std::shared_ptr<const void> lent(std::shared_ptr<Backend> backend, std::shared_ptr<const void> memory);
+
 }  // namespace rwkv

@@ -136,9 +136,8 @@ DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Outpu
   const auto memory = results_->take(size * sizeof(float));
   auto* const data = reinterpret_cast<float*>(memory.get());
   step(sequences, output, {}, data, poll, progress);
-  Backend& device = *model_->stages().back().backend;
-  device.synchronise();
-  return {device.device(), data, {int64_t(size) / cols, cols}, {cols, 1}, memory};
+  const auto& device = model_->stages().back().backend;
+  return {device->device(), data, {int64_t(size) / cols, cols}, {cols, 1}, lent(device, memory)};
 }
 
 // Rows go to `result` if it is not empty, and to `on_device` if there is such a place.
@@ -226,6 +225,7 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
     if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 
+  if (on_device) device.synchronise();
   for (size_t i = 0; i < count; i++) {
     StateContents& state = sequences[i].state->contents_;
     state = {std::move(target[i]), state.tokens_seen + int64_t(sequences[i].tokens.size()), sequences[i].tokens.back(),

@@ -30,8 +30,9 @@ class Logits {
   const float* data() const {
     const std::lock_guard lock(reading_);
     if (at_ && values_.empty()) {
-      values_.resize(count_);
-      backend_->read_state({.name = "logits", .shape = {int64_t(count_)}}, at_, values_.data());
+      Values values(count_, values_.get_allocator());
+      backend_->read_state({.name = "logits", .shape = {int64_t(count_)}}, at_, values.data());
+      values_ = std::move(values);
     }
     return values_.data();
   }

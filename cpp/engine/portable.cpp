@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/platform.h"
+#include "core/text.h"
 #include "engine/engine.h"
 #include "engine/sampling.h"
 #include "engine/snapshot.h"
@@ -172,7 +173,7 @@ std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& stat
     // Parts of all layers lie in the same order, so from layer to layer it is always as far.
     const size_t first = layout.offset(0, int(p)), layers = size_t(layout.layers);
     const auto* data = reinterpret_cast<const float*>(contents.slot->data(0) + first);
-    DeviceArray array{stage.backend->device(), data, {int64_t(layers)}, {}, contents.slot};
+    DeviceArray array{stage.backend->device(), data, {int64_t(layers)}, {}, lent(stage.backend, contents.slot)};
     const size_t next = layers > 1 ? layout.offset(1, int(p)) - first : 0;
     array.strides.push_back(int64_t(next / sizeof(float)));
     array.shape.insert(array.shape.end(), part.shape.begin(), part.shape.end());
@@ -183,11 +184,20 @@ std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& stat
   return arrays;
 }
 
+std::vector<int64_t> Engine::part_shape(const std::string& name) const {
+  for (const TensorInfo& t : snapshot_tensors(config()))
+    if (t.name == name) return t.shape;
+  throw StateError(join("state: expected the parts of this model, found ", shown(name)));
+}
+
 void Engine::read_device(DeviceId device, const float* from, std::span<float> to) {
   check_process();
   const auto stages = model_->stages();
   const auto found = std::ranges::find_if(stages, [&](const auto& stage) { return stage.backend->device() == device; });
-  if (found != stages.end()) return found->backend->read_foreign(from, to.size(), to.data());
+  if (found != stages.end()) {
+    found->backend->settle();
+    return found->backend->read_foreign(from, to.size(), to.data());
+  }
   RWKV_CHECK(DeviceError, device.kind == DeviceId::cpu, "state: expected arrays on a device of ", description(),
              ", found device ", device.index, " of kind ", int(device.kind), " as DLPack counts");
   std::copy_n(from, to.size(), to.data());

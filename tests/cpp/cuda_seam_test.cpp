@@ -169,7 +169,8 @@ TEST(faults_say_what_was_expected_and_found) {
         "cuda:1: expected 2787.1 MB of memory, found 1203.0 MB free of 143771.0 MB");
   next_fault = {Failure::device, 700, 0, 0, 0, "mix: cudaErrorIllegalAddress: an illegal memory access"};
   CHECK(refusal([&] { context->synchronise(); }) ==
-        "cuda:1: mix: cudaErrorIllegalAddress: an illegal memory access; this engine cannot go on, open it again");
+        "cuda:1: mix: cudaErrorIllegalAddress: an illegal memory access; it is lost to this process, which can be "
+        "started again");
   next_fault = {Failure::absent, 0, 0, 0, 0, "no code for this device"};
   CHECK(refusal([&] { Context(kFake, 0); }) == "device 'cuda:0': no code for this device");
   next_fault = {};

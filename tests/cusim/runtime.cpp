@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cuda/device.h"
@@ -45,11 +46,18 @@ struct Kept {
 };
 using Graph = std::vector<Kept>;
 
+struct Staged {
+  void* to = nullptr;
+  const void* from = nullptr;
+  uint64_t bytes = 0;
+};
+
 struct Device {
   Options options;
   DeviceMemory memory;
   DeviceMemory pinned{uint64_t(1) << 40, false};
   std::vector<std::function<std::string()>> waiting;  // where the stream is late
+  Staged staged[kEvents];                             // and not yet awaited
   uint64_t calls = 0;
   Fault failure = {};
 
@@ -143,6 +151,9 @@ bool options_of_now(Options& options, Fault* fault) {
   return wrong.empty() || fail(fault, Failure::absent, "RWKV_CUSIM: unknown word \"" + wrong + "\"");
 }
 
+bool synchronise(void* device, Fault* fault);
+bool await(void* device, int32_t event, Fault* fault);
+
 bool count(int32_t* devices, Fault* fault) {
   Options options;
   if (!options_of_now(options, fault)) return false;
@@ -183,6 +194,8 @@ bool allocate(void* device, uint64_t bytes, void** memory, Fault* fault) {
 }
 void release(void* device, void* memory) {
   Device& d = device_of(device);
+  Fault fault;
+  if (!d.waiting.empty()) synchronise(device, &fault);  // as cudaFree does
   const std::string error = d.memory.release(memory);
   if (!error.empty() && d.failure.failure == Failure::none) fail(&d.failure, Failure::device, error);
 }
@@ -212,11 +225,20 @@ bool upload(void* device, void* to, const void* from, uint64_t bytes, Fault* fau
 bool download(void* device, void* to, const void* from, uint64_t bytes, Fault* fault) {
   return copy(device, to, from, bytes, false, fault);
 }
-bool stage(void* device, void* to, const void* from, uint64_t bytes, int32_t, Fault* fault) {
-  return copy(device, to, from, bytes, true, fault);
+// The copy happens when it is awaited, and until then nothing can be made of what was there: the latest and the
+// earliest that a device may do it.
+bool stage(void* device, void* to, const void* from, uint64_t bytes, int32_t event, Fault* fault) {
+  Device& d = device_of(device);
+  if (event < 0 || event >= kEvents) return fail(fault, Failure::device, "no such event");
+  if (!await(device, event, fault)) return false;
+  d.staged[event] = {to, from, bytes};
+  return enqueue(d, fault, [=] { return std::memset(to, 0xa5, bytes), std::string(); });
 }
 bool await(void* device, int32_t event, Fault* fault) {
-  return (event >= 0 && event < kEvents) || (enter(device_of(device), fault) && fail(fault, Failure::device, "event"));
+  Device& d = device_of(device);
+  if (event < 0 || event >= kEvents) return fail(fault, Failure::device, "no such event");
+  const Staged copied = std::exchange(d.staged[event], {});
+  return copied.to == nullptr || copy(device, copied.to, copied.from, copied.bytes, true, fault);
 }
 
 bool synchronise(void* device, Fault* fault) {

@@ -85,6 +85,13 @@ def test_logits_and_states_are_those_of_the_cpu(device, shape, precision):
     assert e.description.startswith("cuda:0 ")
 
 
+@pytest.mark.parametrize("count", [47, 48, 64])
+def test_up_to_64_rows_are_one_arithmetic(device, count):
+    options = SHAPES["7 with heads of 64"]
+    m, e = model(**options), engine("cuda fp16", **options)
+    assert snapshot(e, m.tokens(count)) == snapshot(e, m.tokens(count), [1] * (count - 20) + [20])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16i4"])
 def test_rows_have_the_same_bits_in_any_company(device, shape, precision):
     """Alone, in pieces, in a batch, from a fork: decode and prefill of up to 64 rows are one arithmetic."""
@@ -123,7 +130,7 @@ def test_long_prompts_are_read_in_chunks(device, tmp_path):
     device(f"trace:{trace}")
     e, cpu = engine("cuda fp16", **options), engine("cpu fp32", **options)
     states = [e.new_state() for _ in range(4)]
-    parts = [tokens[:7], tokens, tokens[5:60], tokens[:48]]
+    parts = [tokens[:7], tokens, tokens[5:80], tokens[:65]]
     rows = e.forward_batch(parts, states, output="all")
     kernels = trace.read_text().split()
     assert kernels.count("wkv7_chunk") == kernels.count("wkv7_carry") == kernels.count("wkv7_chunk_out") == 2
@@ -133,7 +140,7 @@ def test_long_prompts_are_read_in_chunks(device, tmp_path):
         for name, numbers in other.to_numpy().items():
             assert relative(state.to_numpy()[name], numbers) <= 2e-3, name
     alone, serial = e.new_state(), e.new_state()
-    e.forward_batch([tokens[:30], tokens[5:60]], [e.new_state(), alone])  # more than 64 rows, as above
+    e.forward(tokens[5:80], alone)
     assert {k: bits(v) for k, v in alone.to_numpy().items()} == {k: bits(v) for k, v in states[2].to_numpy().items()}
     trace.unlink()
     for at in range(0, 170, 40):
@@ -184,6 +191,21 @@ def test_layers_on_several_devices(device, name, strategy):
     assert snapshot(e, tokens) == snapshot(e, tokens, [1] * 8)
     for name, part in expected.to_numpy().items():
         assert relative(state.to_numpy()[name], part) <= 1e-5, name
+
+
+@pytest.mark.parametrize("strategy", ["cuda fp32 *0+", "cuda fp32 *1+", "cuda fp32 *2+"])
+def test_a_streamed_layer_leaves_nothing_to_the_next(device, strategy, tmp_path):
+    """Layers of different sizes come to one place: what is expected to be zeros is."""
+    shape = {**DEEP, "L": 5}
+    weights = random_model(**shape)
+    wide = random_model(**{**shape, "ranks": (3, 40, 7, 30)})
+    weights |= {name: t for name, t in wide.items() if name.startswith(("blocks.0.", "blocks.1.")) and "att." in name}
+    path = str(save(tmp_path / "a.pth", weights))
+    tokens = model(**DEEP).tokens(8)
+    cpu, e = rwkv.Engine(path, "cpu fp32"), rwkv.Engine(path, strategy)
+    found, expected = (x.forward(tokens, x.new_state(), output="all") for x in (e, cpu))
+    assert relative(found, expected) <= 1e-5
+    assert snapshot(e, tokens) == snapshot(e, tokens, [1] * 8)
 
 
 def test_text_is_that_of_the_cpu(device):
@@ -336,6 +358,22 @@ def test_out_of_memory_says_how_much_and_the_engine_goes_on(device):
     assert len([e.state_from_bytes(before) for _ in range(1000)]) == 1000
 
 
+def test_logits_that_could_not_be_fetched_are_not_there_the_next_time(device):
+    m = model(**TINY)
+    for nth in range(20, 400):
+        device(f"fail:{nth}")
+        try:
+            e = engine("cuda fp16", **TINY)
+            state = e.new_state()
+            e.forward(m.tokens(3), state, device=True)
+        except rwkv.DeviceError:
+            continue
+        break
+    for _ in range(2):
+        with pytest.raises(rwkv.DeviceError):
+            _ = state.last_logits
+
+
 def test_memory_of_the_device_is_given_back(device):
     """Of a device that has room for little more than two of them, engines and their forks come and go."""
     device("memory:200000000")
@@ -374,7 +412,7 @@ def test_a_device_that_fails_says_so_again_and_harms_no_other(device):
         break
     else:
         pytest.fail("a load and a step of so many calls?")
-    assert seen == {"cuda:0: the call that was to fail; this engine cannot go on, open it again"} | {
+    assert seen == {"cuda:0: the call that was to fail; it is lost to this process, which can be started again"} | {
         message for message in seen if message.startswith("device 'cuda:0'")
     }
     device("stream:eager")

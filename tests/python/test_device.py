@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +91,25 @@ def test_a_simulated_gpu_shows_its_numbers(simulated, shape):
     # As another library would have them on the device, with strides from layer to layer.
     copy = e.state_from_dlpack(state.views())
     assert {k: bits(v) for k, v in copy.to_numpy().items()} == {k: bits(v) for k, v in state.to_numpy().items()}
+    class Other:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+        def __dlpack__(self, **_):
+            return self.array.__dlpack__()
+
+    parts = {name: Other(view) for name, view in state.views().items()}
+    assert {k: bits(v) for k, v in e.state_from_dlpack(parts).to_numpy().items()} == {
+        k: bits(v) for k, v in state.to_numpy().items()
+    }
+    names = list(parts)
+    with pytest.raises(rwkv.StateError, match=f"state: {names[0]}: expected .*, found "):
+        e.state_from_dlpack({**parts, names[0]: rows})
+    with pytest.raises(rwkv.StateError, match="expected the parts of this model, found"):
+        e.state_from_dlpack({**parts, "more": rows})
     with pytest.raises(rwkv.DeviceError, match=r"expected arrays on a device of cpu .*, found device 0 of kind 2"):
         engine(**shape).state_from_dlpack(state.views())
 
@@ -126,6 +147,21 @@ def test_capsules_are_taken_over_or_freed():
         rows.__dlpack__(dl_device=(2, 0))
     with pytest.raises(TypeError, match="made by"):
         rwkv.DeviceArray(None)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_of_results_does_not_pile_up():
+    """Of results that get longer and longer only the last is kept for the next."""
+
+    def resident():
+        return int(re.search(r"VmRSS:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1e3
+
+    e = engine(**{**TINY, "V": 4000})
+    e.forward([1] * 1000, e.new_state())
+    before = resident()
+    for length in range(100, 1000, 30):
+        e.forward([1] * length, e.new_state(), output="all", device=True)
+    assert resident() - before < 80  # the largest has 16 MB, all together 264
 
 
 def test_memory_of_results_is_used_again():

@@ -136,6 +136,17 @@ def test_gpu_code_is_plain():
     assert {name: found for name, found in sins.items() if found} == {}
 
 
+def test_kernels_of_a_step_wait_for_the_one_before():
+    """Those that may start early, as all do but what packs weights and what samples."""
+    kernels = {}
+    for path in sources("cuda", suffixes={".cuh"}):
+        for text in re.split(r"(?=RWKV_KERNEL void)", path.read_text())[1:]:
+            kernels[re.search(r"(\w+)\(PARAMS", text)[1]] = text
+    assert {"mix", "small", "mixed", "sparse", "tile", "wkv7_carry", "finite"} <= set(kernels)
+    waiting = {name for name, text in kernels.items() if re.search(r"\b(start|wait_for_previous)\(\);", text)}
+    assert set(kernels) - waiting == {"pack", "sample"}
+
+
 def test_files_are_short():
     folders = ("cpp", "cuda", "bindings", "python", "tests", "examples", "benchmarks")
     lines = {
