@@ -22,6 +22,12 @@ std::shared_ptr<Backend> open_backend(std::string_view device, const DeviceOptio
 
 namespace {
 
+#ifdef __SANITIZE_ADDRESS__  // each takes long enough
+constexpr const char* kSome[] = {"4", "6", "7a"};
+#else
+constexpr const auto& kSome = tiny::kVersions;
+#endif
+
 using rwkv::Engine;
 using rwkv::Output;
 
@@ -83,7 +89,7 @@ Results results(Engine& engine) {
 }  // namespace
 
 TEST(every_version_has_the_bits_of_the_cpu) {
-  for (const char* version : tiny::kVersions) {
+  for (const char* version : kSome) {
     const Family family(version);
     const auto expected = results(*family.open("cpu fp32"));
     for (const char* strategy :
@@ -97,7 +103,7 @@ TEST(every_version_has_the_bits_of_the_cpu) {
 }
 
 TEST(stages_of_several_formats_too) {
-  for (const char* version : tiny::kVersions) {
+  for (const char* version : kSome) {
     const Family family(version, rwkv::DType::bf16);
     CHECK(results(*family.open("cuda int8 *1 -> cpu bf16 *1 -> cuda fp16")) ==
           results(*family.open("cpu int8 *1 -> cpu bf16 *1 -> cpu fp16")));
@@ -114,7 +120,7 @@ TEST(a_description_names_the_devices) {
 }
 
 TEST(states_go_from_device_to_device) {
-  for (const char* version : tiny::kVersions) {
+  for (const char* version : kSome) {
     const Family family(version);
     const auto a = family.open("cpu fp32"), b = family.open("cuda fp32 *1 -> cuda:1 fp32");
     const auto t = tokens(30);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -9,6 +10,11 @@ import subprocess
 import sys
 
 import pytest
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -46,6 +52,16 @@ def tool():
     return require
 
 
+@contextlib.contextmanager
+def one_process_at_a_time(folder):
+    """With `pytest -n`, whoever comes second waits, where the system has locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cpp_build(tool):
     """The folder with the built C++ tests, examples and library objects."""
@@ -55,11 +71,12 @@ def cpp_build(tool):
         tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
         "-DCMAKE_BUILD_TYPE=Release", "-DRWKV_BUILD_TESTS=ON", "-DRWKV_BUILD_PYTHON=OFF",
     ]  # fmt: skip
-    for command in (configure, [ninja, "-C", build]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.fail(
-                f"{' '.join(map(str, command))}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}",
-                pytrace=False,
-            )
+    with one_process_at_a_time(build):
+        for command in (configure, [ninja, "-C", build]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                pytest.fail(
+                    f"{' '.join(map(str, command))}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}",
+                    pytrace=False,
+                )
     return build

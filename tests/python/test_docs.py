@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 MODULES = sorted(
     module.name.removeprefix("rwkv_engine.")
     for module in pkgutil.walk_packages(rwkv.__path__, "rwkv_engine.")
-    if module.name.rpartition(".")[2] not in {"_core", "__main__"}
+    if module.name.rpartition(".")[2] not in {"_core", "__main__", "librwkv_cuda"}
 )
 
 
