@@ -165,8 +165,7 @@ struct Wkv4Params {
 struct Wkv6Params {
   const float *r, *k, *v;
   const float *g, *w;  // null: none
-  int32_t ld, heads;
-  int64_t n;
+  int32_t ld, heads, n, reserved = 0;
   const float *decay, *bonus;
   NormPointers out;
   uint64_t state;
@@ -178,8 +177,7 @@ struct Wkv7Params {
   const float *r, *w, *k, *v, *a, *g;
   const float* v_mix;  // null in the first layer
   float* v_first;      // written there, read in the others
-  int32_t ld, heads;
-  int64_t n;
+  int32_t ld, heads, n, reserved = 0;
   const float *w0, *a0, *v0, *k_k, *k_a, *r_k;
   NormPointers out;
   uint64_t state;
