@@ -276,7 +276,6 @@ void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, 
   launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, p);
 }
 
-// The rows themselves come along while they are few, so whoever reads them does not wait again.
 void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) {
   KeepRowsParams p = {.from = rows.as<float>(),
                       .ld = int32_t(rows.stride),
@@ -287,6 +286,7 @@ void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t 
   launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, p);
 }
 
+// The rows themselves come along while they are few, so whoever reads them does not wait again.
 bool CudaBackend::all_finite(const Tensor& x, bool to_be_read) {
   if (flags_used_ == kFlags) {  // begin anew, in order behind those that are still to be written
     std::memset(batch_.host.data.get(), 0, kFlagWords * sizeof(int32_t));

@@ -198,7 +198,7 @@ def test_a_streamed_layer_leaves_nothing_to_the_next(device, strategy, tmp_path)
     """Layers of different sizes come to one place: what is expected to be zeros is."""
     shape = {**DEEP, "L": 5}
     weights = random_model(**shape)
-    wide = random_model(**{**shape, "ranks": (3, 40, 7, 30)})
+    wide = random_model(**{**shape, "ranks": (70, 70, 70, 70)})
     weights |= {name: t for name, t in wide.items() if name.startswith(("blocks.0.", "blocks.1.")) and "att." in name}
     path = str(save(tmp_path / "a.pth", weights))
     tokens = model(**DEEP).tokens(8)
