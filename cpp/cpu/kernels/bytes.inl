@@ -2,8 +2,8 @@
 // each.
 //
 // Sets without dot products of bytes multiply as numbers of 16 bits, which is exact: weights are split on the way, even
-// and odd bytes; activations come so, see Activations in linear.inl. int4 needs no such thing: its
-// sums of four products fit into 16 bits.
+// and odd bytes; activations come so, see Activations in linear.inl, and shorts.inl for many tokens. int4 needs no such
+// thing: its sums of four products fit into 16 bits.
 #pragma once
 #include "cpu/kernels/multiply.inl"
 
