@@ -1,6 +1,7 @@
 #include "cuda/backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -13,6 +14,7 @@ namespace rwkv::cuda {
 
 namespace {
 
+constexpr float kMostHalf = 65504;
 constexpr int kMostThreads = 8;               // that read a file
 constexpr size_t kResults = size_t(8) << 20;  // bytes that come along with the look at them
 constexpr int kFlagWords = 16, kFlags = kFlagWords * 32;
@@ -77,7 +79,7 @@ size_t CudaBackend::linear_bytes(const Linear& w) const {
 }
 
 size_t CudaBackend::state_bytes(const StatePart& part) const {
-  return (size_t(part.count()) * sizeof(float) + 63) / 64 * 64;
+  return (size_t(part.count()) * size_of(part.dtype) + 63) / 64 * 64;
 }
 
 // A processor does some 10^12 multiply-adds a second.
@@ -162,22 +164,27 @@ void CudaBackend::synchronise() {
   context_->synchronise();
 }
 
-void CudaBackend::read_foreign(const float* device, size_t count, float* host) {
-  context_->copy_out(host, device, count * sizeof(float));
-}
-
 std::vector<int64_t> CudaBackend::state_strides(const StatePart& part) const {
   std::vector<int64_t> strides(part.shape.size(), 1);
   for (size_t i = strides.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * part.shape[i + 1];
   return strides;
 }
 
-// A state part lies as its portable form has it.
+// A state part lies as its portable form has it, or as the same numbers in halves.
 void CudaBackend::read_state(const StatePart& part, const std::byte* device, float* host) const {
-  context_->copy_out(host, device, size_t(part.count()) * sizeof(float));
+  const auto count = size_t(part.count());
+  if (part.dtype == DType::f32) return context_->copy_out(host, device, count * sizeof(float));
+  std::vector<uint16_t> halves(count);
+  context_->copy_out(halves.data(), device, count * sizeof(uint16_t));
+  to_f32(halves.data(), DType::f16, count, host);
 }
 void CudaBackend::write_state(const StatePart& part, std::byte* device, const float* host) const {
-  context_->copy_in(device, host, size_t(part.count()) * sizeof(float));
+  const auto count = size_t(part.count());
+  if (part.dtype == DType::f32) return context_->copy_in(device, host, count * sizeof(float));
+  std::vector<uint16_t> halves(count);
+  std::transform(host, host + count, halves.begin(),
+                 [](float v) { return f32_to_f16(std::isfinite(v) ? std::clamp(v, -kMostHalf, kMostHalf) : v); });
+  context_->copy_in(device, halves.data(), count * sizeof(uint16_t));
 }
 
 // ---- a step ----

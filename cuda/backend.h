@@ -49,7 +49,7 @@ class CudaBackend final : public Backend {
   void copy_rows(const Tensor& from, const Tensor& to) override;
   void synchronise() override;
   void settle() override { context_->settle(); }
-  void read_foreign(const float* device, size_t count, float* host) override;
+  void read_foreign(const void* device, size_t bytes, void* host) override { context_->copy_out(host, device, bytes); }
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
@@ -66,8 +66,8 @@ class CudaBackend final : public Backend {
   void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
-  void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;
-  void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
+  void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) override;
+  void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) override;
 
  private:
   // Memory that is copied and its pair on the device, as large as the largest use so far.

@@ -25,11 +25,10 @@ struct Place {
 template <class F>
 void for_each_part(const Model& model, const StateSlot& slot, const F& visit) {
   const auto stages = model.stages();
-  const auto& parts = stages.front().states.parts;
-  for (size_t p = 0; p < parts.size(); p++)
+  for (size_t p = 0; p < stages.front().states.parts.size(); p++)
     for (size_t s = 0; s < stages.size(); s++)
       for (int i = 0; i < stages[s].count; i++)
-        visit(parts[p], p, stages[s].first + i,
+        visit(stages[s].states.parts[p], p, stages[s].first + i,
               Place{*stages[s].backend, slot.data(s) + stages[s].states.offset(i, int(p))});
 }
 
@@ -172,10 +171,14 @@ std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& stat
     const StatePart& part = layout.parts[p];
     // Parts of all layers lie in the same order, so from layer to layer it is always as far.
     const size_t first = layout.offset(0, int(p)), layers = size_t(layout.layers);
-    const auto* data = reinterpret_cast<const float*>(contents.slot->data(0) + first);
-    DeviceArray array{stage.backend->device(), data, {int64_t(layers)}, {}, lent(stage.backend, contents.slot)};
+    DeviceArray array{stage.backend->device(),
+                      contents.slot->data(0) + first,
+                      {int64_t(layers)},
+                      {},
+                      lent(stage.backend, contents.slot),
+                      part.dtype};
     const size_t next = layers > 1 ? layout.offset(1, int(p)) - first : 0;
-    array.strides.push_back(int64_t(next / sizeof(float)));
+    array.strides.push_back(int64_t(next / size_of(part.dtype)));
     array.shape.insert(array.shape.end(), part.shape.begin(), part.shape.end());
     const auto strides = stage.backend->state_strides(part);
     array.strides.insert(array.strides.end(), strides.begin(), strides.end());
@@ -190,7 +193,7 @@ std::vector<int64_t> Engine::part_shape(const std::string& name) const {
   throw StateError(join("state: expected the parts of this model, found ", shown(name)));
 }
 
-void Engine::read_device(DeviceId device, const float* from, std::span<float> to) {
+void Engine::read_device(DeviceId device, const std::byte* from, std::span<std::byte> to) {
   check_process();
   const auto stages = model_->stages();
   const auto found = std::ranges::find_if(stages, [&](const auto& stage) { return stage.backend->device() == device; });

@@ -38,12 +38,13 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
     auto& backend = backends[spec.device];
     if (!backend) backend = open_backend(spec.device, options);
     const int staying = spec.streamed ? std::min(spec.layers, count) : count;
-    if (staying > 0) stages.push_back({backend, first, staying, spec.formats});
+    if (staying > 0) stages.push_back({backend, first, staying, spec.formats, spec.state});
     if (staying < count)
       stages.push_back({.backend = backend,
                         .first = first + staying,
                         .count = count - staying,
                         .formats = spec.formats,
+                        .state = spec.state,
                         .streamed = true});
     first += count;
   }
@@ -105,7 +106,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
     model->weight_bytes_ += stage.weights.used() + size_t(stage.streamed ? stage.count : 0) * stage.layer_bytes;
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
     stage.backend->prepare(shape);
-    stage.states = StateLayout(state_parts(c), stage.count, *stage.backend);
+    stage.states = StateLayout(state_parts(c), stage.count, *stage.backend, stage.state);
     // What a device has computed it also samples from, so it stays there.
     if (&stage == &model->stages_.back() && stage.backend->device().kind != DeviceId::cpu)
       stage.states.keep_logits(c.n_vocab);

@@ -26,6 +26,7 @@ class Model {
     std::shared_ptr<Backend> backend;
     int first, count;
     Formats formats;
+    DType state;  // of its states' matrices
     Arena weights = {};
     StateLayout states = {};
     bool streamed = false;   // its layers, not what else it has, take turns on the device

@@ -41,8 +41,9 @@ class Engine(GenerationMixin, RestoreMixin):
         downloaded once (`rwkv_engine.hub.download` says how); or the package's own small model.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu P", P one of fp32, fp16, bf16, int8 and
-        int4 (the head int8), "cuda P" or "cuda:1 P", or several as "cuda fp16 *10 -> cpu bf16" (the
-        first 10 layers, the rest). "auto" keeps the file's precision, on a GPU if there is one.
+        int4 (the head int8), "cuda P" or "cuda:1 P", "cuda P state16" to keep states' matrices as
+        float16 there, or several as "cuda fp16 *10 -> cpu bf16" (the first 10 layers, the rest).
+        "auto" keeps the file's precision, on a GPU if there is one.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     pin : bool, default False

@@ -38,7 +38,7 @@ class RestoreMixin:
         return State(self._core.state_from_parts(parts_of(parts)))
 
     def state_from_dlpack(self, parts: Mapping[str, Any]) -> State:
-        """Return a state of float32 parts of any library that speaks DLPack, which are copied.
+        """Return a state of float32 or float16 parts of any library with DLPack, which are copied.
 
         Names and shapes are those of `State.views`. They lie on the CPU or on one of the engine's
         GPUs.
@@ -47,5 +47,6 @@ class RestoreMixin:
 
     def _numbers(self, name: str, part: Any) -> Any:
         if part.__dlpack_device__()[0] == 1:
-            return np.from_dlpack(part)
+            numbers = np.from_dlpack(part)
+            return numbers.astype(np.float32) if numbers.dtype == np.float16 else numbers
         return _core.numbers_of(self._core, name, part.__dlpack__())

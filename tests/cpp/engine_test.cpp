@@ -261,6 +261,9 @@ TEST(calls_that_cannot_be) {
   CHECK_THROWS(open({}, "cpu fp16i8"), rwkv::StrategyError, "(fp32, fp16, bf16, int8, int4), found 'fp16i8'");
   CHECK_THROWS(open({}, "cuda fp16i9"), rwkv::StrategyError,
                "(fp32, fp16, bf16, int8, int4, fp16i8, bf16i8, fp16i4, bf16i4), found 'fp16i9'");
+  CHECK_THROWS(open({}, "cpu fp16 state16"), rwkv::StrategyError,
+               "expected state16 for cuda only, found it for cpu, whose states are float32");
+  CHECK_THROWS(open({}, "cuda fp16 state8"), rwkv::StrategyError, "expected state16 or a number of layers such as *10");
   CHECK_THROWS(open({}, "cuda fp16 *x+"), rwkv::StrategyError, "such as *10 or *10+, found '*x+'");
   const auto other = open();
   CHECK_THROWS(run(*other, *state, tokens(1)), rwkv::StateError, "of this engine");

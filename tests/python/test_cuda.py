@@ -34,7 +34,7 @@ SHAPES = {
     "7a": DEEP,
 }
 # Of the largest logit, from the CPU's with fp32: what the format alone may cost.
-TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 5e-2, "fp16i8": 0.1, "fp16i4": 0.5}
+TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "fp16 state16": 1e-2, "bf16": 5e-2, "fp16i8": 0.1, "fp16i4": 0.5}
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def test_up_to_64_rows_are_one_arithmetic(device, count):
     assert snapshot(e, m.tokens(count)) == snapshot(e, m.tokens(count), [1] * (count - 20) + [20])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16i4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16 state16", "fp16i4"])
 def test_rows_have_the_same_bits_in_any_company(device, shape, precision):
     """Alone, in pieces, in a batch, from a fork: decode and prefill of up to 64 rows are one arithmetic."""
     m, e = model(**shape), engine(f"cuda {precision}", **shape)
