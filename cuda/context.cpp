@@ -39,10 +39,10 @@ Features features_of_environment() {
       features.graphs = true;
     else if (word == "pdl")
       features.dependent = true;
-    else if (word == "fused")
-      features.fused = true;
+    else if (word == "nofused")
+      features.fused = false;
     else
-      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl and fused, found '", word, "'"));
+      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl and nofused, found '", word, "'"));
   }
   return features;
 }

@@ -27,12 +27,12 @@ inline Launch launch_of(Kernel kernel, Grid blocks, const void* params) {
           .reserved = 0};
 }
 
-// What no test without a GPU can show is off unless the environment's RWKV_CUDA_FEATURES names it: words, separated by
-// commas.
+// What no test without a GPU can show is off unless the environment's RWKV_CUDA_FEATURES names it, and what is on can
+// be turned off there: words, separated by commas.
 struct Features {
   bool graphs = false;     // a step is one launch graph
   bool dependent = false;  // "pdl": a kernel may start before the one in front of it has ended
-  bool fused = false;      // products of few tokens make their operands themselves
+  bool fused = true;       // products of few tokens make their operands themselves; "nofused": they do not
 };
 Features features_of_environment();  // throws DeviceError for a word that is none of them
 
