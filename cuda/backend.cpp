@@ -17,6 +17,7 @@ namespace {
 constexpr float kMostHalf = 65504;
 constexpr int kMostThreads = 8;               // that read a file
 constexpr size_t kResults = size_t(8) << 20;  // bytes that come along with the look at them
+constexpr size_t kDense = size_t(4) << 20;    // bytes of rows on their way at a time, or one row
 constexpr int kFlagWords = 16, kFlags = kFlagWords * 32;
 
 bool takes_bf16(const DeviceInfo& info) { return info.major >= 8; }
@@ -101,7 +102,10 @@ void CudaBackend::Transfer::grow(Context& context, size_t bytes) {
 void CudaBackend::prepare(const StepShape& shape) {
   batch_.grow(*context_, batch_bytes(shape.rows));
   if (!results_.data) results_ = context_->pin(kResults);
-  if (!shape.wkv7 || shape.head_size != kWkvChunk) return;
+  const size_t row = size_t(std::max<int64_t>(shape.width, shape.vocab)) * sizeof(float);
+  if (const size_t bytes = std::max(kDense, row); dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
+  // Chunks multiply halves, which is less than who keeps activations in float32 wants.
+  if (!shape.wkv7 || shape.head_size != kWkvChunk || shape.activations == Format::f32) return;
   most_chunks_ = blocks_of(shape.rows, kWkvChunk);
   const size_t bytes = size_t(most_chunks_) * size_t(shape.heads) * sizeof(Wkv7Piece);
   if (pieces_of_chunks_.size < bytes) pieces_of_chunks_ = {}, pieces_of_chunks_ = context_->allocate(bytes);
@@ -127,25 +131,34 @@ void CudaBackend::read(const Tensor& x, float* host) {
   }
   if (cols == ld) return context_->copy_out(host, x.data, size_t(x.rows) * cols * sizeof(float));
   if (x.rows == 1) return context_->copy_out(host, x.data, cols * sizeof(float));
-  const size_t bytes = size_t(x.rows) * cols * sizeof(float);
-  if (dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
-  copy_rows(x, {dense_.data.get(), DType::f32, x.rows, x.cols, x.cols});
-  context_->copy_out(host, dense_.data.get(), bytes);
+  each_dense(x, [&](const Tensor& some, const Tensor& dense, int64_t row) {
+    copy_rows(some, dense);
+    context_->copy_out(host + size_t(row) * cols, dense.data, size_t(some.rows) * cols * sizeof(float));
+  });
 }
 
 // Rows that lie apart are followed by their statistics, which a kernel writes.
 void CudaBackend::write(const Tensor& x, const float* host) {
   tape_.flush();
-  const size_t row = size_t(x.cols) * sizeof(float);
-  if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * row);
-  const size_t bytes = size_t(x.rows) * row;
-  if (dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
-  context_->copy_in(dense_.data.get(), host, bytes);
-  WriteRowsParams p = {.from = reinterpret_cast<const float*>(dense_.data.get()),
-                       .x = x.as<float>(),
-                       .ld = int32_t(x.stride),
-                       .cols = int32_t(x.cols)};
-  launch(Kernel::write_rows, {int(x.rows), 1, 1}, p);
+  const auto cols = size_t(x.cols);
+  if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * cols * sizeof(float));
+  fetched_ = nullptr;
+  each_dense(x, [&](const Tensor& some, const Tensor& dense, int64_t row) {
+    context_->copy_in(dense.data, host + size_t(row) * cols, size_t(some.rows) * cols * sizeof(float));
+    const WriteRowsParams p = {
+        .from = dense.as<float>(), .x = some.as<float>(), .ld = int32_t(some.stride), .cols = int32_t(some.cols)};
+    context_->launch(Kernel::write_rows, {int(some.rows), 1, 1}, &p);
+  });
+}
+
+void CudaBackend::each_dense(const Tensor& x, const DenseWork& work) {
+  const auto step = int64_t(dense_.size / (size_t(x.cols) * sizeof(float)));
+  if (step == 0) throw std::logic_error("rows wider than what was prepared for");
+  for (int64_t row = 0; row < x.rows; row += step) {
+    const int64_t count = std::min(step, x.rows - row);
+    work({x.row(row), DType::f32, count, x.cols, x.stride}, {dense_.data.get(), DType::f32, count, x.cols, x.cols},
+         row);
+  }
 }
 
 void CudaBackend::copy_rows(const Tensor& from, const Tensor& to) {

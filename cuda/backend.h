@@ -87,6 +87,9 @@ class CudaBackend final : public Backend {
   using RowWork = std::function<void(Transfer& piece, int64_t row, int64_t count)>;
   // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
   void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
+  using DenseWork = std::function<void(const Tensor& some, const Tensor& dense, int64_t row)>;
+  // Of all rows of x, as many at a time as `dense_` has room for, one behind the other.
+  void each_dense(const Tensor& x, const DenseWork& work);
   template <class P>
   void launch(Kernel kernel, Grid blocks, const P& params) {
     add(kernel, blocks, &params);
@@ -127,7 +130,7 @@ class CudaBackend final : public Backend {
   int64_t fetched_count_ = 0;
 
   std::vector<Transfer> pieces_;  // of the threads that read files
-  Memory dense_;                  // rows on their way from or to the host, one behind the other
+  Memory dense_;                  // rows on their way from or to the host
   Transfer sampling_;
   Memory sample_scratch_;
 };

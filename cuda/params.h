@@ -216,13 +216,9 @@ struct Wkv7ChunkParams {
   const Wkv7Run* run;
   Wkv7Piece* piece;  // [chunk][head]
 };
-// How many chunks sequences of kChunkFrom rows and more may have, of so many rows in all, and what a step of them
-// needs.
+// How many chunks sequences of kChunkFrom rows and more may have, of so many rows in all.
 constexpr int kChunkFrom = 65;  // so that calls of up to 64 rows have one arithmetic
 RWKV_BOTH constexpr int most_chunks(int rows) { return 2 * rows / (kWkvChunk + 1); }
-RWKV_BOTH constexpr size_t wkv7_chunk_bytes(int rows, int heads) {
-  return size_t(most_chunks(rows)) * size_t(heads) * sizeof(Wkv7Piece);
-}
 
 // ---- sampling ----
 constexpr int kSampleSpan = 128;                                   // logits that have a sum of their own

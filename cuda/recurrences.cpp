@@ -92,7 +92,6 @@ void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Oper
   const Kernel serial = w.head_size == 64 ? halves ? Kernel::wkv7_64_state16 : Kernel::wkv7_64
                         : halves          ? Kernel::wkv7_state16
                                           : Kernel::wkv7;
-  // Chunks multiply halves, which is less than who keeps activations in float32 wants.
   if (passes_.empty() || w.head_size != kWkvChunk || y.format == Format::f32)
     return launch(serial, {w.heads, int(batch.src.size()), 1}, p);
   if (shorts_ > 0) {

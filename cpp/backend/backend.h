@@ -168,7 +168,8 @@ struct StepShape {
   int64_t width = 0;          // of the widest row
   int rows = 0, results = 0;  // of a batch, and those of them that go through the head at a time
   int vocab = 0, heads = 0, head_size = 0;
-  bool wkv7 = false;  // which recurrence it has
+  bool wkv7 = false;                 // which recurrence it has
+  Format activations = Format::f32;  // as they meet the large matrices
 };
 
 // Where memory is, in the numbers that DLPack gives to kinds of devices.

@@ -95,16 +95,17 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->column_bytes_ = measure.column_bytes();
   model->choose_rows();
   const Config& c = model->config_;
-  const StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
-                        .rows = model->panel_rows_,
-                        .results = model->result_rows_,
-                        .vocab = c.n_vocab,
-                        .heads = c.n_head,
-                        .head_size = c.head_size,
-                        .wkv7 = c.version.starts_with("7")};
+  StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
+                  .rows = model->panel_rows_,
+                  .results = model->result_rows_,
+                  .vocab = c.n_vocab,
+                  .heads = c.n_head,
+                  .head_size = c.head_size,
+                  .wkv7 = c.version.starts_with("7")};
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used() + size_t(stage.streamed ? stage.count : 0) * stage.layer_bytes;
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
+    shape.activations = stage.formats.operands(*stage.backend).large;
     stage.backend->prepare(shape);
     stage.states = StateLayout(state_parts(c), stage.count, *stage.backend, stage.state);
     // What a device has computed it also samples from, so it stays there.
