@@ -50,7 +50,8 @@ CudaBackend::CudaBackend(std::shared_ptr<Context> context, const DeviceOptions& 
       features_(features_of_environment()),
       threads_(options.threads > 0 ? options.threads : std::min(usable_cores(), kMostThreads)),
       skip_zeros_(options.sparse.value_or(true)),
-      tape_(*context_, features_.graphs) {}
+      tape_(*context_, features_.graphs),
+      large_products_(features_.cublaslt ? std::make_unique<LargeProducts>(*context_) : nullptr) {}
 
 // What is still copied must not outlive the memory that it is copied from.
 CudaBackend::~CudaBackend() {
@@ -60,7 +61,9 @@ CudaBackend::~CudaBackend() {
   }
 }
 
-std::string CudaBackend::description() const { return join(context_->name(), " ", context_->info().name); }
+std::string CudaBackend::description() const {
+  return join(context_->name(), " ", context_->info().name, large_products_ ? large_products_->description() : "");
+}
 
 // ---- sizes ----
 
@@ -104,6 +107,7 @@ void CudaBackend::prepare(const StepShape& shape) {
   if (!results_.data) results_ = context_->pin(kResults);
   const size_t row = size_t(std::max<int64_t>(shape.width, shape.vocab)) * sizeof(float);
   if (const size_t bytes = std::max(kDense, row); dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
+  if (large_products_) large_products_->prepare(shape);
   // Chunks multiply halves, which is less than who keeps activations in float32 wants.
   if (!shape.wkv7 || shape.head_size != kWkvChunk || shape.activations == Format::f32) return;
   most_chunks_ = blocks_of(shape.rows, kWkvChunk);

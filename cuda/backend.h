@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "cuda/context.h"
+#include "cuda/large_products.h"
 #include "cuda/params.h"
 #include "cuda/stream.h"
 #include "cuda/tape.h"
@@ -96,6 +97,7 @@ class CudaBackend final : public Backend {
   }
   void add(Kernel kernel, Grid blocks, const void* params);
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
+  bool multiply_plain(const LinearJob& job);
   MixParams mix_params(const Tensor& x, const Norm& norm, size_t shift) const;
   void place_chunks(const Batch& batch, Carving& lists);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
@@ -105,6 +107,7 @@ class CudaBackend final : public Backend {
   const int threads_;  // that read files
   const bool skip_zeros_;
   Tape tape_;
+  const std::unique_ptr<LargeProducts> large_products_;  // by another library; null: none is wanted
 
   Transfer batch_;          // of the step that has begun
   bool uploading_ = false;  // and is perhaps still copied

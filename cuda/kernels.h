@@ -89,6 +89,8 @@ struct SampleShared {
   X(write_rows, (write_rows), WriteRowsParams, NoShared, 256) \
   X(keep_rows, (keep_rows), KeepRowsParams, NoShared, 256) \
   X(copy_rows, (copy_rows), CopyRowsParams, NoShared, 256) \
+  X(plain, (plain), PlainParams, NoShared, 256) \
+  X(finish_rows, (finish_rows), FinishRowsParams, NoShared, 256) \
   X(pack_rows_f32, (pack<Stored::f32, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_f16, (pack<Stored::f16, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_bf16, (pack<Stored::bf16, Order::rows>), PackParams, NoShared, 256) \

@@ -145,6 +145,21 @@ struct LinearParams {
   LinearJobParams job[kMostJobs];
 };
 
+// Weights by blocks and operands, of 16 bits, to plain rows. A line is 64 bytes of a row, and `lines` of neighbouring
+// rows lie together: those of a block, or all.
+struct PlainParams {
+  const void* from;
+  void* to;
+  int32_t rows, lines, chunks;  // chunks: lines of a row
+  int32_t reserved = 0;
+};
+
+// What follows sums that lie in rows of job.n.
+struct FinishRowsParams {
+  const float* from;
+  LinearJobParams job;
+};
+
 // Products whose operands are the lerps of a mix, made on the way: `x` and `rows8` of the jobs mean nothing.
 struct MixedParams {
   MixParams mix;             // every row is a sequence, whose src and dst are not the same

@@ -1,4 +1,5 @@
 #include "cuda/kernels/pack.cuh"
+#include "cuda/kernels/plain.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace rwkv::cuda {

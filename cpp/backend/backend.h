@@ -166,6 +166,7 @@ struct SampleJob {
 // The largest step there will be of a model, so that the verbs never allocate.
 struct StepShape {
   int64_t width = 0;          // of the widest row
+  int64_t ffn = 0;            // and of one between the two matrices of the channel mix
   int rows = 0, results = 0;  // of a batch, and those of them that go through the head at a time
   int vocab = 0, heads = 0, head_size = 0;
   bool wkv7 = false;                 // which recurrence it has

@@ -96,6 +96,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->choose_rows();
   const Config& c = model->config_;
   StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
+                  .ffn = c.n_ffn,
                   .rows = model->panel_rows_,
                   .results = model->result_rows_,
                   .vocab = c.n_vocab,

@@ -259,6 +259,12 @@ bool synchronise(void* device, Fault* fault) {
   return *fault = d.failure, false;
 }
 
+// What other libraries do they do at once, so everything before has happened.
+bool stream(void* device, void** stream, Fault* fault) {
+  *stream = nullptr;
+  return synchronise(device, fault);
+}
+
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   if (!enter(device_of(device), fault)) return false;
   *graph = new Graph(launches, launches + count);
@@ -275,10 +281,11 @@ bool replay(void* device, void* graph, Fault* fault) {
 }
 void forget(void*, void* graph) { delete static_cast<Graph*>(graph); }
 
-constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count,  open,   close,
-                            describe, allocate,          release,         pin,         unpin,  upload, download,
-                            launch,   synchronise,       synchronise,     record,      replay, forget, stage,
-                            await};
+// clang-format off
+constexpr DeviceApi kApi = {
+    kAbi, sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count, open, close, describe, allocate, release, pin, unpin,
+    upload, download, launch, synchronise, synchronise, stream, record, replay, forget, stage, await};
+// clang-format on
 
 }  // namespace
 
