@@ -116,7 +116,7 @@ void CudaBackend::prepare(const StepShape& shape) {
   passes_.reserve(size_t(shape.rows) / kChunkFrom + 1);
 }
 
-void CudaBackend::add(Kernel kernel, Grid blocks, const void* params) {
+void CudaBackend::launch(Kernel kernel, Grid blocks, const void* params) {
   fetched_ = nullptr;
   Launch one = launch_of(kernel, blocks, params);
   if (features_.dependent) one.flags = kDependent;
@@ -243,7 +243,7 @@ void CudaBackend::embed(const Tensor& table, const Norm& norm, const Batch& batc
                    .ld_x = int32_t(x.stride),
                    .out = pointer(out),
                    .token = step_.token};
-  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, p);
+  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, &p);
 }
 
 void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int first, int count, Tensor y, Operand out) {
@@ -255,7 +255,7 @@ void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int firs
                   .y = y.as<float>(),
                   .ld_y = int32_t(y.stride),
                   .out = pointer(out)};
-  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
+  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
 }
 
 MixParams CudaBackend::mix_params(const Tensor& x, const Norm& norm, size_t shift) const {
@@ -278,7 +278,7 @@ void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob>
     const bool last = &job == &jobs.back();
     if (p.count < kMostJobs && !last) continue;
     p.write = last && write == Shift::write;  // the others still read what it replaces
-    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
+    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
     p.count = 0;
   }
 }
@@ -297,7 +297,7 @@ void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, 
                        .gate = gate.as<float>(),
                        .ld_gate = int32_t(gate.stride),
                        .token = step_.token};
-  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, p);
+  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, &p);
 }
 
 void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) {
@@ -307,7 +307,7 @@ void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t 
                       .rows = rows_ + first,
                       .offset = offset,
                       .step = step_};
-  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, p);
+  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, &p);
 }
 
 // The rows themselves come along while they are few, so whoever reads them does not wait again.
@@ -323,7 +323,7 @@ bool CudaBackend::all_finite(const Tensor& x, bool to_be_read) {
                     .cols = int32_t(x.cols),
                     .flag = flags_ + word,
                     .bit = flags_used_++ % 32};
-  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, p);
+  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, &p);
   tape_.flush();
   const int64_t count = (x.rows - 1) * x.stride + x.cols;
   const size_t bytes = size_t(count) * sizeof(float);

@@ -91,11 +91,7 @@ class CudaBackend final : public Backend {
   using DenseWork = std::function<void(const Tensor& some, const Tensor& dense, int64_t row)>;
   // Of all rows of x, as many at a time as `dense_` has room for, one behind the other.
   void each_dense(const Tensor& x, const DenseWork& work);
-  template <class P>
-  void launch(Kernel kernel, Grid blocks, const P& params) {
-    add(kernel, blocks, &params);
-  }
-  void add(Kernel kernel, Grid blocks, const void* params);
+  void launch(Kernel kernel, Grid blocks, const void* params);
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
   bool multiply_plain(const LinearJob& job);
   MixParams mix_params(const Tensor& x, const Norm& norm, size_t shift) const;

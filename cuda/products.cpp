@@ -69,7 +69,7 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
   const int tokens = jobs.front().x.rows;
   const auto start = [&](Group<LinearParams>& g) {
     const int blocks = g.params.blocks;
-    launch(g.product.kernel, tokens > kMostTokens ? Grid{tiles(tokens), blocks, 1} : Grid{blocks, 1, 1}, g.params);
+    launch(g.product.kernel, tokens > kMostTokens ? Grid{tiles(tokens), blocks, 1} : Grid{blocks, 1, 1}, &g.params);
   };
   Groups<LinearParams, decltype(start)> groups(start);
   for (const LinearJob& job : jobs) {
@@ -89,7 +89,7 @@ bool CudaBackend::multiply_plain(const LinearJob& job) {
   const auto make_plain = [&](const void* from, void* to, int rows, int lines) {
     const PlainParams p = {.from = from, .to = to, .rows = rows, .lines = lines, .chunks = q.k / 32};
     const int threads = int(kKernels[size_t(Kernel::plain)].threads);
-    launch(Kernel::plain, {blocks_of(int64_t(rows) * p.chunks * 4, threads), 1, 1}, p);
+    launch(Kernel::plain, {blocks_of(int64_t(rows) * p.chunks * 4, threads), 1, 1}, &p);
   };
   make_plain(q.x, large_products_->operand(), q.tokens, q.rows8);
   if (!by_columns) make_plain(q.w, large_products_->matrix(), q.n, kBlockRows);
@@ -109,7 +109,7 @@ bool CudaBackend::multiply_plain(const LinearJob& job) {
   if (alone) return true;
   const FinishRowsParams p = {.from = large_products_->sums(), .job = q};
   const int columns = 4 * int(kKernels[size_t(Kernel::finish_rows)].threads);
-  launch(Kernel::finish_rows, {q.tokens, blocks_of(q.n, columns), 1}, p);
+  launch(Kernel::finish_rows, {q.tokens, blocks_of(q.n, columns), 1}, &p);
   return true;
 }
 
@@ -130,7 +130,7 @@ void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const 
   const auto start = [&](Group<MixedParams>& g) {
     g.params.mix = mix;
     mix.write = 0;  // one of them does
-    launch(g.product.kernel, {g.params.linear.blocks, 1, 1}, g.params);
+    launch(g.product.kernel, {g.params.linear.blocks, 1, 1}, &g.params);
   };
   Groups<MixedParams, decltype(start)> groups(start);
   for (const LinearJob& job : jobs) {

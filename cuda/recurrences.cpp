@@ -45,7 +45,7 @@ void CudaBackend::wkv4(const Wkv4& w, const Batch& batch, Operand y) {
                   .y = pointer(y),
                   .step = step_};
   const int threads = int(kKernels[size_t(Kernel::wkv4)].threads);
-  launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, p);
+  launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, &p);
 }
 
 void CudaBackend::wkv6(const Wkv6& w, StatePlace state, const Batch& batch, Operand y) {
@@ -63,7 +63,7 @@ void CudaBackend::wkv6(const Wkv6& w, StatePlace state, const Batch& batch, Oper
                   .state = state.at,
                   .y = pointer(y),
                   .step = step_};
-  launch(state.dtype == DType::f16 ? Kernel::wkv6_state16 : Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, p);
+  launch(state.dtype == DType::f16 ? Kernel::wkv6_state16 : Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, &p);
 }
 
 void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Operand y) {
@@ -93,20 +93,20 @@ void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Oper
                         : halves          ? Kernel::wkv7_state16
                                           : Kernel::wkv7;
   if (passes_.empty() || w.head_size != kWkvChunk || y.format == Format::f32)
-    return launch(serial, {w.heads, int(batch.src.size()), 1}, p);
+    return launch(serial, {w.heads, int(batch.src.size()), 1}, &p);
   if (shorts_ > 0) {
     Wkv7Params some = p;
     some.sequences = short_;
-    launch(serial, {w.heads, shorts_, 1}, some);
+    launch(serial, {w.heads, shorts_, 1}, &some);
   }
   for (const Pass& pass : passes_) {
     Wkv7ChunkParams c = {.wkv = p,
                          .chunk = pass.chunk,
                          .run = pass.run,
                          .piece = reinterpret_cast<Wkv7Piece*>(pieces_of_chunks_.data.get())};
-    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, c);
-    launch(halves ? Kernel::wkv7_carry_state16 : Kernel::wkv7_carry, {w.heads, pass.runs, 2}, c);
-    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, c);
+    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, &c);
+    launch(halves ? Kernel::wkv7_carry_state16 : Kernel::wkv7_carry, {w.heads, pass.runs, 2}, &c);
+    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, &c);
   }
 }
 
