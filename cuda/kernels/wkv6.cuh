@@ -6,7 +6,7 @@
 namespace rwkv::cuda {
 
 template <class S>
-RWKV_KERNEL void RWKV_BOUNDS(256) wkv6(PARAMS(Wkv6Params, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv6(PARAMS(Wkv6Params, p)) {
   SHARED(WkvShared, s);
   start();
   const Head head = head_of(p, int(blockIdx.y));

@@ -13,7 +13,7 @@ namespace rwkv::cuda {
 RWKV_DEVICE int sequence_of(const Wkv7Params& p) { return p.sequences ? p.sequences[blockIdx.y] : int(blockIdx.y); }
 
 template <class S>
-RWKV_KERNEL void RWKV_BOUNDS(256) wkv7(PARAMS(Wkv7Params, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv7(PARAMS(Wkv7Params, p)) {
   SHARED(WkvShared, s);
   start();
   const Head head = head_of(p, sequence_of(p));
@@ -127,8 +127,13 @@ RWKV_DEVICE float sum_four(float v) {
   return v + shuffle_xor(v, 2);
 }
 
+// Blocks of a processor. Left to itself, the compiler chooses so few registers for halves that some are spilled; for
+// floats it would spill with any of these numbers.
 template <class S>
-RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
+constexpr int kBlocks = sizeof(S) == 2 ? 3 : 0;
+
+template <class S>
+RWKV_KERNEL void RWKV_BOUNDS(256, kBlocks<S>) wkv7_64(PARAMS(Wkv7Params, p)) {
   SHARED(Wkv7Shared, s);
   start();
   const Head head = head_of(p, sequence_of(p));
