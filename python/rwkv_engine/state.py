@@ -101,8 +101,8 @@ class State:
     def views(self) -> dict[str, DeviceArray]:
         """Return the same parts where they lie, without a copy, for DLPack and CUDA libraries.
 
-        The state may move on meanwhile; what is looked at stays. Raises DeviceError where layers
-        are on several devices.
+        The state may move on meanwhile; what is looked at stays. They are float32, with state16 the
+        matrices float16. Raises DeviceError where layers are on several devices.
         """
         return {name: DeviceArray(view) for name, view in self._core.views()}
 

@@ -1,7 +1,11 @@
 """Whole models through a library in the place of cuBLASLt; the products by themselves are in cuda_cublaslt_test.cpp."""
 
+import os
+
 import pytest
 from helpers import engine, model, python, relative, snapshot
+
+import rwkv_engine as rwkv
 
 WIDE = dict(L=2, C=256, N=64, F=320, V=40, ranks=(5, 6, 7, 9))
 SHAPES = {"7": WIDE, "6": dict(version="6", L=2, C=256, A=256, N=64, F=320, V=40, ranks=(3, 7))}
@@ -65,3 +69,19 @@ print(os.waitstatus_to_exitcode(os.wait()[1]), e.forward([1] * 65, e.new_state()
 """
     assert python(code).split() == ["3", "(12,)"]
     assert log.read_text().count("destroyed") <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_nvidias_library(monkeypatch, precision):
+    monkeypatch.delenv("RWKV_CUDA_LIBRARY", raising=False)
+    monkeypatch.setenv("RWKV_CUDA_FEATURES", "cublaslt")
+    try:
+        e = engine(f"cuda {precision}", **WIDE)
+    except rwkv.DeviceError as error:
+        (pytest.fail if os.environ.get("RWKV_GPU_TESTS") else pytest.skip)(str(error))
+    tokens, cpu = model(**WIDE).tokens(300), engine("cpu fp32", **WIDE)
+    found, expected = (x.forward(tokens, x.new_state()) for x in (e, cpu))
+    assert relative(found, expected) <= (2e-3 if precision == "fp16" else 5e-2)
+    if "without cublaslt" in e.description:
+        pytest.skip(e.description)
