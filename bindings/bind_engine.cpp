@@ -131,10 +131,32 @@ StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights) {
   return engine.load_state(name, check_weights);
 }
 
-StateRef state_from_parts(Engine& engine, const std::vector<std::pair<std::string, Array>>& arrays) {
-  std::vector<rwkv::StateArray> parts;
+using Arrays = std::vector<std::pair<std::string, Array>>;
+
+std::vector<rwkv::StateArray> copies_of(const Arrays& arrays) {
+  std::vector<rwkv::StateArray> copies;
   for (const auto& [name, array] : arrays)
-    parts.push_back({name, {array.shape(), array.shape() + array.ndim()}, {array.data(), array.data() + array.size()}});
+    copies.push_back(
+        {name, {array.shape(), array.shape() + array.ndim()}, {array.data(), array.data() + array.size()}});
+  return copies;
+}
+
+StateRef new_state(Engine& engine) { return engine.new_state(); }
+
+StateRef new_tuned_state(Engine& engine, const py::bytes& path) {
+  const std::string name = path;
+  const Unlocked unlocked;
+  return engine.new_state(name);
+}
+
+StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays) {
+  const auto tuned = copies_of(arrays);
+  const Unlocked unlocked;
+  return engine.new_state(tuned);
+}
+
+StateRef state_from_parts(Engine& engine, const Arrays& arrays) {
+  const auto parts = copies_of(arrays);
   const Unlocked unlocked;
   return engine.state_from_parts(parts);
 }
@@ -150,7 +172,9 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("column_bytes", &Engine::column_bytes)
       .def_property_readonly("state_bytes", &Engine::state_bytes)
-      .def("new_state", &Engine::new_state)
+      .def("new_state", new_state)
+      .def("new_tuned_state", new_tuned_state)
+      .def("new_state_of_arrays", new_state_of_arrays)
       .def("forward", forward)
       .def("forward_on_device", forward_on_device)
       .def("layer_outputs", layer_outputs)

@@ -24,7 +24,7 @@ std::shared_ptr<StatePool> pool_for(const Model& model) {
 Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
     : model_(std::move(model)),
       pool_(pool_for(*model_)),
-      initial_(pool_->make_initial()),
+      initial_(pool_->make_initial(model_->tuned_state())),
       space_(model_->workspace()),
       results_(std::make_shared<ResultMemory>(model_->stages().back().backend)),
       process_(process) {}

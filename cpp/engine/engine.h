@@ -60,6 +60,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   std::shared_ptr<State> new_state();
+  // One that begins with a tuned state, a file's or arrays called as in such a file. Throws StateError.
+  std::shared_ptr<State> new_state(const std::string& tuned_path);
+  std::shared_ptr<State> new_state(std::span<const StateArray> tuned);
   void check_process() const;  // throws DeviceError after os.fork()
 
   // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
@@ -104,6 +107,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
+  std::shared_ptr<State> state_with(std::span<const float> wkv);
   void check_mine(const State& state) const;  // throws StateError for another engine's state
   // Where a step's numbers go, beside the states.
   struct Results {

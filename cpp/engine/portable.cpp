@@ -10,6 +10,7 @@
 #include "engine/snapshot.h"
 #include "engine/state_pool.h"
 #include "model/model.h"
+#include "model/tuned_state.h"
 
 namespace rwkv {
 
@@ -156,6 +157,28 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
     place.backend.write_state(part, place.data, ordered[p]->values.data() + layer * part.count());
   });
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
+}
+
+std::shared_ptr<State> Engine::state_with(std::span<const float> wkv) {
+  return std::make_shared<State>(shared_from_this(), StateContents{.slot = pool_->make_initial(wkv)});
+}
+
+std::shared_ptr<State> Engine::new_state(const std::string& tuned_path) {
+  check_process();
+  return state_with(read_tuned_state(tuned_path, config()));
+}
+
+std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned) {
+  check_process();
+  const std::string where = "init";
+  std::vector<ArrayShape> shapes;
+  for (const StateArray& a : tuned) shapes.push_back({a.name, a.shape});
+  std::vector<float> wkv;
+  for (const size_t i : find_tuned_layers(config(), shapes, where)) {
+    expect_finite(tuned[i].values, where, tuned[i].name);
+    wkv.insert(wkv.end(), tuned[i].values.begin(), tuned[i].values.end());
+  }
+  return state_with(wkv);
 }
 
 std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& state) {

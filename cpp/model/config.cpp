@@ -87,9 +87,6 @@ Config read_config(const Checkpoint& file) {
   constexpr std::array<std::string_view, 7> kRun = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
   RWKV_CHECK(ModelFormatError, std::ranges::find(kRun, version) != kRun.end(), file.path(), ": this is RWKV-", version,
              "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6, 7 and 7a");
-  const TensorInfo* tuned = ending(file, ".att.time_state");
-  RWKV_CHECK(ModelFormatError, !tuned, file.path(), ": expected a model without tuned initial states, found ",
-             shown(tuned->name));
 
   const std::string att = "blocks.0.att.", key_name = att + "key.weight";
   Config c;

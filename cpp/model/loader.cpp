@@ -199,6 +199,15 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   return v;
 }
 
+void Loader::host_numbers(const std::string& name, const std::vector<int64_t>& shape, float* to) {
+  const TensorInfo& t = find(name, shape);
+  if (arena_->counting()) return;
+  const auto count = size_t(t.count());
+  to_f32(read_whole(t), t.dtype, count, to);
+  const auto* odd = std::find_if_not(to, to + count, [](float v) { return std::isfinite(v); });
+  RWKV_CHECK(ModelFormatError, odd == to + count, file_.path(), ": ", name, ": expected finite numbers, found ", *odd);
+}
+
 Norm Loader::norm(const std::string& name, int64_t count, float eps) {
   return {vector(name + ".weight", {count}), vector(name + ".bias", {count}), eps};
 }

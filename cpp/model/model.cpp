@@ -4,11 +4,13 @@
 #include <array>
 #include <climits>
 #include <map>
+#include <ranges>
 
 #include "core/error.h"
 #include "core/text.h"
 #include "model/names.h"
 #include "model/packed.h"
+#include "model/tuned_state.h"
 
 namespace rwkv {
 
@@ -19,7 +21,7 @@ Format native_format(const Checkpoint& file) {
   const auto all = [&](DType dtype) {
     return std::ranges::none_of(file.tensors(), [&](const TensorInfo& t) {
       const auto wide = std::ranges::count_if(t.shape, [](int64_t d) { return d > 1; });
-      return wide > 1 && t.dtype != dtype;
+      return wide > 1 && t.dtype != dtype && !is_tuned_state(t.name);
     });
   };
   return all(DType::bf16) ? Format::bf16 : all(DType::f16) ? Format::f16 : Format::f32;
@@ -157,6 +159,18 @@ void Model::build(Loader& loader) {
       head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
     }
   }
+  load_tuned_state(loader);
+}
+
+void Model::load_tuned_state(Loader& loader) {
+  const Config& c = config_;
+  const auto name = [](int i) { return tuned_state_name(i); };
+  const auto layers = std::views::iota(0, c.n_layer);
+  if (c.n_head == 0 || std::ranges::none_of(layers, [&](int i) { return loader.has(name(i)); })) return;
+  const size_t layer = size_t(c.n_att) * size_t(c.head_size);
+  tuned_state_.resize(layer * size_t(c.n_layer));
+  for (const int i : layers)
+    loader.host_numbers(name(i), {c.n_head, c.head_size, c.head_size}, tuned_state_.data() + size_t(i) * layer);
 }
 
 void Model::load_layer(Loader& loader, Stage& stage, int layer, const std::function<void()>& load) {

@@ -50,6 +50,8 @@ class Model {
   size_t weight_bytes() const { return weight_bytes_; }
   size_t column_bytes() const { return column_bytes_; }  // of those, what is there twice, see Linear::columns
   const Formats& formats() const { return stages_.front().formats; }
+  // (L, H, N, N) [value, key], what new states begin with if it was trained; otherwise empty.
+  std::span<const float> tuned_state() const { return tuned_state_; }
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
 
@@ -70,6 +72,7 @@ class Model {
 
  private:
   Model() = default;
+  void load_tuned_state(Loader& loader);
   void load_layer(Loader& loader, Stage& stage, int layer, const std::function<void()>& load);
   void build(Loader& loader);  // twice: with counting arenas, then with real ones
   const Stage& first_on(const Backend& device) const;
@@ -89,6 +92,7 @@ class Model {
   bool mapped_ = false;        // the file is packed: as much as can be stays in it
   Loader::Mappings mappings_;  // what stays there
   Loader::Matrices matrices_;
+  std::vector<float> tuned_state_;
   Norm out_norm_;
   Linear head_;  // (V, C)
 };

@@ -10,6 +10,7 @@
 #include "model/gguf_names.h"
 #include "model/hub_names.h"
 #include "model/packed.h"
+#include "model/tuned_state.h"
 #include "model/views.h"
 
 namespace rwkv {
@@ -48,12 +49,6 @@ std::string bare(std::string_view name) {
   while (std::ranges::any_of(kWrappers, at_wrapper)) {
   }
   return out.substr(wrapped);
-}
-
-Checkpoint without_wrappers(const Checkpoint& file) {
-  Views views(file);
-  for (const TensorInfo& t : file.tensors()) views.same(t, bare(t.name));
-  return file.with(views.take());
 }
 
 // web-rwkv's .st files turn these around, all or none of a file: some of its converters turn them twice.
@@ -120,6 +115,10 @@ Checkpoint with_official_st(const Checkpoint& file) {
   RWKV_CHECK(ModelFormatError, turned + straight > 0 || square == 0 || file.metadata().contains(kFingerprintKey),
              file.path(), ": expected a low-rank matrix that is not square, to tell official files from web-rwkv's, ",
              "which have them turned around; found only square ones: open the .pth file it was made of");
+  const bool tuned = any_name(official, is_tuned_state);
+  RWKV_CHECK(ModelFormatError, !tuned || (turned == 0 && !six), file.path(), ": expected a model of web-rwkv's ",
+             "converters without a tuned initial state, which some of them turn around and some do not, found one: ",
+             "open the .pth file it was made of");
   if (turned == 0 || straight > 0) return official;
   Views views(official);
   for (const TensorInfo& t : official.tensors()) {
@@ -133,6 +132,12 @@ Checkpoint with_official_st(const Checkpoint& file) {
 }
 
 }  // namespace
+
+Checkpoint without_wrappers(const Checkpoint& file) {
+  Views views(file);
+  for (const TensorInfo& t : file.tensors()) views.same(t, bare(t.name));
+  return file.with(views.take());
+}
 
 Checkpoint with_official_names(const Checkpoint& opened) {
   if (is_packed(opened)) return with_packed_matrices(opened);

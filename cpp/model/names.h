@@ -8,4 +8,7 @@ namespace rwkv {
 // web-rwkv's .st files. Names that are not known stay. Throws ModelFormatError for what is no RWKV model by itself.
 Checkpoint with_official_names(const Checkpoint& file);
 
+// The same tensors without what training tools put before their names. Throws ModelFormatError if two become one.
+Checkpoint without_wrappers(const Checkpoint& file);
+
 }  // namespace rwkv

@@ -108,10 +108,6 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
         """The vocabulary. Raises Error if none was given and none is known for the model."""
         return self._tokenizer()
 
-    def new_state(self) -> State:
-        """Return the state before any token."""
-        return State(self._core.new_state())
-
     def chat(
         self,
         template: ChatTemplate | Path | None = None,

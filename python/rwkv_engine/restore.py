@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import Path, path_bytes
+from ._arguments import Array, Path, path_bytes
+from .errors import StateError
 from .state import Parts, State, parts_of
+
+
+def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Array]]:
+    """Return named arrays of any floats as float32; what is too large becomes infinite."""
+    found = [(str(name), np.asarray(array)) for name, array in arrays.items()]
+    for name, array in found:
+        if array.dtype.kind != "f":
+            raise StateError(f"init: {name}: expected an array of floats, found {array.dtype}")
+    with np.errstate(over="ignore"):
+        return [(name, array.astype(np.float32)) for name, array in found]
 
 
 class RestoreMixin:
@@ -17,6 +28,39 @@ class RestoreMixin:
 
     __slots__ = ()
     _core: _core.Engine
+
+    def new_state(self, init: Path | Mapping[str, Any] | None = None) -> State:
+        """Return the state before any token.
+
+        Parameters
+        ----------
+        init : path or mapping, optional
+            A tuned state to begin with, of RWKV-5, 6 or 7: a .pth or safetensors file, or float
+            arrays, with ``blocks.{i}.att.time_state`` for each layer and nothing else, (H, N, N) as
+            trainers write them. By default what the model's file has of that kind, else zeros.
+
+        Raises
+        ------
+        StateError
+            If it does not fit. Nothing in such a file tells for which version or model of the same
+            shape it was trained.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> shape = (engine.config.n_head, engine.config.head_size, engine.config.head_size)
+        >>> layers = range(engine.config.n_layer)
+        >>> tuned = {f"blocks.{i}.att.time_state": np.ones(shape) for i in layers}
+        >>> engine.new_state(init=tuned).tokens_seen
+        0
+        """
+        if init is None:
+            return State(self._core.new_state())
+        if isinstance(init, Mapping):
+            return State(self._core.new_state_of_arrays(_floats(init)))
+        return State(self._core.new_tuned_state(path_bytes(init, "init")))
 
     def state_from_bytes(
         self, blob: bytes | bytearray | memoryview, check_weights: bool = True
