@@ -5,7 +5,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "engine/engine.h"
@@ -30,6 +33,10 @@ std::vector<int32_t> ids_of(const py::object& ids, int64_t limit);
 
 // SamplingParams of the dataclass of that name.
 rwkv::SamplingParams params_of(const py::object& params);
+
+// (path, alpha or None, scale) of each.
+using Adapters = std::vector<std::tuple<std::string, std::optional<double>, double>>;
+std::vector<rwkv::AdapterSpec> adapters_of(const Adapters& adapters);
 
 // Lets go of the GIL for a call. The interpreter waits for such calls before it ends, because a thread that came back
 // to one that has ended would take the process down.

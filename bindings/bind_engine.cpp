@@ -20,8 +20,9 @@ rwkv::Output output_of(const std::string& name) {
 }
 
 std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads, bool pin,
-                             std::optional<bool> sparse, const py::object& progress) {
-  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(), sparse, pin};
+                             std::optional<bool> sparse, const Adapters& adapters, const py::object& progress) {
+  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(),
+                                    sparse,   pin,     adapters_of(adapters)};
   const std::string name = path;
   const Unlocked unlocked;
   return Engine::open(name, options);

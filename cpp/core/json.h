@@ -19,6 +19,7 @@ class JsonReader {
   std::string string();
   uint64_t natural();   // an integer from 0 to 2^64 - 1, without sign, fraction or exponent
   void skip();          // any value
+  std::string scalar();  // a string's text, or as plain
   std::string plain();  // any value: the text of a number, true, false or null, otherwise nothing
   void finish();        // nothing but spaces may follow
 

@@ -34,7 +34,7 @@ Engine::~Engine() = default;
 std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOptions& options) {
   RWKV_CHECK(Error, options.threads >= 0 && options.threads <= 1024, "threads: expected 1 to 1024, found ",
              options.threads);
-  const Checkpoint file = Checkpoint::open(path);
+  const Checkpoint file = with_adapters(Checkpoint::open(path), options.adapters);
   const auto report = [&](int64_t done, int64_t total) {
     if (options.poll) options.poll();
     if (options.progress) options.progress(done, total);

@@ -13,6 +13,7 @@
 #include "engine/lists.h"
 #include "engine/state.h"
 #include "engine/turn.h"
+#include "model/adapters.h"
 #include "model/config.h"
 #include "model/scratch.h"
 
@@ -36,6 +37,7 @@ struct EngineOptions {
   Poll poll;
   std::optional<bool> sparse = {};  // as DeviceOptions have them
   bool pin = false;
+  std::vector<AdapterSpec> adapters = {};  // merged into the weights, in this order
 };
 
 struct Sequence {

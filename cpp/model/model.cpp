@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/text.h"
+#include "model/adapters.h"
 #include "model/names.h"
 #include "model/packed.h"
 #include "model/tuned_state.h"
@@ -21,7 +22,8 @@ Format native_format(const Checkpoint& file) {
   const auto all = [&](DType dtype) {
     return std::ranges::none_of(file.tensors(), [&](const TensorInfo& t) {
       const auto wide = std::ranges::count_if(t.shape, [](int64_t d) { return d > 1; });
-      return wide > 1 && t.dtype != dtype && !is_tuned_state(t.name);
+      const DType stored = t.derived ? t.derived->stored : t.dtype;
+      return wide > 1 && stored != dtype && !is_tuned_state(t.name);
     });
   };
   return all(DType::bf16) ? Format::bf16 : all(DType::f16) ? Format::f16 : Format::f32;
@@ -119,7 +121,8 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->matrices_ = loader.take_matrices();
   model->fingerprint_ = packed ? packed->fingerprint : loader.fingerprint().hex(model->config_);
   const auto said = file.metadata().find(kFingerprintKey);
-  RWKV_CHECK(ModelFormatError, said == file.metadata().end() || said->second == model->fingerprint_, file.path(),
+  RWKV_CHECK(ModelFormatError,
+             said == file.metadata().end() || has_adapters(file) || said->second == model->fingerprint_, file.path(),
              ": expected the weights with the fingerprint that the file names, ", shown(said->second), ", found ",
              model->fingerprint_, ": they are not those that were written");
   return model;

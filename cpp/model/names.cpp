@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "model/adapters.h"
 #include "model/fingerprint.h"
 #include "model/gguf_names.h"
 #include "model/hub_names.h"
@@ -31,7 +32,7 @@ auto begins(std::string_view start) {
 
 // torch.compile marks every module that it wraps; the others stand in front once.
 constexpr std::string_view kCompiled = "_orig_mod.";
-constexpr std::array<std::string_view, 3> kWrappers = {"module.", "_forward_module.", "model."};
+constexpr std::array<std::string_view, 4> kWrappers = {"module.", "_forward_module.", "base_model.", "model."};
 
 std::string bare(std::string_view name) {
   std::string out;
@@ -140,6 +141,7 @@ Checkpoint without_wrappers(const Checkpoint& file) {
 }
 
 Checkpoint with_official_names(const Checkpoint& opened) {
+  if (has_adapters(opened)) return opened;
   if (is_packed(opened)) return with_packed_matrices(opened);
   if (opened.container() == "gguf") return opened.with(gguf_views(opened));
   const Checkpoint file = without_wrappers(opened);

@@ -17,6 +17,7 @@ except ImportError as error:
         f"{error}. Did you forget to compile? `pip install .` in the project's folder does it"
     ) from error
 
+from .adapters import Adapter
 from .chat import Chat, Message, Reply, ReplyPiece, ReplyStream
 from .config import Config
 from .conversion import convert
@@ -41,6 +42,7 @@ from .text import StreamDecoder, Tokenizer
 __version__ = "0.2.0"
 
 __all__ = [
+    "Adapter",
     "Chat",
     "ChatTemplate",
     "ConcurrentUseError",

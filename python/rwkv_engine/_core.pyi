@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from .params import SamplingParams
 
+_Adapters: TypeAlias = Sequence[tuple[bytes, float | None, float]]
 _Piece: TypeAlias = tuple[str, int, float, list[tuple[int, float]]]
 # Token ids, or float32 embeddings (T, C).
 _Input: TypeAlias = Sequence[int] | NDArray[np.integer] | NDArray[np.float32]
@@ -62,6 +63,7 @@ class Engine:
         threads: int,
         pin: bool,
         sparse: bool | None,
+        adapters: _Adapters,
         progress: Callable[[int, int], object] | None,
         /,
     ) -> Engine: ...
@@ -157,13 +159,24 @@ class StreamDecoder:
 
 def write_file(path: bytes, data: bytes, /) -> None: ...
 def write_safetensors(
-    source: bytes, target: bytes, type: str, progress: Callable[[int, int], object] | None, /
+    source: bytes,
+    adapters: _Adapters,
+    target: bytes,
+    type: str,
+    progress: Callable[[int, int], object] | None,
+    /,
 ) -> None: ...
 def write_packed(
-    source: bytes, target: bytes, precision: str, progress: Callable[[int, int], object] | None, /
+    source: bytes,
+    adapters: _Adapters,
+    target: bytes,
+    precision: str,
+    progress: Callable[[int, int], object] | None,
+    /,
 ) -> None: ...
 def write_gguf(
     source: bytes,
+    adapters: _Adapters,
     target: bytes,
     type: str,
     tokens: list[bytes],
@@ -171,5 +184,5 @@ def write_gguf(
     /,
 ) -> None: ...
 def inspect(
-    path: bytes, /
+    path: bytes, adapters: _Adapters, /
 ) -> tuple[str, Config, int, list[tuple[str, str, tuple[int, ...], int, int, bool]], str]: ...

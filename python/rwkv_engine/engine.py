@@ -11,6 +11,7 @@ from ._arguments import (
     model_name,
     model_path,
 )
+from .adapters import Adapters, adapters_of
 from .chat import Chat
 from .config import Config
 from .forward import ForwardMixin
@@ -44,6 +45,9 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
     tokenizer : path or Tokenizer, optional
         A World vocabulary or a JSON file of `tokenizers`. By default the one in the model's GGUF
         file or folder; else, for 65,536 token ids, the World vocabulary.
+    adapters : path, Adapter or sequence of them, optional
+        What to merge into the weights, in this order and in float32, before they are rounded to the
+        strategy's precision; `Adapter` says which kinds. The fingerprint is that of the result.
     progress : callable, optional
         Called as ``progress(bytes_read, bytes_total)``, first of a download; raising ends it.
     sparse : bool, optional
@@ -73,12 +77,13 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
         threads: int | None = None,
         pin: bool = False,
         tokenizer: Path | Tokenizer | None = None,
+        adapters: Adapters = None,
         progress: Progress | None = None,
         sparse: bool | None = None,
     ) -> None:
         options = engine_options(strategy, threads, pin, sparse)
         path = model_path(model, progress)
-        self._core = _core.Engine.open(path, *options, progress)
+        self._core = _core.Engine.open(path, *options, adapters_of(adapters), progress)
         self._name = model_name(model)
         self._config = config = Config._of(self._core.config)
         self._tokenizer = tokenizer_for(DEMO if model == DEMO else path, tokenizer, config.n_vocab)

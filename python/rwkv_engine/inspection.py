@@ -12,6 +12,7 @@ from typing import Any
 
 from . import _core
 from ._arguments import Path, model_path
+from .adapters import Adapters, adapters_of
 from .config import Config
 from .errors import StateError
 
@@ -25,7 +26,7 @@ _LARGE = re.compile(
 )
 
 
-def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
+def inspect(model: Path, tensors: bool = False, adapters: Adapters = None) -> dict[str, Any]:
     """Return what the command ``rwkv-engine inspect`` shows, as plain values.
 
     Examples
@@ -36,7 +37,7 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     ('7', True)
     """
     path = model_path(model)
-    container, core, state_bytes, listed, precision = _core.inspect(path)
+    container, core, state_bytes, listed, precision = _core.inspect(path, adapters_of(adapters))
     config = Config._of(core)
     kinds = {
         dtype
