@@ -10,7 +10,7 @@
 
 namespace rwkv {
 
-// What a tensor is to its weight, by the end of its name.
+// What a tensor is to its weight, by the end of its name; LoRA's kinds come first.
 enum class AdapterPart {
   lora_a,
   lora_b,

@@ -94,9 +94,8 @@ class Merger {
   }
 
   void check_alpha() const {
-    const bool lora = std::ranges::any_of(adapter_.additions, [](const auto& module) {
-      return module.second.contains(AdapterPart::lora_a) || module.second.contains(AdapterPart::embedding_a);
-    });
+    const bool lora = std::ranges::any_of(
+        adapter_.additions, [](const auto& module) { return module.second.begin()->first < AdapterPart::disha; });
     RWKV_CHECK(ModelFormatError, !adapter_.config || !spec_.alpha, spec_.path,
                ": expected no alpha, since adapter_config.json says it, found ", *spec_.alpha,
                "; scale changes how much is added");

@@ -16,11 +16,11 @@ _MOST = 1e6
 class Adapter:
     """An adapter: a small difference to a model's weights, as fine-tuning writes it.
 
-    LoRA, also rank-stabilised, and MiSS with its forms Bone, DiSHA and Bat. Files are those of peft,
-    the folder or the .safetensors file in it, and of RWKV-PEFT, a .pth file. Tensors are called as
-    in official model files; the model may come in any container. Weights that were trained in full
-    and lie in the same file, such as norms, replace the model's. PiSSA has to be converted to LoRA
-    where it was trained.
+    LoRA, also rank-stabilised, and MiSS with its forms Bone, DiSHA and Bat. Files are those of
+    peft, the folder or the .safetensors file in it, and of RWKV-PEFT, a .pth file. Tensors are
+    called as in official model files; the model may come in any container. Weights that were
+    trained in full and lie in the same file, such as norms, replace the model's. PiSSA has to be
+    converted to LoRA where it was trained.
 
     Raises
     ------
@@ -38,7 +38,7 @@ class Adapter:
     path: Path
     """A file, or the folder that peft writes."""
     alpha: float | None = None
-    """LoRA's, where the files do not say it, as those of RWKV-PEFT: alpha / rank is its strength."""
+    """LoRA's, whose strength is alpha / rank; for files that do not say it, as RWKV-PEFT's."""
     scale: float = 1.0
     """Times what the adapter adds; weights that it replaces are replaced whole."""
 
@@ -57,11 +57,12 @@ def adapters_of(adapters: Adapters) -> list[tuple[bytes, float | None, float]]:
     if adapters is None:
         return []
     if isinstance(adapters, (str, bytes, os.PathLike, Adapter)):
-        adapters = [adapters]
+        return [_core_of(adapters)]
     if not isinstance(adapters, Sequence):
         expected = "a path, an Adapter or a sequence of them"
         raise TypeError(f"adapters: expected {expected}, found {type(adapters).__name__}")
-    return [_core_of(adapter) for adapter in adapters]
+    several: Sequence[Path | Adapter] = adapters  # type: ignore[assignment]  # no bytes any more
+    return [_core_of(adapter) for adapter in several]
 
 
 def _core_of(adapter: Path | Adapter) -> tuple[bytes, float | None, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -166,7 +166,7 @@ class GenerationMixin:
         def config(self) -> Config: ...  # noqa: D102
         @property
         def tokenizer(self) -> Tokenizer: ...  # noqa: D102
-        def new_state(self) -> State: ...  # noqa: D102
+        def new_state(self, init: Any = None) -> State: ...  # noqa: D102
 
     def generate(
         self,
