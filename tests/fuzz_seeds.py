@@ -68,6 +68,33 @@ def main():
         named = {"output.weight": tensor, "blk.1.time_mix_w1.weight": tensor}
         gguf_files.write_gguf(ggufs / kind, values, named, alignment=8)
 
+    adapters = folder / "adapter"
+    adapters.mkdir()
+    ones = {
+        name: np.ones(shape, np.float32)
+        for name, shape in {
+            "lora_A": (2, 16), "lora_B": (16, 2), "disha": (4, 16), "bat.disha": (4, 4, 4),
+            "emb.lora_embedding_A": (2, 12), "emb.lora_embedding_B": (16, 2),
+        }.items()
+    }  # fmt: skip
+    key = "blocks.0.att.key."
+    lora = {key + "lora_A": ones["lora_A"], key + "lora_B": ones["lora_B"]}
+    table = {name: t for name, t in ones.items() if name.startswith("emb")}
+    full = {"blocks.0.ln1.weight": np.ones(16), "blocks.0.att.time_state": np.ones((2, 8, 8))}
+    for name, tensors in {
+        "lora": lora,
+        "peft": {f"base_model.model.{name}.weight": t for name, t in lora.items()} | table,
+        "miss": {key + "disha": ones["disha"], "blocks.0.att.value.miss_block": ones["bat.disha"]},
+        "bat": {key + "bone": ones["bat.disha"]},
+        "full": lora | full,
+        "state": {name: t for name, t in full.items() if name.endswith("state")},
+    }.items():
+        checkpoint_files.write_pth(adapters / f"{name}.pth", tensors, "f32")
+        checkpoint_files.write_safetensors(adapters / f"{name}.safetensors", tensors, "bf16")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.5, "use_rslora": True, "mini_r": 1}
+    config |= {"rank_pattern": {"att.key": 2}, "alpha_pattern": {"^key": 8}, "use_dora": False}
+    (adapters / "config.json").write_text(json.dumps(config | {"init_lora_weights": "eva"}))
+
     data = TESTS.parent / "python" / "rwkv_engine" / "data"
     world = (data / "rwkv_vocab_v20230424.txt").read_bytes().splitlines(keepends=True)
     for name, lines in (("bytes", world[:256]), ("few", world[300:340]), ("long", world[-8:])):

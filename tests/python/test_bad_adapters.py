@@ -100,8 +100,8 @@ def test_weights_that_the_model_has_not(tmp_path):
 
 def test_numbers(tmp_path, lora):
     for value in (np.nan, np.inf, -np.inf):
-        for name in (KEY + ".lora_A", KEY + ".lora_B", "blocks.1.ln1.weight"):
-            odd = {**lora.parts, "blocks.1.ln1.weight": np.ones(64, np.float32)}
+        for name in (KEY + ".lora_A", KEY + ".lora_B", "blocks.1.ln1.weight", "head.weight"):
+            odd = {**lora.parts, "blocks.1.ln1.weight": zeros(64), "head.weight": zeros(40, 64)}
             odd[name] = odd[name].copy()
             odd[name].flat[7] = value
             refused(file_of(tmp_path, odd), name, "finite")

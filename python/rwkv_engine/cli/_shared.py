@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from .. import hub
 from .._arguments import DEMO
+from ..adapters import Adapter
 from ..engine import Engine
 from ..errors import Error
 from ..params import SamplingParams
@@ -29,6 +30,31 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
+    add_adapter_option(parser)
+
+
+def add_adapter_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names what is merged into the model."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        type=_adapter,
+        default=[],
+        metavar="PATH",
+        help="merge a fine-tuned adapter; PATH:32 where it does not say its alpha; may be repeated",
+    )
+
+
+def _adapter(text: str) -> Adapter:
+    path, colon, alpha = text.rpartition(":")
+    try:
+        if colon and not pathlib.Path(text).exists():
+            return Adapter(path, alpha=float(alpha))
+    except ValueError:  # a colon of the path itself
+        pass
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Adapter(text)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +108,7 @@ def open_engine(options: argparse.Namespace) -> Engine:
             threads=options.threads,
             pin=options.pin,
             tokenizer=options.tokenizer,
+            adapters=options.adapter,
             progress=bar.update,
         )
 

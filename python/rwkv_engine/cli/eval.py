@@ -11,7 +11,15 @@ from .._arguments import DEMO
 from ..engine import Engine
 from ..evaluation import Comparison, compare
 from ._progress import Bar
-from ._shared import MODEL_HELP, PIN_HELP, STRATEGY_HELP, fetch, file_bytes, text_bytes
+from ._shared import (
+    MODEL_HELP,
+    PIN_HELP,
+    STRATEGY_HELP,
+    add_adapter_option,
+    fetch,
+    file_bytes,
+    text_bytes,
+)
 
 HELP = "measure how well a model predicts a text"
 DESCRIPTION = """Print the perplexity of a text; with --compare, also how far each strategy is from
@@ -39,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
     option("--json", action="store_true", help="as a JSON list")
+    add_adapter_option(parser)
 
 
 def _count(text: str) -> int:
@@ -78,6 +87,7 @@ def _evaluate(strategies: list[str], data: bytes, options: argparse.Namespace) -
                 threads=options.threads,
                 pin=options.pin,
                 tokenizer=options.tokenizer,
+                adapters=options.adapter,
                 progress=bar.update,
             )
             for strategy in strategies
