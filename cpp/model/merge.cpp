@@ -11,9 +11,17 @@ RowChange add_low_rank(std::vector<float> a, std::vector<float> b) {
     const float* factor = b.data() + size_t(row) * rank;
     std::vector<float> sum(cols);
     float* const out = sum.data();
-    for (size_t k = 0; k < rank; k++) {
-      const float f = factor[k];
+    size_t k = 0;
+    for (; k + 4 <= rank; k += 4) {  // four at a time: sums are written a quarter as often, in the same order
       const float* const from = a.data() + k * cols;
+      const float* const f = factor + k;
+      for (size_t c = 0; c < cols; c++)
+        out[c] =
+            out[c] + f[0] * from[c] + f[1] * from[cols + c] + f[2] * from[2 * cols + c] + f[3] * from[3 * cols + c];
+    }
+    for (; k < rank; k++) {
+      const float* const from = a.data() + k * cols;
+      const float f = factor[k];
       for (size_t c = 0; c < cols; c++) out[c] += f * from[c];
     }
     for (size_t c = 0; c < cols; c++) w[c] += out[c];
