@@ -34,7 +34,7 @@ void read_floats(const Checkpoint& file, const TensorInfo& t, int64_t first, int
   to_f32(raw.data(), t.dtype, size_t(count), to);
 }
 
-void expect_finite(const std::string& path, const std::string& name, std::span<const float> values) {
+void check_finite(const std::string& path, const std::string& name, std::span<const float> values) {
   const auto odd = std::ranges::find_if(values, [](float v) { return !std::isfinite(v); });
   RWKV_CHECK(ModelFormatError, odd == values.end(), path, ": ", shown(name), ": expected finite numbers, found ", *odd);
 }
@@ -130,14 +130,14 @@ class Merger {
     *of =
         derived(*of, stored_as(*of), [source = source_, t, path = spec_.path](int64_t first, int64_t count, float* to) {
           read_floats(*source, t, first, count, to);
-          expect_finite(path, t.name, {to, size_t(count)});
+          check_finite(path, t.name, {to, size_t(count)});
         });
   }
 
   std::vector<float> numbers(const TensorInfo& t) const {
     std::vector<float> values(size_t(t.count()));
     read_floats(adapter_.file, t, 0, t.count(), values.data());
-    expect_finite(spec_.path, t.name, values);
+    check_finite(spec_.path, t.name, values);
     return values;
   }
 

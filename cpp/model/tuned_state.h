@@ -1,9 +1,11 @@
 // Initial states that were trained: blocks.{i}.att.time_state, the matrices (H, N, N) that the recurrence of a layer
 // begins with instead of zeros. Trainers of every version write them as [value, key], as states are here.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/config.h"

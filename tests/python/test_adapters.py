@@ -145,6 +145,19 @@ def test_a_tuned_state_beside_an_adapter(tmp_path):
     assert both.fingerprint != plain.fingerprint
 
 
+def test_pissa_of_rwkv_peft_once_converted(tmp_path):
+    """As the message for a file without alpha says it: W - B0 A0 + B A."""
+    m = model(**SMALL)
+    trained, init = (adapter_files.Adapter(m, "lora", seed=seed) for seed in (1, 2))
+    parts, expected = {}, dict(m.weights)
+    for name in targets(m):
+        A, B, A0, B0 = (a.parts[f"{name}.lora_{q}"] for a in (trained, init) for q in "AB")
+        parts |= {name + ".lora_A": np.vstack([A, A0]), name + ".lora_B": np.hstack([B, -B0])}
+        W = m.weights[name + ".weight"].astype(np.float64)
+        expected[name + ".weight"] = W - B0.astype(np.float64) @ A0 + B.astype(np.float64) @ A
+    expect_merged(opened(Adapter(save(tmp_path / "a.pth", parts), alpha=2 * 4)), m, expected)
+
+
 def test_several_in_order_and_scaled(tmp_path):
     m = model(**SMALL)
     lora = adapter_files.Adapter(m, "lora", seed=1)

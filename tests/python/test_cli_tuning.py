@@ -45,6 +45,16 @@ def test_generate(files):
     assert generated(PROMPT, *GREEDY, "--init", files / "tuned.pth") == tuned != plain
 
 
+def test_chat(files):
+    words = ("chat", "--temperature", 0, "--max-tokens", 8, "--template", "world", "--json")
+    lines = b"hello\n/reset\nhello\n"
+    plain, tuned = (
+        [json.loads(line)["text"] for line in run(*words, *more, stdin=lines).stdout.splitlines()]
+        for more in (("--commands",), ("--commands", "--init", files / "tuned.pth"))
+    )
+    assert len(tuned) == 2 and tuned[0] == tuned[1] != plain[0]  # a new beginning is tuned too
+
+
 def test_what_is_written_is_merged(files, tmp_path):
     adapter = ("--adapter", f"{files}/lora.pth:8")
     wanted = rwkv.Engine("demo", adapters=rwkv.Adapter(files / "lora.pth", alpha=8)).fingerprint
