@@ -80,7 +80,11 @@ int64_t count_heads(const Checkpoint& file, const std::string& name, int64_t cha
 }  // namespace
 
 Config read_config(const Checkpoint& file) {
+  RWKV_CHECK(ModelFormatError, file.find("emb.weight") || !(has_part(file, ".lora_") || has_part(file, ".disha")),
+             file.path(), ": expected a model, found an adapter, which Engine(model, adapters=...) takes");
   const std::string version = recognise(file);
+  RWKV_CHECK(ModelFormatError, !version.empty() || !has_part(file, ".att.time_state"), file.path(),
+             ": expected a model, found a tuned state, which new_state(init=...) takes");
   RWKV_CHECK(ModelFormatError, !version.empty(), file.path(),
              ": expected the tensors of an RWKV model (such as blocks.0.att.r_k), found ", file.tensors().size(),
              " tensors of other names");

@@ -7,7 +7,7 @@ import adapter_files
 import numpy as np
 import pytest
 from adapter_files import PEFT
-from helpers import OLDER, SMALL, engine, model, rwkv, save
+from helpers import OLDER, SMALL, engine, model, refusal, rwkv, save
 
 from rwkv_engine import Adapter
 
@@ -209,6 +209,14 @@ def test_what_is_no_adapter(tmp_path, lora):
     other = adapter_files.Adapter(model(**OLDER["6"]), "lora").pth(tmp_path / "six.pth")
     refused(Adapter(other, alpha=8))
     refused(adapter, of=OLDER["6"])
+
+
+def test_as_a_model_it_says_what_it_is(tmp_path, lora):
+    full = {"blocks.0.att.ln_x.weight": zeros(64), "blocks.0.att.r_k": zeros(4, 16)}
+    refusal(lora.pth(tmp_path / "a.pth", **full), "adapter", "adapters=")
+    refusal(lora.peft(tmp_path / "peft") / "adapter_model.safetensors", "adapter", "adapters=")
+    tuned = {f"blocks.{i}.att.time_state": zeros(4, 16, 16) for i in (0, 1)}
+    refusal(save(tmp_path / "b.pth", tuned), "tuned state", "init=")
 
 
 def test_arguments(tmp_path, lora):
