@@ -3,14 +3,13 @@
 import adapter_files
 import pytest
 from helpers import DEEP, SMALL, bits, engine, model, relative, rwkv
-from test_cuda import device  # noqa: F401 (a fixture)
 from test_tuned_states import TOKENS, tuned
 
 STRATEGIES = ("cuda fp32", "cuda fp32 *1 -> cpu fp32", "cuda fp32 *1+")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_tuned_states(device, strategy):  # noqa: F811
+def test_tuned_states(device, strategy):
     m, cpu, e = model(**SMALL), engine(**SMALL), engine(strategy, **SMALL)
     inits = [tuned(m, 1), None, tuned(m, 2)]
     found = e.forward_batch([TOKENS] * 3, [e.new_state(init=init) for init in inits])
@@ -23,7 +22,7 @@ def test_tuned_states(device, strategy):  # noqa: F811
 
 
 @pytest.mark.parametrize("shape", [SMALL, DEEP], ids=["7", "7a"])
-def test_adapters(device, shape, tmp_path):  # noqa: F811
+def test_adapters(device, shape, tmp_path):
     m = model(**shape)
     lora = rwkv.Adapter(adapter_files.Adapter(m, "lora").pth(tmp_path / "a.pth"), alpha=6)
     tokens = [t % m.V for t in TOKENS]
