@@ -18,6 +18,7 @@ void bind_engine(py::module_& m);
 void bind_generation(py::module_& m);
 void bind_device(py::module_& m);
 void bind_state(py::module_& m);
+void bind_state_file(py::module_& m);
 void bind_tokenizer(py::module_& m);
 void bind_checkpoint(py::module_& m);
 
@@ -27,6 +28,9 @@ py::str text_of(std::string_view bytes);
 // A sequence or one-dimensional array of integers from 0 to limit - 1. Nothing wraps and nothing is rounded: other
 // types raise TypeError, other numbers Error with the position.
 std::vector<int32_t> ids_of(const py::object& ids, int64_t limit);
+
+// Arrays that take over the memory of a state's parts, by name.
+py::dict arrays_of(std::vector<rwkv::StateArray>&& parts);
 
 // SamplingParams of the dataclass of that name.
 rwkv::SamplingParams params_of(const py::object& params);

@@ -91,7 +91,12 @@ void bind_checkpoint(py::module_& m) {
   m.def("write_gguf", write_gguf);
   m.def("write_safetensors", write_safetensors);
   m.def("write_packed", write_packed);
-  m.def("write_file", [](const std::string& path, const std::string& data) {
-    rwkv::write_atomically(path, rwkv::Access::usual, std::as_bytes(std::span(data)));
-  });
+  m.def(
+      "write_file",
+      [](const std::string& path, const std::string& data, bool owner) {
+        const auto access = owner ? rwkv::Access::owner : rwkv::Access::usual;
+        const Unlocked unlocked;
+        rwkv::write_atomically(path, access, std::as_bytes(std::span(data)));
+      },
+      py::arg(), py::arg(), py::arg("owner") = false);
 }

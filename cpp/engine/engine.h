@@ -84,12 +84,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
 
   // ---- portable states ----
-  // `contents` is what a state of this engine holds at one moment.
-  size_t snapshot_size(const StateContents& contents) const;
-  void to_bytes(const StateContents& contents, std::span<std::byte> snapshot);  // of exactly that size
-  std::vector<std::byte> to_bytes(const State& state);
+  // `contents` is what a state of this engine holds at one moment; its parts are stored as `type`, f32 or f16.
+  size_t snapshot_size(const StateContents& contents, DType type = DType::f32) const;
+  void to_bytes(const StateContents& contents, std::span<std::byte> snapshot,  // of exactly that size
+                DType type = DType::f32);
+  std::vector<std::byte> to_bytes(const State& state, DType type = DType::f32);
   std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true);
-  void save(const State& state, const std::string& path);
+  void save(const State& state, const std::string& path, DType type = DType::f32);
   std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
   std::vector<StateArray> parts(const State& state);
   // The same parts where they lie, by name; the state may move on meanwhile, these numbers stay. Throws DeviceError
@@ -115,7 +116,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   void step(std::span<const Sequence> sequences, const Results& results, const Poll& poll, const Progress& progress);
   int64_t rows_of(const Sequence& sequence) const;
-  std::string header_of(const StateContents& contents) const;
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 
   std::shared_ptr<const Model> model_;

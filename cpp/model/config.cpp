@@ -79,13 +79,17 @@ int64_t count_heads(const Checkpoint& file, const std::string& name, int64_t cha
 
 }  // namespace
 
+bool is_version(std::string_view name) {
+  constexpr std::array<std::string_view, 7> kRun = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
+  return std::ranges::find(kRun, name) != kRun.end();
+}
+
 Config read_config(const Checkpoint& file) {
   const std::string version = recognise(file);
   RWKV_CHECK(ModelFormatError, !version.empty(), file.path(),
              ": expected the tensors of an RWKV model (such as blocks.0.att.r_k), found ", file.tensors().size(),
              " tensors of other names");
-  constexpr std::array<std::string_view, 7> kRun = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
-  RWKV_CHECK(ModelFormatError, std::ranges::find(kRun, version) != kRun.end(), file.path(), ": this is RWKV-", version,
+  RWKV_CHECK(ModelFormatError, is_version(version), file.path(), ": this is RWKV-", version,
              "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6, 7 and 7a");
   const TensorInfo* tuned = ending(file, ".att.time_state");
   RWKV_CHECK(ModelFormatError, !tuned, file.path(), ": expected a model without tuned initial states, found ",

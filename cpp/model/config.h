@@ -1,5 +1,6 @@
 #pragma once
 #include <string>
+#include <string_view>
 
 #include "core/checkpoint.h"
 
@@ -13,6 +14,8 @@ struct Config {
   int n_ffn = 0, n_vocab = 0;
   int n_att = 0;  // A, the channels of the recurrence; in RWKV-7 the embedding's
 };
+
+bool is_version(std::string_view name);  // of those that this build runs
 
 // Recognises the version from the tensor names and reads the shapes. Throws ModelFormatError, naming the version of a
 // model that this build does not run.

@@ -35,6 +35,7 @@ from .generation import Piece, Result, Stream, Usage
 from .params import SamplingParams
 from .quantization import quantize
 from .state import State
+from .statefile import StateFile, read_state
 from .templates import ChatTemplate
 from .text import StreamDecoder, Tokenizer
 
@@ -60,6 +61,7 @@ __all__ = [
     "SamplingParams",
     "State",
     "StateError",
+    "StateFile",
     "StrategyError",
     "Stream",
     "StreamDecoder",
@@ -67,4 +69,5 @@ __all__ = [
     "Usage",
     "convert",
     "quantize",
+    "read_state",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _core
 from ._arguments import Path, path_bytes
+from ._rwkv_list import Layout, arrays_of, read_list
 from .state import Parts, State, parts_of
 
 
@@ -36,6 +38,39 @@ class RestoreMixin:
     def state_from_numpy(self, parts: Parts) -> State:
         """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them."""
         return State(self._core.state_from_parts(parts_of(parts)))
+
+    def state_from_rwkv(self, source: Path | Sequence[Any]) -> State:
+        """Return a state that has seen no tokens, of a state list of the `rwkv` package.
+
+        Parameters
+        ----------
+        source : sequence of arrays or tensors, or path
+            As `State.to_rwkv` lists them, in float32, float16 or bfloat16, or a .pth that
+            ``torch.save`` wrote of such a list. torch is not needed, and nothing in a file is run.
+
+        Raises
+        ------
+        StateError
+            For another length, shape or type than those of this model's states, and for numbers
+            that are not finite. A list does not say whose weights made it.
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> state = engine.new_state()
+        >>> logits = engine.forward([1, 2, 3], state)
+        >>> again = engine.state_from_rwkv(state.to_rwkv())
+        >>> (engine.forward([4], again) == engine.forward([4], state)).all()
+        np.True_
+        """
+        parts = self._core.new_state().parts()
+        layout = Layout.of_parts(parts, self._core.config.version)
+        if isinstance(source, (str, bytes, os.PathLike)):
+            items = read_list(source, layout)
+        else:
+            items = arrays_of(source)
+        return self.state_from_numpy(layout.parts_of(items))
 
     def state_from_dlpack(self, parts: Mapping[str, Any]) -> State:
         """Return a state of float32 parts of any library that speaks DLPack, which are copied.
