@@ -116,23 +116,19 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _commands(parser: argparse.ArgumentParser) -> list[_Command]:
-    """Return what the parser knows."""
-    return [
-        command
-        for name, help, own in _subparsers(parser)
-        for command in (
-            _Command(
-                name,
-                help,
-                tuple(map(_argument, own._actions)),
-                tuple(child for child, _, _ in _subparsers(own)),
-            ),
-            *(
-                _Command(f"{name} {child}", text, tuple(map(_argument, inner._actions)))
-                for child, text, inner in _subparsers(own)
-            ),
-        )
-    ]
+    """Return what the parser knows, the commands of a command before it: patterns match them."""
+    found = []
+    for name, help, own in _subparsers(parser):
+        children = _subparsers(own)
+        for child, text, inner in children:
+            found.append(_Command(f"{name} {child}", text, _arguments(inner)))
+        names = tuple(child for child, _, _ in children)
+        found.append(_Command(name, help, _arguments(own), names))
+    return found
+
+
+def _arguments(parser: argparse.ArgumentParser) -> tuple[_Argument, ...]:
+    return tuple(map(_argument, parser._actions))
 
 
 def _subparsers(
