@@ -68,11 +68,38 @@ def main():
         named = {"output.weight": tensor, "blk.1.time_mix_w1.weight": tensor}
         gguf_files.write_gguf(ggufs / kind, values, named, alignment=8)
 
+    write_states(folder / "state", folder / "list")
+
     data = TESTS.parent / "python" / "rwkv_engine" / "data"
     world = (data / "rwkv_vocab_v20230424.txt").read_bytes().splitlines(keepends=True)
     for name, lines in (("bytes", world[:256]), ("few", world[300:340]), ("long", world[-8:])):
         (vocabularies / name).write_bytes(b"".join(lines))
     (vocabularies / "crlf").write_bytes(b"".join(world[:20]).replace(b"\n", b"\r\n"))
+
+
+def write_states(states, lists):
+    """Saved states, whose digests the target makes right, and lists of arrays as the `rwkv` package has them."""
+    states.mkdir()
+    lists.mkdir()
+    said = {"digest": "0" * 64, "format": "rwkv-state 1", "fingerprint": "1" * 64, "model_version": "7", "n_layer": "2"}
+    said |= {"n_embd": "16", "n_head": "2", "head_size": "8", "n_vocab": "12", "tokens_seen": "7", "last_token": "3"}
+    shift = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
+    wkv = np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 2, 8, 8)
+    parts = {"att.shift": shift, "att.wkv": wkv, "ffn.shift": shift}
+    halves = {**said, "format": "rwkv-state 2"}
+    checkpoint_files.write_safetensors(states / "fp32", parts, "f32", said)
+    checkpoint_files.write_safetensors(states / "fp16", parts, "f16", halves)
+    text = {"sampler_seed": "5", "sampler_style": "rwkv", "sampler_pending": "e4b8", "sampler_tail": "ab"}
+    logits = {"last_logits": wkv[0, 0].ravel()[:12]}
+    checkpoint_files.write_safetensors(states / "text", {**parts, **logits}, "f32", {**said, **text})
+    four = {**said, "model_version": "4", "n_head": "0", "head_size": "0"}
+    names = ("att.shift", "att.aa", "att.bb", "att.pp", "ffn.shift")
+    checkpoint_files.write_safetensors(states / "four", dict.fromkeys(names, shift), "f32", four)
+
+    items = [array[layer] for layer in range(2) for array in parts.values()]
+    for name, options in (("f32", {}), ("f16", {"dtype": "f16"}), ("tuple", {"as_tuple": True}), ("views", {"views": True})):
+        checkpoint_files.write_list(lists / name, items, **options)
+    checkpoint_files.write_list(lists / "none", items, extra=[None, 1.5, []])
 
 
 if __name__ == "__main__":

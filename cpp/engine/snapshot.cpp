@@ -233,6 +233,10 @@ void finish_snapshot(std::span<std::byte> snapshot, const SnapshotPlan& plan, co
   if (!last_logits.empty()) append(last_logits.data(), last_logits.size_bytes());
   for (size_t i = 0; i < weights; i++) append(&info.sampler->weights[i].token, sizeof(int32_t));
   for (size_t i = 0; i < weights; i++) append(&info.sampler->weights[i].weight, sizeof(double));
+  seal_snapshot(snapshot);
+}
+
+void seal_snapshot(std::span<std::byte> snapshot) {
   const std::string digest = digest_of(snapshot);
   std::memcpy(snapshot.data() + kDigestAt, digest.data(), kDigestSize);
 }

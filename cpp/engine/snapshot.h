@@ -51,6 +51,7 @@ struct SnapshotPlan {
 SnapshotPlan plan_snapshot(const SnapshotModel& model, const SnapshotInfo& info, bool with_logits, DType type);
 void finish_snapshot(std::span<std::byte> snapshot, const SnapshotPlan& plan, const SnapshotInfo& info,
                      std::span<const float> last_logits);
+void seal_snapshot(std::span<std::byte> snapshot);  // writes the digest, which is done with that
 
 // Numbers of a part into a snapshot, as its type says. Throws StateError for one that is beyond what a half holds.
 void store(const TensorInfo& part, std::span<const float> values, std::byte* to);

@@ -3,6 +3,7 @@
 
 #include "allocations.h"
 #include "check.h"
+#include "engine/state_file.h"
 #include "model/model.h"
 #include "tiny_model.h"
 
@@ -107,6 +108,31 @@ TEST(saved_and_restored) {
   CHECK(run(*engine, *a, tokens(5)) == run(*engine, *b, tokens(5)));
   auto c = engine->state_from_parts(engine->parts(*a));
   CHECK(run(*engine, *c, tokens(5)) == run(*engine, *b, tokens(5)));
+}
+
+TEST(halves_by_name_and_files_without_the_model) {
+  for (const char* version : tiny::kVersions) {
+    const auto engine = open({.version = version});
+    auto state = engine->new_state();
+    run(*engine, *state, tokens(20));
+    const auto wide = engine->to_bytes(*state), narrow = engine->to_bytes(*state, rwkv::DType::f16);
+    CHECK(narrow.size() < wide.size());
+    const rwkv::StateFile file(wide), half(narrow);
+    CHECK(file.to_bytes(rwkv::DType::f32) == wide && file.to_bytes(rwkv::DType::f16) == narrow);
+    CHECK(half.to_bytes(rwkv::DType::f16) == narrow && half.type() == rwkv::DType::f16);
+    CHECK(file.model().fingerprint == engine->fingerprint() && file.info().tokens_seen == 20);
+    CHECK(file.last_logits() == half.last_logits());
+    const auto exact = engine->parts(*state), restored = engine->parts(*engine->state_from_bytes(narrow));
+    const auto rounded = half.parts();
+    for (size_t p = 0; p < exact.size(); p++) {
+      const bool kept = exact[p].name == "att.pp";
+      for (size_t i = 0; i < exact[p].values.size(); i++) {
+        const float value = exact[p].values[i];
+        CHECK(rounded[p].values[i] == (kept ? value : rwkv::f16_to_f32(rwkv::f32_to_f16(value))));
+      }
+      CHECK(restored[p].values == rounded[p].values && file.parts()[p].values == exact[p].values);
+    }
+  }
 }
 
 TEST(what_is_not_finite_changes_nothing) {

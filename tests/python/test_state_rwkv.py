@@ -12,6 +12,7 @@ import zipfile
 import checkpoint_files
 import numpy as np
 import pytest
+from checkpoint_files import write_list
 from compat_models import VERSIONS, of_version
 from helpers import TINY, bits, child_environment, engine, relative, rwkv
 
@@ -103,37 +104,20 @@ def tiny():
     return e, state.to_rwkv()
 
 
-def write(path, items, dtype="f32", tuple_=False, views=False, extra=()):
-    """A list as torch.save writes it, by the writer that the tests of checkpoints use; `views` end a longer storage."""
-    storages, values = [], []
-    for i, item in enumerate(items):
-        stored = checkpoint_files._stored(item, dtype)
-        before = b"\xff" * (24 if views else 0)
-        storages.append(before + stored.tobytes())
-        offset = len(before) // stored.itemsize
-        stride = [s // stored.itemsize for s in stored.strides]
-        reference = checkpoint_files.storage(dtype, i, stored.size + offset)
-        values.append(checkpoint_files.tensor(reference, offset, stored.shape, stride))
-    values += extra
-    pickled = checkpoint_files.pickled(tuple(values) if tuple_ else values)
-    checkpoint_files.write_zip(path, checkpoint_files.pth_entries(pickled, storages))
-    return path
-
-
 def test_lists_tuples_and_views_are_read(tiny, tmp_path):
     e, items = tiny
     for options in ({}, {"tuple_": True}, {"views": True}):
-        assert same(e.state_from_rwkv(write(tmp_path / "a.pth", items, **options)).to_rwkv(), items)
+        assert same(e.state_from_rwkv(write_list(tmp_path / "a.pth", items, **options)).to_rwkv(), items)
 
 
 def test_narrow_types_are_widened_exactly(tiny, tmp_path):
     e, items = tiny
     narrow = [item.astype(np.float16) for item in items]
     expected = [item.astype(np.float32) for item in narrow]
-    assert same(e.state_from_rwkv(write(tmp_path / "a.pth", narrow, "f16")).to_rwkv(), expected)
+    assert same(e.state_from_rwkv(write_list(tmp_path / "a.pth", narrow, "f16")).to_rwkv(), expected)
     assert same(e.state_from_rwkv(narrow).to_rwkv(), expected)
     wide = [checkpoint_files.from_bf16(checkpoint_files.to_bf16(item)) for item in items]
-    assert same(e.state_from_rwkv(write(tmp_path / "a.pth", items, "bf16")).to_rwkv(), wide)
+    assert same(e.state_from_rwkv(write_list(tmp_path / "a.pth", items, "bf16")).to_rwkv(), wide)
 
 
 def refusal(e, source, *words):
@@ -145,7 +129,7 @@ def refusal(e, source, *words):
 
 def test_lists_that_do_not_fit_are_refused(tiny, tmp_path):
     e, items = tiny
-    both = [lambda given: given, lambda given: write(tmp_path / "a.pth", given)]
+    both = [lambda given: given, lambda given: write_list(tmp_path / "a.pth", given)]
     for of in both:
         refusal(e, of(items[:-1]), f"expected {len(items)} arrays (3 a layer), found {len(items) - 1}")
         refusal(e, of([*items, items[0]]), f"found {len(items) + 1}")
@@ -156,13 +140,13 @@ def test_lists_that_do_not_fit_are_refused(tiny, tmp_path):
             damaged[1].flat[-1] = bad
             refusal(e, of(damaged), "att.wkv: expected finite")
     for dtype, name in (("f64", "float64"), ("i32", "i32"), ("i64", "i64")):
-        path = write(tmp_path / "a.pth", [np.round(item).astype(checkpoint_files._DTYPES[dtype][2]) for item in items], dtype)
+        path = write_list(tmp_path / "a.pth", [np.round(item).astype(checkpoint_files._DTYPES[dtype][2]) for item in items], dtype)
         refusal(e, path, "state[0]: expected float32, float16, bfloat16, found", name, str(path))
     refusal(e, [item.astype(np.float64) for item in items], "state[0]: expected float32, float16, bfloat16, found float64")
     refusal(e, [items[0].tolist(), *items[1:]], "found list")
-    refusal(e, write(tmp_path / "a.pth", items, extra=[None]), "nothing but tensors")
-    refusal(e, write(tmp_path / "a.pth", items, extra=["text"], tuple_=True), "nothing but tensors")
-    refusal(e, write(tmp_path / "a.pth", []), "found no tensor")
+    refusal(e, write_list(tmp_path / "a.pth", items, extra=[None]), "nothing but tensors")
+    refusal(e, write_list(tmp_path / "a.pth", items, extra=["text"], as_tuple=True), "nothing but tensors")
+    refusal(e, write_list(tmp_path / "a.pth", []), "found no tensor")
     for source in (3, None):
         with pytest.raises(TypeError):
             e.state_from_rwkv(source)
@@ -173,8 +157,8 @@ def test_models_and_lists_are_not_each_other(tiny, tmp_path):
     checkpoint_files.write_pth(tmp_path / "model.pth", {"emb.weight": items[1]})
     refusal(e, tmp_path / "model.pth", "expected a list of tensors")
     with pytest.raises(rwkv.ModelFormatError, match="expected a dict of tensors"):
-        rwkv.Engine(write(tmp_path / "list.pth", items))
-    refusal(e, write(tmp_path / "a.pth", items * 400), "at most 512 tensors")
+        rwkv.Engine(write_list(tmp_path / "list.pth", items))
+    refusal(e, write_list(tmp_path / "a.pth", items * 400), "at most 512 tensors")
 
 
 def test_states_of_another_model_are_refused(each, tmp_path):
@@ -188,7 +172,7 @@ def test_states_of_another_model_are_refused(each, tmp_path):
 def test_damage_is_refused_or_read_and_nothing_else(tiny, tmp_path):
     """A .pth has no digest that anybody checks: bytes of numbers may change, and no byte may crash or hang."""
     e, items = tiny
-    for name, path in {"ours": None, "torch's": write(tmp_path / "b.pth", items, views=True)}.items():
+    for name, path in {"ours": None, "torch's": write_list(tmp_path / "b.pth", items, views=True)}.items():
         if path is None:
             path = tmp_path / "a.pth"
             e.state_from_rwkv(items).save_rwkv(path)

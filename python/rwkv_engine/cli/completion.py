@@ -155,7 +155,8 @@ def _groups(commands: list[_Command]) -> str:
 def _argument(action: argparse.Action) -> _Argument:
     words = tuple(map(str, action.choices or ()))
     takes = "" if action.nargs == 0 else str(action.metavar or action.dest)
-    repeats = isinstance(action, argparse._AppendAction)
+    places = not action.option_strings and action.nargs == "+"
+    repeats = places or isinstance(action, argparse._AppendAction)
     return _Argument(tuple(action.option_strings), action.help or "", takes, words, repeats)
 
 
@@ -202,9 +203,9 @@ def _zsh_specs(argument: _Argument) -> list[str]:
     if argument.is_file:
         action = "_files"
     after = f":{_escaped(argument.takes)}:{action}" if argument.takes else ""
-    if not argument.names:
-        return [_quoted(after)]
     many = "*" if argument.repeats else ""
+    if not argument.names:
+        return [_quoted(many + after)]
     return [_quoted(f"{many}{name}[{_escaped(argument.help)}]{after}") for name in argument.names]
 
 
