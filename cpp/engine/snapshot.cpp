@@ -244,6 +244,8 @@ void seal_snapshot(std::span<std::byte> snapshot) {
 void check_snapshot_head(std::span<const std::byte> head, uint64_t file_size) {
   RWKV_CHECK(StateError, file_size > kSnapshotHead && head.size() >= kSnapshotHead, "state: expected more than ",
              kSnapshotHead, " bytes, found ", file_size);
+  RWKV_CHECK(StateError, std::memcmp(head.data(), "PK\3\4", 4) != 0,
+             "state: expected a saved state, found a zip archive: state_from_rwkv() reads lists that torch.save wrote");
   uint64_t header_size;
   std::memcpy(&header_size, head.data(), 8);
   RWKV_CHECK(StateError, header_size <= kMaxHeader && header_size <= file_size - 8,

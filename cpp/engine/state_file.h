@@ -13,6 +13,8 @@ class StateFile {
  public:
   static StateFile open(const std::string& path);  // throws Error, StateError
   explicit StateFile(std::vector<std::byte> bytes);
+  StateFile(StateFile&&) = default;
+  StateFile(const StateFile&) = delete;
 
   const SnapshotModel& model() const { return model_; }
   const SnapshotInfo& info() const { return view_.info; }

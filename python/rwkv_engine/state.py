@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeAlias, overload
 import numpy as np
 
 from . import _core
-from ._arguments import Array, Path, integer, path_bytes
+from ._arguments import Array, Path, integer, path_bytes, word
 from ._rwkv_list import Layout, write_list
 from .device import DeviceArray
 from .errors import ConcurrentUseError, StateError
@@ -96,11 +96,11 @@ class State:
         >>> engine.state_from_bytes(state.to_bytes("fp16")).tokens_seen
         3
         """
-        return self._core.to_bytes(dtype)
+        return self._core.to_bytes(word(dtype, "dtype"))
 
     def save(self, path: Path, dtype: str = "fp32") -> None:
         """Write `to_bytes` to a file, whole or not at all; `Engine.load_state` reads it."""
-        self._core.save(path_bytes(path, "path"), dtype)
+        self._core.save(path_bytes(path, "path"), word(dtype, "dtype"))
 
     def to_numpy(self) -> dict[str, Array]:
         """Return copies of the parts as float32 arrays; `Engine.state_from_numpy` reads them.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from . import _core
-from ._arguments import Array, Path, path_bytes
+from ._arguments import Array, Path, path_bytes, word
 from ._rwkv_list import Layout, write_list
 
 
@@ -61,7 +61,7 @@ class StateFile:
 
         What was rounded to fp16 stays so in fp32; a number that fp16 cannot hold raises StateError.
         """
-        return self._core.to_bytes(self.dtype if dtype is None else dtype)
+        return self._core.to_bytes(self.dtype if dtype is None else word(dtype, "dtype"))
 
     def save(self, path: Path, dtype: str | None = None) -> None:
         """Write `to_bytes` to a file, whole or not at all."""

@@ -84,8 +84,9 @@ def test_other_types_are_refused(tiny, dtype, tmp_path):
         with pytest.raises(rwkv.Error, match="dtype: expected 'fp32' or 'fp16', found"):
             write(dtype)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(TypeError):
-        state.to_bytes(np.float16)
+    for write in (state.to_bytes, lambda d: state.save(tmp_path / "a", d)):
+        with pytest.raises(TypeError, match="dtype: expected a str, found type"):
+            write(np.float16)
 
 
 @pytest.mark.parametrize("value, fits", [(65504, True), (65519.9, True), (65520, False), (-65520, False), (1e30, False)])

@@ -156,6 +156,8 @@ def test_models_and_lists_are_not_each_other(tiny, tmp_path):
     e, items = tiny
     checkpoint_files.write_pth(tmp_path / "model.pth", {"emb.weight": items[1]})
     refusal(e, tmp_path / "model.pth", "expected a list of tensors")
+    with pytest.raises(rwkv.StateError, match="found a zip archive: state_from_rwkv"):
+        e.load_state(write_list(tmp_path / "list.pth", items))
     with pytest.raises(rwkv.ModelFormatError, match="expected a dict of tensors"):
         rwkv.Engine(write_list(tmp_path / "list.pth", items))
     refusal(e, write_list(tmp_path / "a.pth", items * 400), "at most 512 tensors")
