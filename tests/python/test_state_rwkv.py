@@ -106,7 +106,7 @@ def tiny():
 
 def test_lists_tuples_and_views_are_read(tiny, tmp_path):
     e, items = tiny
-    for options in ({}, {"tuple_": True}, {"views": True}):
+    for options in ({}, {"as_tuple": True}, {"views": True}):
         assert same(e.state_from_rwkv(write_list(tmp_path / "a.pth", items, **options)).to_rwkv(), items)
 
 
