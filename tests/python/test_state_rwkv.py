@@ -181,16 +181,15 @@ def test_damage_is_refused_or_read_and_nothing_else(tiny, tmp_path):
         whole, refused = path.read_bytes(), 0
         place = tmp_path / "damaged.pth"
         for at in range(0, len(whole)):
-            for flip in (0x01, 0x80) if at % 7 else (0xFF,):
-                place.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
-                try:
-                    found = e.state_from_rwkv(place).to_rwkv()
-                except rwkv.StateError:
-                    refused += 1
-                else:
-                    assert [x.shape for x in found] == [x.shape for x in items] and all(np.isfinite(x).all() for x in found)
+            place.write_bytes(whole[:at] + bytes([whole[at] ^ (0x01, 0x80, 0xFF)[at % 3]]) + whole[at + 1 :])
+            try:
+                found = e.state_from_rwkv(place).to_rwkv()
+            except rwkv.StateError:
+                refused += 1
+            else:
+                assert [x.shape for x in found] == [x.shape for x in items] and all(np.isfinite(x).all() for x in found)
         assert refused > 400, name
-        for at in range(len(whole)):
+        for at in range(0, len(whole), 3):
             place.write_bytes(whole[:at])
             refusal(e, place)
 
