@@ -87,14 +87,15 @@ def read_state(path: Path) -> StateFile:
 
     Examples
     --------
-    >>> import tempfile, pathlib
+    >>> import pathlib, tempfile
     >>> import rwkv_engine as rwkv
     >>> engine = rwkv.Engine("demo")
     >>> state = engine.new_state()
     >>> logits = engine.forward([1, 2, 3], state)
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.state"
-    >>> state.save(path)
-    >>> file = rwkv.read_state(path)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "a.state")
+    ...     state.save(path, "fp16")
+    ...     file = rwkv.read_state(path)
     >>> file.version, file.tokens_seen, file.parts["att.wkv"].shape
     ('7', 3, (4, 2, 64, 64))
     """
