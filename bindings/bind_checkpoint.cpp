@@ -81,6 +81,7 @@ void write_packed(const py::bytes& from, const std::string& to, const std::strin
 void bind_checkpoint(py::module_& m) {
   py::class_<Config>(m, "Config")
       .def_readonly("version", &Config::version)
+      .def_readonly("kind", &Config::kind)
       .def_readonly("n_layer", &Config::n_layer)
       .def_readonly("n_embd", &Config::n_embd)
       .def_readonly("n_head", &Config::n_head)

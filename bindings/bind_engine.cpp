@@ -72,6 +72,18 @@ rwkv::DeviceArray forward_on_device(Engine& engine, const std::vector<py::object
   return engine.forward_on_device(call.sequences, kind, signal_poll(), report);
 }
 
+using Doubles = py::array_t<double, py::array::c_style>;
+
+Doubles apply_task_head(const Engine& engine, const std::string& task, const Doubles& pooled) {
+  const std::span<const double> values(pooled.data(), size_t(pooled.size()));
+  std::vector<double> vector;
+  {
+    const Unlocked unlocked;
+    vector = engine.apply_task_head(task, values);
+  }
+  return Doubles(static_cast<py::ssize_t>(vector.size()), vector.data());
+}
+
 using Array = py::array_t<float, py::array::c_style>;
 
 int32_t sample(Engine& engine, const Array& logits, const py::object& params, uint64_t seed, uint64_t position) {
@@ -126,6 +138,7 @@ void bind_engine(py::module_& m) {
       .def("new_state", &Engine::new_state)
       .def("forward", forward)
       .def("forward_on_device", forward_on_device)
+      .def("apply_task_head", apply_task_head)
       .def("sample", sample)
       .def("state_from_bytes", state_from_bytes)
       .def("load_state", load_state)

@@ -100,7 +100,13 @@ void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<co
              "expected every state once in a batch, found one twice; fork() gives a second handle");
 }
 
+void Engine::check_output(Output output) const {
+  RWKV_CHECK(Error, !config().is_embedding() || output == Output::hidden || output == Output::none,
+             "output: expected 'hidden' or 'none' of an embedding model, found logits: it has no language-model head");
+}
+
 size_t Engine::result_size(std::span<const Sequence> sequences, Output output) const {
+  check_output(output);
   size_t tokens = 0;
   for (const Sequence& s : sequences) tokens += s.tokens.size();
   switch (output) {
@@ -144,6 +150,7 @@ DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Outpu
 void Engine::step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
                   const Poll& poll, const Progress& progress) {
   check_process();
+  check_output(output);
   const ListsPool::Use lists(lists_);
   check_sequences(sequences, lists->states);
   if (sequences.empty()) return;
@@ -231,6 +238,12 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
     state = {std::move(target[i]), state.tokens_seen + int64_t(sequences[i].tokens.size()), sequences[i].tokens.back(),
              std::move(logits[i]), sequences[i].sampler};
   }
+}
+
+std::vector<double> Engine::apply_task_head(std::string_view task, std::span<const double> pooled) const {
+  RWKV_CHECK(Error, config().is_embedding(), "task: expected an embedding model, found a language model, which has no ",
+             "heads for tasks");
+  return model_->task_heads().apply(task, pooled);
 }
 
 std::vector<TokenLogprob> Engine::sample(std::span<const SampleJob> jobs, const Poll& poll) {

@@ -64,13 +64,18 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // error no state has changed.
   void forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll = {},
                const Progress& progress = {});
-  size_t result_size(std::span<const Sequence> sequences, Output output) const;  // floats
+  // In floats. Throws Error for logits of a model without a language-model head.
+  size_t result_size(std::span<const Sequence> sequences, Output output) const;
   std::vector<float> forward(std::span<const Sequence> sequences, Output output = Output::last, const Poll& poll = {},
                              const Progress& progress = {});
 
   // The same rows, which stay on the device that has computed them: (S, V) and so on.
   DeviceArray forward_on_device(std::span<const Sequence> sequences, Output output = Output::last,
                                 const Poll& poll = {}, const Progress& progress = {});
+
+  // What the head of an embedding model for a task makes of pooled rows of Output::hidden. Throws Error for another
+  // model or task.
+  std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
 
   // One draw for each job.
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
@@ -96,6 +101,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
+  void check_output(Output output) const;
   void check_mine(const State& state) const;  // throws StateError for another engine's state
   void step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
             const Poll& poll, const Progress& progress);

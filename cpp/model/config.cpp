@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "model/declared.h"
+#include "model/task_heads.h"
 
 namespace rwkv {
 
@@ -94,6 +95,7 @@ Config read_config(const Checkpoint& file) {
   const std::string att = "blocks.0.att.", key_name = att + "key.weight";
   Config c;
   c.version = version;
+  if (has_task_heads(file)) c.kind = "embedding model";
   const bool seven = version.starts_with("7");
   const auto& emb = required(file, "emb.weight", 2).shape;
   const auto& ffn_key = required(file, "blocks.0.ffn.key.weight", 2).shape;

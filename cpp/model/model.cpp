@@ -113,6 +113,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   loader.report(progress, measure.bytes());
   model->build(loader);
   loader.tell();
+  model->weight_bytes_ += model->task_heads_.bytes();
   model->mappings_ = loader.take_mappings();
   model->matrices_ = loader.take_matrices();
   model->fingerprint_ = packed ? packed->fingerprint : loader.fingerprint().hex(model->config_);
@@ -154,7 +155,10 @@ void Model::build(Loader& loader) {
         layers_);
     if (&stage == &stages_.back()) {
       out_norm_ = loader.norm("ln_out", c.n_embd, 1e-5f);
-      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
+      if (c.is_embedding())
+        task_heads_ = TaskHeads::load(loader, c.n_embd);
+      else
+        head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
     }
   }
 }

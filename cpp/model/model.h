@@ -16,6 +16,7 @@
 #include "model/scratch.h"
 #include "model/state_layout.h"
 #include "model/strategy.h"
+#include "model/task_heads.h"
 
 namespace rwkv {
 
@@ -53,6 +54,8 @@ class Model {
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
 
+  const TaskHeads& task_heads() const { return task_heads_; }
+
   int panel_rows() const { return panel_rows_; }  // most rows of one forward
   Workspace workspace() const;                    // for forwards, one after the other
 
@@ -88,7 +91,8 @@ class Model {
   Loader::Mappings mappings_;  // what stays there
   Loader::Matrices matrices_;
   Norm out_norm_;
-  Linear head_;  // (V, C)
+  Linear head_;           // (V, C)
+  TaskHeads task_heads_;  // instead of it, of an embedding model
 };
 
 }  // namespace rwkv

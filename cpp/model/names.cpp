@@ -10,6 +10,7 @@
 #include "model/gguf_names.h"
 #include "model/hub_names.h"
 #include "model/packed.h"
+#include "model/task_heads.h"
 #include "model/views.h"
 
 namespace rwkv {
@@ -132,14 +133,24 @@ Checkpoint with_official_st(const Checkpoint& file) {
   return official.with(views.take());
 }
 
+// EmbeddingRWKV's second model: a few layers over the matrices of states, and two linear layers for a head.
+bool is_reranker(const Checkpoint& file) {
+  return any_name(file, begins("reranker.")) || (file.find("head.0.weight") && file.find("head.2.weight"));
+}
+
 }  // namespace
 
 Checkpoint with_official_names(const Checkpoint& opened) {
   if (is_packed(opened)) return with_packed_matrices(opened);
   if (opened.container() == "gguf") return opened.with(gguf_views(opened));
   const Checkpoint file = without_wrappers(opened);
-  RWKV_CHECK(ModelFormatError, !any_name(file, begins("rwkv.emb.")), file.path(),
-             ": this is EmbeddingRWKV, a model that gives vectors and no text; expected a language model");
+  if (any_name(file, begins("rwkv.emb."))) {
+    RWKV_CHECK(ModelFormatError, has_task_heads(file), file.path(), ": expected an EmbeddingRWKV, as the names rwkv.* ",
+               "say, found no tensor head.retr_head.*: this is another model around an RWKV");
+    return file.with(embedding_rwkv_views(file));
+  }
+  RWKV_CHECK(ModelFormatError, !is_reranker(file), file.path(),
+             ": this is a reranker, which reads the states of an EmbeddingRWKV; expected a model that reads tokens");
   if (any_name(file, begins("rwkv.embeddings."))) return file.with(transformers_views(file));
   if (any_name(file, contains(".linear_attn."))) return file.with(rwkv_rs_views(file));
   if (any_name(file, begins("layers.")) && any_name(file, contains(".attn."))) return file.with(fla_views(file));

@@ -20,6 +20,7 @@ from ._arguments import (
 from .chat import Chat
 from .config import Config
 from .device import DeviceArray
+from .embedding import EmbeddingMixin
 from .generation import GenerationMixin
 from .params import SamplingParams
 from .restore import RestoreMixin
@@ -28,7 +29,7 @@ from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
-class Engine(GenerationMixin, RestoreMixin):
+class Engine(EmbeddingMixin, GenerationMixin, RestoreMixin):
     """One model, ready to run.
 
     Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C

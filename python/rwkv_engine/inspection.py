@@ -19,6 +19,7 @@ _STATE = b'{"__metadata__":{"digest":"'  # how the header of a saved state begin
 _MAX_HEADER = 1 << 20
 
 _STRATEGIES = ("cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4")
+_TASK_HEAD = re.compile(r"head\.\w+_head\.")
 _LARGE = re.compile(
     r"head\.weight|blocks\.\d+\.(att|ffn)\.(receptance|key|value|gate|output)\.weight"
 )
@@ -75,7 +76,7 @@ def _bytes_in_memory(
         return count * element
     if name.endswith(".s_emb.weight"):  # stays in the file
         return 0
-    if not _is_matrix(shape):
+    if not _is_matrix(shape) or _TASK_HEAD.match(name):
         return count * 4
     if twice and name.endswith(".ffn.value.weight") and strategy != "cpu int4":
         count *= 2  # kept twice, to skip zeros
@@ -89,20 +90,21 @@ def _bytes_in_memory(
 
 def report(found: dict[str, Any]) -> str:
     """Return it as text."""
+    kind = f", {found['kind']}" if found["kind"] != "language model" else ""
     heads = "heads {n_head} of {head_size}, " if found["n_head"] else ""
     sizes = (
         f"layers {{n_layer}}, embedding {{n_embd}}, {heads}ffn {{n_ffn}}, vocabulary {{n_vocab}}"
     )
     packed = f", packed as {found['packed']}" if found["packed"] else ""
     lines = [
-        f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}{packed}",
+        f"{_printable(found['path'])}: RWKV-{found['version']}{kind}, {found['container']}{packed}",
         sizes.format(**found),
         f"parameters {found['parameters']:,}, {_megabytes(found['bytes'])} in the file",
         f"one state {_megabytes(found['state_bytes'])}",
     ]
-    kind = "maps" if found["packed"] else "needs"
+    how = "maps" if found["packed"] else "needs"
     lines += [
-        f'"{strategy}" {kind} about {_megabytes(count)} for the weights'
+        f'"{strategy}" {how} about {_megabytes(count)} for the weights'
         for strategy, count in found["memory_bytes"].items()
     ]
     for tensor in found.get("tensors", []):
