@@ -11,6 +11,7 @@ import checkpoint_files
 import container_files
 import gguf_files
 import numpy as np
+from pooling import embedding_model
 from random_model import random_model
 
 
@@ -45,6 +46,7 @@ def main():
         ("st", container_files.to_st(weights)),
         ("wrapped", {"model._orig_mod." + name: t for name, t in few.items()}),
         ("fla6", FLA6),
+        ("embedding", embedding_model(weights)),
     ):
         checkpoint_files.write_safetensors(checkpoints / f"{name}.safetensors", converted, "f16")
 
