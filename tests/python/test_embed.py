@@ -1,5 +1,7 @@
 """Texts as vectors: those of the definition, the same bits alone and in any company."""
 
+import weakref
+
 import numpy as np
 import pytest
 from helpers import OLDER, SMALL, bits, model, models_folder, rwkv, save
@@ -113,7 +115,7 @@ def test_a_long_text_is_the_sum_of_its_rows(demo):
     text = ids(10_000, V=demo.config.n_vocab)
     rows = demo.forward(text, demo.new_state(), output="hidden")
     found = demo.embed([text], normalize=False)[0]
-    assert np.abs(found - rows.mean(0, dtype=np.float64)).max() <= 1e-6
+    np.testing.assert_array_max_ulp(found, rows.mean(0, dtype=np.float64).astype(np.float32), 1)
     last = demo.embed([text], "last", normalize=False)[0]
     assert bits(last) == bits(rows[-1])
 
@@ -130,6 +132,18 @@ def test_calls_hold_few_tokens_and_few_states(small):
             whole = text.done == len(text.ids)
             assert whole or (i == len(call) - 1 and text.done % module.PIECE == 0)
     assert list(done.values()) == counts
+
+
+def test_the_states_of_texts_that_have_ended_are_let_go(small, monkeypatch):
+    made, alive, new_state = weakref.WeakSet(), [], rwkv.Engine.new_state
+
+    def noted(engine):
+        made.add(state := new_state(engine))
+        return state
+
+    monkeypatch.setattr(rwkv.Engine, "new_state", noted)
+    small.embed([[1, 2]] * 200, progress=lambda done, total: alive.append(len(made)))
+    assert 0 < max(alive) <= module.TEXTS
 
 
 # ---- states ----
