@@ -71,6 +71,9 @@ std::vector<double> TaskHeads::apply(std::string_view task, std::span<const doub
   for (const double v : y) squares += (v - mean) * (v - mean);
   const double scale = 1 / std::sqrt(squares / size + kNormEps);
   for (size_t i = 0; i < y.size(); i++) y[i] = (y[i] - mean) * scale * double(head.weight[i]) + double(head.bias[i]);
+  const auto is_float = [](double v) { return std::isfinite(float(v)); };
+  RWKV_CHECK(NonFiniteError, std::ranges::all_of(y, is_float), "expected finite numbers after the head for ", task,
+             ", found NaN or infinity");
   return y;
 }
 

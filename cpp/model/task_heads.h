@@ -20,7 +20,7 @@ class TaskHeads {
  public:
   static TaskHeads load(Loader& loader, int n_embd);
 
-  // `task` is "retrieval", "classification" or "similarity". Throws Error for another.
+  // `task` is "retrieval", "classification" or "similarity". Throws Error for another, NonFiniteError.
   std::vector<double> apply(std::string_view task, std::span<const double> x) const;
   size_t bytes() const;
 

@@ -1,5 +1,6 @@
 """Texts as vectors: those of the definition, the same bits alone and in any company."""
 
+import concurrent.futures
 import weakref
 
 import numpy as np
@@ -109,6 +110,13 @@ def test_the_same_with_any_threads():
     texts = [ids(n, seed=n) for n in (1, 300, 17, 1025)]
     vectors = [opened(threads=n, **SMALL).embed(texts) for n in (1, 2, 3)]
     assert bits(vectors[0]) == bits(vectors[1]) == bits(vectors[2])
+
+
+def test_the_same_from_several_threads(small):
+    texts = [ids(n, seed=n) for n in (1, 300, 17)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = [bits(vectors) for vectors in pool.map(small.embed, [texts] * 8)]
+    assert found == [bits(small.embed(texts))] * 8
 
 
 def test_a_long_text_is_the_sum_of_its_rows(demo):
