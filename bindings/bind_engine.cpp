@@ -27,19 +27,32 @@ std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, i
   return Engine::open(name, options);
 }
 
-// The arguments of a call, kept as long as it lasts.
+// The arguments of a call, kept as long as it lasts. A sequence is one of tokens, or a float32 array (T, C) of
+// embeddings.
 struct Call {
   std::vector<std::vector<int32_t>> ids;
+  std::vector<std::vector<float>> embeddings;  // copies, because nobody else may change them meanwhile
   std::vector<rwkv::Sequence> sequences;
 
-  Call(const Engine& engine, const std::vector<py::object>& tokens, const std::vector<StateRef>& states) {
-    RWKV_CHECK(rwkv::Error, tokens.size() == states.size(), "states: expected one for each of ", tokens.size(),
+  Call(const Engine& engine, const std::vector<py::object>& inputs, const std::vector<StateRef>& states) {
+    RWKV_CHECK(rwkv::Error, inputs.size() == states.size(), "states: expected one for each of ", inputs.size(),
                " sequences, found ", states.size());
-    ids.reserve(tokens.size());
-    for (size_t i = 0; i < tokens.size(); i++) {
-      ids.push_back(ids_of(tokens[i], engine.config().n_vocab));
+    ids.reserve(inputs.size()), embeddings.reserve(inputs.size());
+    for (size_t i = 0; i < inputs.size(); i++) {
       if (!states[i]) throw py::type_error("states: expected a State, found None");
-      sequences.push_back({ids.back(), states[i].get()});
+      if (py::isinstance<py::array_t<float>>(inputs[i])) {
+        const auto rows = py::array_t<float, py::array::c_style>::ensure(inputs[i]);
+        if (!rows) throw py::error_already_set();
+        const py::ssize_t width = engine.config().n_embd;
+        RWKV_CHECK(rwkv::Error, rows.ndim() == 2 && rows.shape(0) > 0 && rows.shape(1) == width,
+                   "embeddings: expected shape (T, ", width, ") with T of 1 or more, found ",
+                   std::string(py::str(rows.attr("shape"))));
+        embeddings.emplace_back(rows.data(), rows.data() + rows.size());
+        sequences.push_back({.tokens = {}, .state = states[i].get(), .embeddings = embeddings.back()});
+      } else {
+        ids.push_back(ids_of(inputs[i], engine.config().n_vocab));
+        sequences.push_back({ids.back(), states[i].get()});
+      }
     }
   }
 };
@@ -82,6 +95,20 @@ Doubles apply_task_head(const Engine& engine, const std::string& task, const Dou
     vector = engine.apply_task_head(task, values);
   }
   return Doubles(static_cast<py::ssize_t>(vector.size()), vector.data());
+}
+
+// (layers, T, C).
+py::array_t<float> layer_outputs(Engine& engine, const py::object& input, const StateRef& state,
+                                 const std::vector<int>& layers, const py::object& progress) {
+  const Call call(engine, {input}, {state});
+  const auto report = progress_of(progress);
+  const auto width = static_cast<size_t>(engine.config().n_embd);
+  const size_t rows = engine.result_size(call.sequences, rwkv::Output::hidden) / width;
+  py::array_t<float> result({layers.size(), rows, width});
+  const std::span<float> values(result.mutable_data(), static_cast<size_t>(result.size()));
+  const Unlocked unlocked;
+  engine.layer_outputs(call.sequences.front(), layers, values, signal_poll(), report);
+  return result;
 }
 
 using Array = py::array_t<float, py::array::c_style>;
@@ -139,6 +166,7 @@ void bind_engine(py::module_& m) {
       .def("forward", forward)
       .def("forward_on_device", forward_on_device)
       .def("apply_task_head", apply_task_head)
+      .def("layer_outputs", layer_outputs)
       .def("sample", sample)
       .def("state_from_bytes", state_from_bytes)
       .def("load_state", load_state)

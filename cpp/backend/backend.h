@@ -58,6 +58,8 @@ struct Batch {
   std::span<const std::byte* const> src;  // (S) each sequence's state before the call; sequences may share one
   std::span<std::byte* const> dst;        // (S) and after it; all different, and equal to its own src or to none
   std::span<const int32_t> rows = {};     // (R) those that want a result, ascending
+  // (T, C) in place of rows of the embedding table, before its norm; then token[t] is t. Empty: there are tokens.
+  std::span<const float> embeddings = {};
 };
 
 enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
@@ -232,7 +234,8 @@ class Backend {
   // until the end; after an error there is none, and the next step begins anew.
   virtual void begin(const Batch&) {}
   virtual void end() {}
-  // x[t] = norm(table[token[t]]) where x is given, and the same as an operand where out is given.
+  // x[t] = norm(table[token[t]]) where x is given, and the same as an operand where out is given. `table` may be x
+  // itself where token[t] is t.
   virtual void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out = {}) = 0;
   // Of rows [first, first + count) of those that want a result: y[i] = norm(x[rows[first + i]]) where y is given, and
   // the same as an operand where out is given.

@@ -90,6 +90,17 @@ void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<co
   for (const Sequence& s : sequences) {
     check_mine(*s.state);
     states.push_back(s.state);
+    RWKV_CHECK(
+        Error,
+        s.embeddings.empty() == sequences.front().embeddings.empty() && (s.embeddings.empty() || s.tokens.empty()),
+        "expected tokens or embeddings for all sequences, found both");
+    if (!s.embeddings.empty()) {
+      RWKV_CHECK(Error, config().version != "7a",
+                 "this is RWKV-7a, whose layers read tables by token: expected tokens, found embeddings");
+      RWKV_CHECK(Error, s.embeddings.size() % size_t(config().n_embd) == 0, "embeddings: expected rows of ",
+                 config().n_embd, " numbers, found ", s.embeddings.size(), " in all");
+      continue;
+    }
     RWKV_CHECK(Error, !s.tokens.empty(), "expected at least one token, found none");
     for (size_t i = 0; i < s.tokens.size(); i++)
       RWKV_CHECK(Error, s.tokens[i] >= 0 && s.tokens[i] < vocab, "token ", i, ": expected an id from 0 to ", vocab - 1,
@@ -105,10 +116,14 @@ void Engine::check_output(Output output) const {
              "output: expected 'hidden' or 'none' of an embedding model, found logits: it has no language-model head");
 }
 
+int64_t Engine::rows_of(const Sequence& s) const {
+  return s.embeddings.empty() ? std::ssize(s.tokens) : std::ssize(s.embeddings) / config().n_embd;
+}
+
 size_t Engine::result_size(std::span<const Sequence> sequences, Output output) const {
   check_output(output);
   size_t tokens = 0;
-  for (const Sequence& s : sequences) tokens += s.tokens.size();
+  for (const Sequence& s : sequences) tokens += size_t(rows_of(s));
   switch (output) {
     case Output::last:
       return sequences.size() * size_t(config().n_vocab);
@@ -131,7 +146,23 @@ std::vector<float> Engine::forward(std::span<const Sequence> sequences, Output o
 
 void Engine::forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll,
                      const Progress& progress) {
-  step(sequences, output, result, nullptr, poll, progress);
+  RWKV_CHECK(Error, result.empty() || result.size() == result_size(sequences, output), "result: expected room for ",
+             result_size(sequences, output), " floats, found ", result.size());
+  step(sequences, {.output = output, .rows = result}, poll, progress);
+}
+
+void Engine::layer_outputs(const Sequence& sequence, std::span<const int> layers, std::span<float> result,
+                           const Poll& poll, const Progress& progress) {
+  for (size_t i = 0; i < layers.size(); i++) {
+    RWKV_CHECK(Error, layers[i] >= 0 && layers[i] < config().n_layer, "layers: expected numbers from 0 to ",
+               config().n_layer - 1, ", found ", layers[i]);
+    RWKV_CHECK(Error, i == 0 || layers[i - 1] < layers[i], "layers: expected each once and ascending, found ",
+               layers[i], " after ", i > 0 ? layers[i - 1] : 0);
+  }
+  const size_t size = layers.size() * size_t(rows_of(sequence)) * size_t(config().n_embd);
+  RWKV_CHECK(Error, result.size() == size, "result: expected room for ", size, " floats, found ", result.size());
+  const Output output = config().is_embedding() ? Output::none : Output::last;
+  step(std::span(&sequence, 1), {.output = output, .layers = layers, .of_layers = result.data()}, poll, progress);
 }
 
 DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Output output, const Poll& poll,
@@ -141,27 +172,25 @@ DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Outpu
   const size_t size = result_size(sequences, output);
   const auto memory = results_->take(size * sizeof(float));
   auto* const data = reinterpret_cast<float*>(memory.get());
-  step(sequences, output, {}, data, poll, progress);
+  step(sequences, {.output = output, .on_device = data}, poll, progress);
   const auto& device = model_->stages().back().backend;
   return {device->device(), data, {int64_t(size) / cols, cols}, {cols, 1}, lent(device, memory)};
 }
 
-// Rows go to `result` if it is not empty, and to `on_device` if there is such a place.
-void Engine::step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
-                  const Poll& poll, const Progress& progress) {
+void Engine::step(std::span<const Sequence> sequences, const Results& results, const Poll& poll,
+                  const Progress& progress) {
+  const auto [output, result, on_device, layers, of_layers] = results;
   check_process();
   check_output(output);
   const ListsPool::Use lists(lists_);
   check_sequences(sequences, lists->states);
   if (sequences.empty()) return;
-  RWKV_CHECK(Error, result.empty() || result.size() == result_size(sequences, output), "result: expected room for ",
-             result_size(sequences, output), " floats, found ", result.size());
   // Calls one after the other hold their states until the last has ended.
   for (const Sequence& s : sequences) lists->uses.emplace_back(*s.state);
   const Turn::Hold hold(turn_, poll);
 
   // Everything a step needs is there before it begins: slots to write to, room for the logits, the lists of a panel.
-  const size_t count = sequences.size(), vocab = size_t(config().n_vocab);
+  const size_t count = sequences.size(), vocab = size_t(config().n_vocab), width = size_t(config().n_embd);
   Backend& device = *model_->stages().back().backend;       // where results are
   const auto kept = model_->stages().back().states.logits;  // where they stay with a state, if they do
   auto& target = lists->target;
@@ -170,7 +199,7 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
   int64_t total = 0;
   target.resize(count), logits.resize(count);
   for (size_t s = 0; s < count; s++) {
-    total += int64_t(sequences[s].tokens.size());
+    total += rows_of(sequences[s]);
     target[s] = pool_->take();
     if (output != Output::last && output != Output::all) continue;
     logits[s] = pool_->take_logits();
@@ -185,6 +214,7 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
 
   panel.clear();
   panel.reserve(size_t(std::min(step, total)), count, model_->stages().size());
+  if (!sequences.front().embeddings.empty()) panel.embeddings.reserve(size_t(std::min(step, total)) * width);
 
   const bool every_row = output == Output::all || output == Output::hidden;
   const Model::Result kind = output == Output::hidden ? Model::Result::hidden
@@ -194,20 +224,25 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
   for (int64_t done = 0; done < total; done += int64_t(panel.token.size())) {
     panel.clear();
     while (s < count && int64_t(panel.token.size()) < step) {
-      const auto& tokens = sequences[s].tokens;
-      const size_t n = std::min(tokens.size() - at, size_t(step) - panel.token.size());
-      panel.begin(at == 0 ? *sequences[s].state->contents_.slot : *target[s], *target[s]);
+      const auto& [tokens, state, sampler, embeddings] = sequences[s];
+      const size_t rows = size_t(rows_of(sequences[s]));
+      const size_t n = std::min(rows - at, size_t(step) - panel.token.size());
+      panel.begin(at == 0 ? *state->contents_.slot : *target[s], *target[s]);
+      if (!embeddings.empty()) {
+        const auto part = embeddings.subspan(at * width, n * width);
+        panel.embeddings.insert(panel.embeddings.end(), part.begin(), part.end());
+      }
       for (size_t i = 0; i < n; i++) {
-        const bool last = at + i + 1 == tokens.size();
+        const bool last = at + i + 1 == rows;
         // The last row of a panel goes to the end in any case: that is where numbers that are not finite show.
         if (every_row || last || (kind == Model::Result::none && i + 1 == n)) {
           panel.rows.push_back(int32_t(panel.token.size()));
           panel.ending.push_back(last ? s : count);
         }
-        panel.token.push_back(tokens[at + i]);
+        panel.token.push_back(tokens.empty() ? int32_t(panel.token.size()) : tokens[at + i]);
       }
       at += n;
-      if (at == tokens.size()) s++, at = 0;
+      if (at == rows) s++, at = 0;
     }
 
     size_t row = 0;
@@ -228,14 +263,21 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
     };
     // By reference: a function that held the captures would allocate.
     const bool wanted = !kept || on_device || !result.empty();
-    model_->forward(panel.finish(), kind, space_, poll, wanted ? Model::Take(std::ref(take)) : Model::Take());
+    size_t taken = 0;  // of the layers asked for
+    const auto take_layer = [&](int layer, Backend& home, const Tensor& x) {
+      if (taken == layers.size() || layers[taken] != layer) return;
+      home.read(x, of_layers + (taken++ * size_t(total) + size_t(done)) * width);
+    };
+    model_->forward(panel.finish(), kind, space_, poll, wanted ? Model::Take(std::ref(take)) : Model::Take(),
+                    layers.empty() ? Model::TakeLayer() : Model::TakeLayer(std::ref(take_layer)));
     if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 
   if (on_device) device.synchronise();
   for (size_t i = 0; i < count; i++) {
     StateContents& state = sequences[i].state->contents_;
-    state = {std::move(target[i]), state.tokens_seen + int64_t(sequences[i].tokens.size()), sequences[i].tokens.back(),
+    const auto& tokens = sequences[i].tokens;
+    state = {std::move(target[i]), state.tokens_seen + rows_of(sequences[i]), tokens.empty() ? -1 : tokens.back(),
              std::move(logits[i]), sequences[i].sampler};
   }
 }

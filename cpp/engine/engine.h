@@ -42,6 +42,9 @@ struct Sequence {
   std::span<const int32_t> tokens;  // at least one
   State* state;
   std::shared_ptr<const SamplerState> sampler = nullptr;  // becomes the state's with the step
+  // In place of tokens: (T, C) vectors that enter where rows of the embedding table would, before the first norm. All
+  // sequences of a call have them, or none has.
+  std::span<const float> embeddings = {};
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -77,6 +80,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // model or task.
   std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
 
+  // Steps one sequence and writes what the layers asked for (ascending) leave of its tokens, the residual behind each:
+  // (layers, T, C).
+  void layer_outputs(const Sequence& sequence, std::span<const int> layers, std::span<float> result,
+                     const Poll& poll = {}, const Progress& progress = {});
+
   // One draw for each job.
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
 
@@ -103,8 +111,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Engine(std::shared_ptr<const Model> model, int64_t process);
   void check_output(Output output) const;
   void check_mine(const State& state) const;  // throws StateError for another engine's state
-  void step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
-            const Poll& poll, const Progress& progress);
+  // Where a step's numbers go, beside the states.
+  struct Results {
+    Output output = Output::last;
+    std::span<float> rows = {};        // if it is not empty
+    float* on_device = nullptr;        // if there is such a place
+    std::span<const int> layers = {};  // whose outputs go to
+    float* of_layers = nullptr;        // (layers, T, C)
+  };
+  void step(std::span<const Sequence> sequences, const Results& results, const Poll& poll, const Progress& progress);
+  int64_t rows_of(const Sequence& sequence) const;
   std::string header_of(const StateContents& contents) const;
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 

@@ -19,7 +19,8 @@ struct Panel {
   std::vector<const StateSlot*> to;
   std::vector<const std::byte*> src;  // (stages, sequences)
   std::vector<std::byte*> dst;
-  std::vector<Batch> batches;  // (stages)
+  std::vector<float> embeddings;  // of the rows, where there are no tokens
+  std::vector<Batch> batches;     // (stages)
 
   void reserve(size_t most_rows, size_t sequences, size_t stages) {
     token.reserve(most_rows), rows.reserve(most_rows), ending.reserve(most_rows);
@@ -27,7 +28,9 @@ struct Panel {
     src.reserve(stages * sequences), dst.reserve(stages * sequences);
     batches.resize(stages);
   }
-  void clear() { token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(); }
+  void clear() {
+    token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(), embeddings.clear();
+  }
   void begin(const StateSlot& before, const StateSlot& after) {
     start.push_back(int32_t(token.size()));
     from.push_back(&before), to.push_back(&after);
@@ -40,7 +43,7 @@ struct Panel {
     for (size_t stage = 0; stage < batches.size(); stage++) {
       for (const StateSlot* slot : from) src.push_back(slot->data(stage));
       for (const StateSlot* slot : to) dst.push_back(slot->data(stage));
-      batches[stage] = {token, start, std::span(src).last(n), std::span(dst).last(n), rows};
+      batches[stage] = {token, start, std::span(src).last(n), std::span(dst).last(n), rows, embeddings};
     }
     return batches;
   }

@@ -1,5 +1,5 @@
 // Memory for what every step takes and gives back: a block that was freed waits for the next that needs as much, so
-// that a step allocates nothing. Never shrinks, as the pool of states does not, whose slots are larger by far.
+// that a step allocates nothing. Never shrinks: it is small beside the states.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -20,7 +20,7 @@ class StateSlot;  // one slot of the pool; forks share it until one of them step
 struct StateContents {
   std::shared_ptr<const StateSlot> slot;
   int64_t tokens_seen = 0;
-  int32_t last_token = -1;                                // -1 before the first
+  int32_t last_token = -1;                                // -1 before the first, and after embeddings
   std::shared_ptr<const Logits> last_logits = nullptr;    // (V) after the last token; null when the last call made none
   std::shared_ptr<const SamplerState> sampler = nullptr;  // of the text that the last token belongs to, if one is known
 };

@@ -11,10 +11,19 @@ namespace rwkv {
 
 class StatePool;
 
+// Slots that are allocated together.
+struct StateSlab {
+  std::vector<Memory> memory;           // one for each stage of the model
+  std::vector<std::byte*> pieces;       // (slots, stages)
+  std::vector<std::byte* const*> free;  // of the slots those that nobody has, by their first piece
+  size_t slots = 0;
+};
+
 // One slot of a pool, given back when nobody holds it any more: a piece of memory for each stage of the model.
 class StateSlot {
  public:
-  StateSlot(std::shared_ptr<StatePool> pool, std::byte* const* pieces) : pool_(std::move(pool)), pieces_(pieces) {}
+  StateSlot(std::shared_ptr<StatePool> pool, StateSlab* slab, std::byte* const* pieces)
+      : pool_(std::move(pool)), slab_(slab), pieces_(pieces) {}
   ~StateSlot();
   StateSlot(const StateSlot&) = delete;
   StateSlot& operator=(const StateSlot&) = delete;
@@ -23,10 +32,12 @@ class StateSlot {
 
  private:
   std::shared_ptr<StatePool> pool_;
+  StateSlab* slab_;
   std::byte* const* pieces_;
 };
 
-// Slots for states. Grows by slabs, never shrinks; slots are used again.
+// Slots for states, used again. Grows by slabs. One that nobody uses is let go of if, without it, there are still as
+// many free slots as used ones, which is what steps of all states need, and kKept bytes of them.
 class StatePool : public std::enable_shared_from_this<StatePool> {
  public:
   // What lies on the device of a stage.
@@ -34,6 +45,8 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
     std::shared_ptr<Backend> backend;
     StateLayout layout;
   };
+  static constexpr size_t kKept = size_t(256) << 20;
+
   explicit StatePool(std::vector<Stage> stages);
 
   std::shared_ptr<StateSlot> take();                // contents undefined
@@ -42,20 +55,16 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
 
  private:
   friend class StateSlot;
-  struct Slab {
-    std::vector<Memory> memory;      // one for each stage
-    std::vector<std::byte*> pieces;  // (slots, stages)
-  };
   void grow();
-  void give_back(std::byte* const* pieces);
+  void give_back(StateSlab* slab, std::byte* const* pieces);
 
   const std::vector<Stage> stages_;
-  size_t slab_bytes_;
+  size_t slot_bytes_ = 0, slab_bytes_;
   const int64_t process_;
   const std::shared_ptr<Recycler> recycler_ = std::make_shared<Recycler>();
   std::mutex mutex_;
-  std::vector<Slab> slabs_;
-  std::vector<std::byte* const*> free_;
+  std::vector<std::unique_ptr<StateSlab>> slabs_;  // the first that has a free slot gives it
+  size_t slots_ = 0, free_ = 0;
 };
 
 }  // namespace rwkv

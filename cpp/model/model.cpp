@@ -261,7 +261,7 @@ Workspace Model::workspace() const {
 // ---- steps ----
 
 void Model::forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
-                    const Take& take) const {
+                    const Take& take, const TakeLayer& take_layer) const {
   const int tokens = int(batches.front().token.size());
   const auto check = [&] {
     if (poll) poll();
@@ -280,8 +280,9 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
       const auto place = [&](size_t i) { return space.carried.data() + i * size_t(tokens) * size_t(x.cols); };
 
       b.begin(batch);
+      if (s == 0 && !batch.embeddings.empty()) b.write(x, batch.embeddings.data());
       if (s == 0)
-        b.embed(stage.embedding, stage.embedding_norm, batch, x);
+        b.embed(batch.embeddings.empty() ? stage.embedding : x, stage.embedding_norm, batch, x);
       else if (stages_[s - 1].backend != stage.backend)
         for (size_t i = 0; i < moved.size(); i++) b.write(moved[i], place(i));
       if constexpr (requires { scratch.embedded; })
@@ -292,6 +293,7 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
       for (int i = 0; i < stage.count; i++) {
         if (stage.stream) stage.stream->need(i);
         step(b, layers[size_t(stage.first + i)], config_, stage.states, i, batch, scratch, x, check);
+        if (take_layer) take_layer(stage.first + i, b, x);
       }
       if (s + 1 == stages_.size())
         finish(x, batch, result, arena, poll, take);

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from .params import SamplingParams
 
 _Piece: TypeAlias = tuple[str, int, float, list[tuple[int, float]]]
+# Token ids, or float32 embeddings (T, C).
+_Input: TypeAlias = Sequence[int] | NDArray[np.integer] | NDArray[np.float32]
 
 class Config:
     @property
@@ -80,7 +82,7 @@ class Engine:
     def new_state(self) -> State: ...
     def forward(
         self,
-        tokens: list[Sequence[int] | NDArray[np.integer]],
+        inputs: list[_Input],
         states: list[State],
         output: str,
         progress: Callable[[int, int], object] | None,
@@ -88,13 +90,21 @@ class Engine:
     ) -> NDArray[np.float32] | None: ...
     def forward_on_device(
         self,
-        tokens: list[Sequence[int] | NDArray[np.integer]],
+        inputs: list[_Input],
         states: list[State],
         output: str,
         progress: Callable[[int, int], object] | None,
         /,
     ) -> DeviceArray: ...
     def apply_task_head(self, task: str, pooled: NDArray[np.float64], /) -> NDArray[np.float64]: ...
+    def layer_outputs(
+        self,
+        input: _Input,
+        state: State,
+        layers: list[int],
+        progress: Callable[[int, int], object] | None,
+        /,
+    ) -> NDArray[np.float32]: ...
     def sample(
         self,
         logits: NDArray[np.float32],

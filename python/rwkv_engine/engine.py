@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
 from . import _core
 from ._arguments import (
     DEMO,
     Path,
     Progress,
-    Tokens,
     engine_options,
     model_name,
     model_path,
 )
 from .chat import Chat
 from .config import Config
-from .device import DeviceArray
 from .embedding import EmbeddingMixin
+from .forward import ForwardMixin
 from .generation import GenerationMixin
 from .params import SamplingParams
 from .restore import RestoreMixin
-from .state import State, core_of
+from .state import State
 from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
-class Engine(EmbeddingMixin, GenerationMixin, RestoreMixin):
+class Engine(ForwardMixin, EmbeddingMixin, GenerationMixin, RestoreMixin):
     """One model, ready to run.
 
     Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C
@@ -118,59 +112,6 @@ class Engine(EmbeddingMixin, GenerationMixin, RestoreMixin):
     def new_state(self) -> State:
         """Return the state before any token."""
         return State(self._core.new_state())
-
-    def forward(
-        self,
-        tokens: Tokens,
-        state: State,
-        output: str = "last",
-        progress: Progress | None = None,
-        device: bool = False,
-    ) -> Any:
-        """Step a state in place through T >= 1 tokens, sequence or array of ids from 0 to V - 1.
-
-        Results and state have the same bits however a text is split into calls. A call that fails
-        leaves the state as it was; ``progress(tokens_done, T)`` may make it fail by raising.
-
-        Returns
-        -------
-        float32 array or None
-            (V,) logits after the last token for output "last", (T, V) after every token for "all",
-            None for "none", and (T, C) vectors after the final norm for "hidden". With
-            ``device=True`` a `DeviceArray` of them on the model's last device, "last" as (1, V).
-
-        Examples
-        --------
-        >>> import rwkv_engine as rwkv
-        >>> engine = rwkv.Engine("demo")
-        >>> engine.forward([1, 2, 3], engine.new_state(), output="all").shape
-        (3, 1024)
-        """
-        if device:
-            return DeviceArray(
-                self._core.forward_on_device([tokens], [core_of(state)], output, progress)
-            )
-        rows = self._core.forward([tokens], [core_of(state)], output, progress)
-        return rows[0] if rows is not None and output == "last" else rows
-
-    def forward_batch(
-        self,
-        tokens: Sequence[Tokens],
-        states: Sequence[State],
-        output: str = "last",
-        progress: Progress | None = None,
-    ) -> Any:
-        """Step B states, each through tokens of its own, with the bits of `forward`; all or none.
-
-        Returns
-        -------
-        (B, V) float32 for "last", None for "none", for the others a list of B arrays.
-        """
-        sequences = list(tokens)
-        rows = self._core.forward(sequences, [core_of(s) for s in states], output, progress)
-        if rows is None or output == "last":
-            return rows
-        return np.split(rows, np.cumsum([len(s) for s in sequences])[:-1]) if sequences else []
 
     def chat(
         self,

@@ -128,7 +128,7 @@ class State:
         )
 
 
-def core_of(state: State) -> _core.State:
+def core_of(state: object) -> _core.State:
     """Return the handle itself."""
     if not isinstance(state, State):
         raise TypeError(f"state: expected a State, found {type(state).__name__}")

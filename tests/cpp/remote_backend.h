@@ -4,6 +4,7 @@
 // Batch between begin and end, read from the host when it is begun.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <vector>
@@ -20,6 +21,7 @@ class RemoteBackend final : public Backend {
  public:
   // Steps of all such devices that have begun and not ended; one that an error ends is open until the next.
   static inline int open_steps = 0;
+  static inline std::atomic<int64_t> held = 0;  // bytes of all of them that somebody has
 
   RemoteBackend(int index, const DeviceOptions& options) : inner_(options), index_(index) {}
   ~RemoteBackend() override { open_steps -= begun_ != nullptr; }
@@ -42,7 +44,9 @@ class RemoteBackend final : public Backend {
 
   Memory allocate(size_t bytes) override {
     const Memory memory = inner_.allocate(bytes);
-    return {std::shared_ptr<std::byte>(memory.data, out(memory.data.get())), memory.size};
+    held += int64_t(bytes);
+    const auto release = [memory, bytes](std::byte*) { held -= int64_t(bytes); };
+    return {std::shared_ptr<std::byte>(out(memory.data.get()), release), memory.size};
   }
   void prepare(const StepShape& shape) override {
     expect(shape.rows > 0 && shape.rows <= 70, "as many rows as were asked for");

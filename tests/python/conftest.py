@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -80,3 +81,30 @@ def cpp_build(tool):
                     pytrace=False,
                 )
     return build
+
+
+@functools.cache
+def why_no_gpu():
+    import helpers
+
+    import rwkv_engine as rwkv
+
+    try:
+        helpers.engine("cuda fp32", **helpers.TINY)
+    except rwkv.DeviceError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(params=["simulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """The simulator in place of the library, with the words of RWKV_CUSIM as its argument; or a GPU."""
+    if request.param == "gpu":
+        monkeypatch.delenv("RWKV_CUDA_LIBRARY")
+        if why_no_gpu():  # where there must be one, it is no reason
+            (pytest.fail if os.environ.get("RWKV_GPU_TESTS") else pytest.skip)(why_no_gpu())
+        return lambda *words: pytest.skip("of the simulator") if words else None
+    build = request.getfixturevalue("cpp_build")
+    monkeypatch.setenv("RWKV_CUDA_LIBRARY", str(build / "librwkv_cusim.so"))
+    monkeypatch.setenv("RWKV_CUSIM", "stream:late")
+    return lambda *words: monkeypatch.setenv("RWKV_CUSIM", ",".join(words))

@@ -3,7 +3,6 @@
 The kernels by themselves are compared with the CPU's in tests/cpp/cuda_*_test.cpp.
 """
 
-import functools
 import os
 import threading
 
@@ -35,29 +34,6 @@ SHAPES = {
 }
 # Of the largest logit, from the CPU's with fp32: what the format alone may cost.
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 5e-2, "fp16i8": 0.1, "fp16i4": 0.5}
-
-
-@functools.cache
-def why_no_gpu():
-    try:
-        engine("cuda fp32", **TINY)
-    except rwkv.DeviceError as error:
-        return str(error)
-    return None
-
-
-@pytest.fixture(params=["simulator", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    """The simulator in place of the library, with the words of RWKV_CUSIM as its argument; or a GPU."""
-    if request.param == "gpu":
-        monkeypatch.delenv("RWKV_CUDA_LIBRARY")
-        if why_no_gpu():  # where there must be one, it is no reason
-            (pytest.fail if os.environ.get("RWKV_GPU_TESTS") else pytest.skip)(why_no_gpu())
-        return lambda *words: pytest.skip("of the simulator") if words else None
-    build = request.getfixturevalue("cpp_build")
-    monkeypatch.setenv("RWKV_CUDA_LIBRARY", str(build / "librwkv_cusim.so"))
-    monkeypatch.setenv("RWKV_CUSIM", "stream:late")
-    return lambda *words: monkeypatch.setenv("RWKV_CUSIM", ",".join(words))
 
 
 @pytest.fixture(params=SHAPES)

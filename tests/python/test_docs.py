@@ -14,6 +14,7 @@ import sys
 import pytest
 
 import rwkv_engine as rwkv
+from rwkv_engine.forward import ForwardMixin
 from rwkv_engine.generation import GenerationMixin
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,8 +39,8 @@ def test_docstrings(module):
 
 def test_there_are_docstrings_to_run():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    tested = {test.name for cls in (rwkv.Engine, GenerationMixin, rwkv.Chat, rwkv.State, rwkv.SamplingParams, rwkv.Tokenizer) for test in finder.find(cls) if test.examples}
-    assert {"Engine", "Engine.forward", "GenerationMixin.generate", "Chat", "State", "SamplingParams", "Tokenizer"} <= tested
+    tested = {test.name for cls in (rwkv.Engine, ForwardMixin, GenerationMixin, rwkv.Chat, rwkv.State, rwkv.SamplingParams, rwkv.Tokenizer) for test in finder.find(cls) if test.examples}
+    assert {"Engine", "ForwardMixin.forward", "GenerationMixin.generate", "Chat", "State", "SamplingParams", "Tokenizer"} <= tested
 
 
 @pytest.mark.parametrize("code", blocks("python"))

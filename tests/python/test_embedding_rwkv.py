@@ -141,6 +141,12 @@ def test_hidden_states_and_states_work(engine, tmp_path):
     assert again.equals(state) and state.last_logits is None
 
 
+def test_layers_give_what_those_of_the_language_model_give(engine):
+    other = rwkv.Engine(model(**SMALL).path(), "cpu fp32", threads=2)
+    found = [e.layer_outputs(ids(40), e.new_state()) for e in (engine, other)]
+    assert found[0].shape == (2, 40, 64) and bits(found[0]) == bits(found[1])
+
+
 # ---- what it is called ----
 
 

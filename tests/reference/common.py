@@ -47,10 +47,11 @@ def channel_mix(x, i, p, state, product):
     return sigmoid(product(p["receptance.weight"], mixed["r"])) * product(p["value.weight"], k)
 
 
-def forward(weights, tokens, state, time_mix, round=None, hidden=False):
+def forward(weights, tokens, state, time_mix, round=None, hidden=False, residuals=None):
     """Logits (T, V), or with `hidden` the rows (T, C) after ln_out; steps `state` in place. For RWKV-4 to 6.
 
-    `round` is applied to both sides of every matrix product, to stand in for a format of fewer bits.
+    `round` is applied to both sides of every matrix product, to stand in for a format of fewer bits. `residuals` is a
+    list that gets the stream behind each layer, (C), token by token.
     """
 
     def product(W, x):
@@ -67,6 +68,8 @@ def forward(weights, tokens, state, time_mix, round=None, hidden=False):
         for i, (att, ffn) in enumerate(layers):
             x = x + time_mix(norm(x, blocks[i] + "ln1"), i, att, state, product)
             x = x + channel_mix(norm(x, blocks[i] + "ln2"), i, ffn, state, product)
+            if residuals is not None:
+                residuals.append(x)
         x = norm(x, "ln_out")
         rows.append(x if hidden else product(weights["head.weight"], x))
     return np.array(rows)

@@ -70,10 +70,11 @@ def channel_mix(x, i, p, state, product):
     return product(p["value.weight"], np.maximum(product(p["key.weight"], mixed), 0) ** 2)
 
 
-def forward(weights, tokens, state, round=None, hidden=False):
+def forward(weights, tokens, state, round=None, hidden=False, residuals=None):
     """Logits (T, V), or with `hidden` the rows (T, C) after ln_out; steps `state` in place.
 
-    `round` is applied to both sides of every matrix product, to stand in for a format of fewer bits.
+    `round` is applied to both sides of every matrix product, to stand in for a format of fewer bits. `residuals` is a
+    list that gets the stream behind each layer, (C), token by token.
     """
 
     def product(W, x):
@@ -94,6 +95,8 @@ def forward(weights, tokens, state, round=None, hidden=False):
             y, v_first = time_mix(norm(x, f"blocks.{i}.ln1"), i, att, state, v_first, product)
             x = x + y
             x = x + channel_mix(norm(x, f"blocks.{i}.ln2"), i, ffn, state, product)
+            if residuals is not None:
+                residuals.append(x)
         x = norm(x, "ln_out")
         rows.append(x if hidden else product(weights["head.weight"], x))
     return np.array(rows)

@@ -19,7 +19,7 @@ def channel_mix(x, i, p, state, product, token, e):
     return product(p["value.weight"], np.maximum(product(p["key.weight"], mixed), 0) ** 2 * gate)
 
 
-def forward(weights, tokens, state, round=None, hidden=False):
+def forward(weights, tokens, state, round=None, hidden=False, residuals=None):
     """As rwkv7.forward."""
 
     def product(W, x):
@@ -38,6 +38,8 @@ def forward(weights, tokens, state, round=None, hidden=False):
             y, v_first = rwkv7.time_mix(norm(x, blocks[i] + "ln1"), i, att, state, v_first, product)
             x = x + y
             x = x + channel_mix(norm(x, blocks[i] + "ln2"), i, ffn, state, product, token, e)
+            if residuals is not None:
+                residuals.append(x)
         x = norm(x, "ln_out")
         rows.append(x if hidden else product(weights["head.weight"], x))
     return np.array(rows)
