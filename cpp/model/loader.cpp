@@ -199,12 +199,13 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   return v;
 }
 
-std::vector<float> Loader::numbers(const std::string& name, const std::vector<int64_t>& shape) {
+void Loader::host_numbers(const std::string& name, const std::vector<int64_t>& shape, float* to) {
   const TensorInfo& t = find(name, shape);
-  if (arena_->counting()) return {};
-  std::vector<float> values(size_t(t.count()));
-  to_f32(read_whole(t), t.dtype, values.size(), values.data());
-  return values;
+  if (arena_->counting()) return;
+  const auto count = size_t(t.count());
+  to_f32(read_whole(t), t.dtype, count, to);
+  const auto* odd = std::find_if_not(to, to + count, [](float v) { return std::isfinite(v); });
+  RWKV_CHECK(ModelFormatError, odd == to + count, file_.path(), ": ", name, ": expected finite numbers, found ", *odd);
 }
 
 Norm Loader::norm(const std::string& name, int64_t count, float eps) {

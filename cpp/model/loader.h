@@ -55,9 +55,9 @@ class Loader {
   // of one beside those given.
   Tensor vector(const std::string& name, const std::vector<int64_t>& shape, float (*map)(float) = nullptr,
                 int repeat = 1);
-  Norm norm(const std::string& name, int64_t count, float eps);  // name.weight and name.bias
-  // For the host itself, row by row; nothing while the arena counts.
-  std::vector<float> numbers(const std::string& name, const std::vector<int64_t>& shape);
+  // Numbers that stay in the host's memory: `to` has room for all of that shape. Throws for NaN and infinity.
+  void host_numbers(const std::string& name, const std::vector<int64_t>& shape, float* to);
+  Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
   // The same, left in the file and mapped where it lies there row by row, if the device reads it there; keeps it so.
   Tensor mapped_table(const std::string& name, int64_t rows, int64_t cols);

@@ -45,10 +45,21 @@ TaskHeads TaskHeads::load(Loader& loader, int n_embd) {
   TaskHeads heads;
   for (const Name& name : kHeads) {
     const std::string stem(name.official);
-    heads.heads_[std::string(name.task)] = {.fc1 = loader.numbers(stem + "fc1.weight", {n_embd, n_embd}),
-                                            .fc2 = loader.numbers(stem + "fc2.weight", {n_embd, n_embd}),
-                                            .weight = loader.numbers(stem + "norm.weight", {n_embd}),
-                                            .bias = loader.numbers(stem + "norm.bias", {n_embd})};
+    const auto vector = [&](const char* part) {
+      std::vector<float> numbers(static_cast<size_t>(n_embd));
+      loader.host_numbers(stem + part, {n_embd}, numbers.data());
+      return numbers;
+    };
+    const auto matrix = [&](const char* part) {
+      // As large as it is in the file; whether it is a square of the embedding is looked at before it is read.
+      std::vector<float> numbers(size_t(loader.dimension(stem + part, 0) * loader.dimension(stem + part, 1)));
+      loader.host_numbers(stem + part, {n_embd, n_embd}, numbers.data());
+      return numbers;
+    };
+    heads.heads_[std::string(name.task)] = {.fc1 = matrix("fc1.weight"),
+                                            .fc2 = matrix("fc2.weight"),
+                                            .weight = vector("norm.weight"),
+                                            .bias = vector("norm.bias")};
   }
   return heads;
 }
