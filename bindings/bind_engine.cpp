@@ -72,6 +72,28 @@ rwkv::DeviceArray forward_on_device(Engine& engine, const std::vector<py::object
   return engine.forward_on_device(call.sequences, kind, signal_poll(), report);
 }
 
+// For each sequence the log-probabilities of its tokens, and which of them are the most likely.
+std::vector<std::pair<py::array_t<float>, py::array_t<bool>>> score(Engine& engine,
+                                                                    const std::vector<py::object>& tokens,
+                                                                    const std::vector<StateRef>& states,
+                                                                    const py::object& progress) {
+  const Call call(engine, tokens, states);
+  const auto report = progress_of(progress);
+  std::vector<std::vector<rwkv::TokenScore>> scores;
+  {
+    const Unlocked unlocked;
+    scores = engine.score(call.sequences, signal_poll(), report);
+  }
+  std::vector<std::pair<py::array_t<float>, py::array_t<bool>>> found;
+  for (const auto& of_sequence : scores) {
+    const auto count = static_cast<py::ssize_t>(of_sequence.size());
+    auto& [logprobs, greedy] = found.emplace_back(count, count);
+    std::ranges::transform(of_sequence, logprobs.mutable_data(), &rwkv::TokenScore::logprob);
+    std::ranges::transform(of_sequence, greedy.mutable_data(), &rwkv::TokenScore::greedy);
+  }
+  return found;
+}
+
 using Array = py::array_t<float, py::array::c_style>;
 
 int32_t sample(Engine& engine, const Array& logits, const py::object& params, uint64_t seed, uint64_t position) {
@@ -126,6 +148,7 @@ void bind_engine(py::module_& m) {
       .def("new_state", &Engine::new_state)
       .def("forward", forward)
       .def("forward_on_device", forward_on_device)
+      .def("score", score)
       .def("sample", sample)
       .def("state_from_bytes", state_from_bytes)
       .def("load_state", load_state)

@@ -242,7 +242,7 @@ struct SampleJobParams {
   double scale;      // 1 / temperature, or 0: the most likely token
   double uniform;    // in [0, 1), from seed and counter
   float top_p, min_p;
-  int32_t top_k, biases, tops, reserved;
+  int32_t top_k, biases, tops, given;
 };
 enum class SampleCode : int32_t { drawn, not_finite, all_infinite, not_finite_biased, all_banned };
 struct SampleResult {

@@ -154,6 +154,7 @@ struct SampleJob {
   std::span<const TokenBias> bias = {};  // ascending tokens: penalties, logit bias and bans in one
   std::span<TokenLogprob> top = {};      // receives the most likely tokens, at most V, the most likely first
   bool on_device = false;
+  int32_t given = -1;  // nothing is drawn: this token is taken, for its probability
 };
 
 // The largest step there will be of a model, so that the verbs never allocate.

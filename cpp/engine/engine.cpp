@@ -140,9 +140,9 @@ DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Outpu
   return {device->device(), data, {int64_t(size) / cols, cols}, {cols, 1}, lent(device, memory)};
 }
 
-// Rows go to `result` if it is not empty, and to `on_device` if there is such a place.
+// Rows go to `result` if it is not empty, to `on_device` if there is such a place, and to `look` if it is a function.
 void Engine::step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
-                  const Poll& poll, const Progress& progress) {
+                  const Poll& poll, const Progress& progress, const Look& look) {
   check_process();
   const ListsPool::Use lists(lists_);
   check_sequences(sequences, lists->states);
@@ -205,6 +205,7 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
+      if (look) look(values);
       if (on_device) device.copy_rows(values, {on_device + written, DType::f32, values.rows, values.cols, values.cols});
       float* const to = result.empty() ? nullptr : result.data() + written;
       if (to) device.read(values, to);
@@ -220,7 +221,7 @@ void Engine::step(std::span<const Sequence> sequences, Output output, std::span<
       }
     };
     // By reference: a function that held the captures would allocate.
-    const bool wanted = !kept || on_device || !result.empty();
+    const bool wanted = !kept || on_device || look || !result.empty();
     model_->forward(panel.finish(), kind, space_, poll, wanted ? Model::Take(std::ref(take)) : Model::Take());
     if (progress) progress(done + int64_t(panel.token.size()), total);
   }

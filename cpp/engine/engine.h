@@ -44,6 +44,12 @@ struct Sequence {
   std::shared_ptr<const SamplerState> sampler = nullptr;  // becomes the state's with the step
 };
 
+// What a model made of a token that was there.
+struct TokenScore {
+  float logprob;
+  bool greedy;  // none is more likely, nor as likely with a lower id
+};
+
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
   static std::shared_ptr<Engine> open(const std::string& path, const EngineOptions& options = {});
@@ -72,6 +78,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   DeviceArray forward_on_device(std::span<const Sequence> sequences, Output output = Output::last,
                                 const Poll& poll = {}, const Progress& progress = {});
 
+  // What each token of the sequences is given by those before it: all where the state has last logits, else all but the
+  // first. The states stay as they are, and a sequence may be empty. Memory does not depend on the number of tokens.
+  std::vector<std::vector<TokenScore>> score(std::span<const Sequence> sequences, const Poll& poll = {},
+                                             const Progress& progress = {});
+
   // One draw for each job.
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
 
@@ -97,8 +108,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
   void check_mine(const State& state) const;  // throws StateError for another engine's state
+  // Rows of results as they come, in memory of the last device.
+  using Look = std::function<void(const Tensor& rows)>;
   void step(std::span<const Sequence> sequences, Output output, std::span<float> result, float* on_device,
-            const Poll& poll, const Progress& progress);
+            const Poll& poll, const Progress& progress, const Look& look = {});
+  void score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores, const Poll& poll,
+                  const Progress& progress);
   std::string header_of(const StateContents& contents) const;
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 

@@ -92,6 +92,13 @@ class Engine:
         progress: Callable[[int, int], object] | None,
         /,
     ) -> DeviceArray: ...
+    def score(
+        self,
+        tokens: list[Sequence[int] | NDArray[np.integer]],
+        states: list[State],
+        progress: Callable[[int, int], object] | None,
+        /,
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]: ...
     def sample(
         self,
         logits: NDArray[np.float32],
