@@ -34,6 +34,7 @@ from .errors import (
 from .generation import Piece, Result, Stream, Usage
 from .params import SamplingParams
 from .quantization import quantize
+from .scoring import Choice
 from .state import State
 from .templates import ChatTemplate
 from .text import StreamDecoder, Tokenizer
@@ -43,6 +44,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Chat",
     "ChatTemplate",
+    "Choice",
     "ConcurrentUseError",
     "Config",
     "DeviceArray",

@@ -20,15 +20,15 @@ from ._arguments import (
 from .chat import Chat
 from .config import Config
 from .device import DeviceArray
-from .generation import GenerationMixin
 from .params import SamplingParams
 from .restore import RestoreMixin
+from .scoring import ScoringMixin
 from .state import State, core_of
 from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
-class Engine(GenerationMixin, RestoreMixin):
+class Engine(ScoringMixin, RestoreMixin):
     """One model, ready to run.
 
     Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from . import bench, chat, completion, convert, eval, generate, inspect, quantize, tokenize
+from . import bench, chat, completion, convert, eval, generate, inspect, quantize, score, tokenize
 from ._shared import visible
 
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
@@ -29,7 +29,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rwkv-engine", description="Run RWKV language models.")
     parser.add_argument("--version", action="version", version=f"rwkv-engine {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, chat, inspect, convert, quantize, eval, bench, tokenize, completion):
+    for module in (
+        generate,
+        chat,
+        score,
+        inspect,
+        convert,
+        quantize,
+        eval,
+        bench,
+        tokenize,
+        completion,
+    ):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
             name,

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from .. import hub
@@ -14,6 +15,7 @@ from .._arguments import DEMO
 from ..engine import Engine
 from ..errors import Error
 from ..params import SamplingParams
+from ..text import Tokenizer
 from ._progress import Bar
 
 MODEL_HELP = "a file, or hf:owner/repo/file (default: the demo)"
@@ -119,6 +121,33 @@ def has_colours(stream: TextIO) -> bool:
     """Tell whether colours are welcome there."""
     dumb = os.environ.get("TERM", "dumb") == "dumb"
     return is_terminal(stream) and not dumb and not os.environ.get("NO_COLOR")
+
+
+def plain_token(tokenizer: Tokenizer, id: int) -> dict[str, Any]:
+    """Return a token for JSON; one that is no text of its own has its bytes instead."""
+    data = tokenizer.decode_bytes([id])
+    try:
+        return {"id": id, "text": data.decode()}
+    except UnicodeDecodeError:
+        return {"id": id, "text": None, "bytes": list(data)}
+
+
+def token_literal(tokenizer: Tokenizer, id: int) -> str:
+    """Return a token's bytes as Python writes them, as text where they are some."""
+    data = tokenizer.decode_bytes([id])
+    try:
+        return repr(data.decode())
+    except UnicodeDecodeError:
+        return repr(data)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; all columns but the first are those of numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+        for cells in rows
+    ]
 
 
 def visible(text: str) -> str:
