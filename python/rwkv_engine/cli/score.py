@@ -28,7 +28,7 @@ from ._shared import (
 
 HELP = "show how likely a text is"
 DESCRIPTION = """Print the log-probability of each token of TEXT given those before it, and what
-they come to together; with --choices, how likely each of them is after TEXT, the most likely first."""
+they come to together; with --choices, how likely each of them is after TEXT, best first."""
 EXAMPLE = """examples:
   rwkv-engine score "def main():"
   rwkv-engine score "for i in" --choices " range(" " enumerate(" " self" --normalize bytes"""
