@@ -35,7 +35,7 @@ from ._arguments import Path
 from .engine import Engine
 from .errors import Error
 from .params import SamplingParams
-from .prefixes import read_contexts
+from .prefixes import read_contexts, shared_length
 from .scoring import END_OF_DOCUMENT, continuation_scores, token_scores
 from .text import Tokenizer
 
@@ -49,9 +49,11 @@ SAMPLED = {"temperature": 1.0, "top_p": 1.0}  # what lm-eval's other models samp
 class RWKVLM(TemplateLM):
     """An engine that lm-eval asks for log-likelihoods and texts.
 
-    Requests are read side by side, what contexts begin with alike (the examples of few-shot tasks)
-    is read once, and continuations of one context are forks of its state. No text is cut, and no
-    result depends on what it is computed together with.
+    Texts are split into context and continuation as for lm-eval's other models, unless a token
+    reaches over the border: then the continuation begins with that token. Requests are read side by
+    side, what contexts begin with alike (the examples of few-shot tasks) is read once, and
+    continuations of one context are forks of its state. No text is cut, and no result depends on
+    what it is computed together with.
 
     Parameters
     ----------
@@ -108,6 +110,12 @@ class RWKVLM(TemplateLM):
         """Return the tokens of a text, without any that is not in it."""
         return self.engine.tokenizer.encode(string)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Split a text as lm-eval does, or before the token that reaches over the border."""
+        before, whole = self.tok_encode(context.rstrip()), self.tok_encode(context + continuation)
+        border = shared_length(before, whole)
+        return whole[:border], whole[border:]
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
@@ -115,12 +123,7 @@ class RWKVLM(TemplateLM):
         **kwargs: object,
     ) -> list[tuple[float, bool]]:
         by_context: dict[tuple[int, ...], list[int]] = {}
-        for i, (pair, context, continuation) in enumerate(requests):
-            if not continuation:
-                raise Error(
-                    f"continuation: expected at least a token that is not the context's, found "
-                    f"none in {pair[1][-50:]!r} after {pair[0][-50:]!r}"
-                )
+        for i, (_, context, _) in enumerate(requests):
             by_context.setdefault(tuple(self._begun(context)), []).append(i)
         groups = list(by_context.items())
         jobs = [(context, [requests[i][2] for i in places]) for context, places in groups]

@@ -141,7 +141,7 @@ def _sum(scores: Scores) -> float:
 def _last_word_of(text: str) -> tuple[str, str]:
     context, _, word = text.rpartition(" ")
     if not context or not word:
-        raise Error(f"text: expected at least two words with a blank between, found {text[:50]!r}")
+        raise Error(f"expected a text of two words or more, found {text[:50]!r}")
     return context, word
 
 

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     if (options.text is None) is (options.file is None):
-        raise Error(f"expected TEXT or --file, found {'both' if options.text else 'neither'}")
+        found = "neither" if options.text is None else "both"
+        raise Error(f"expected TEXT or --file, found {found}")
     if options.choices is None and options.normalize is not None:
         raise Error("--normalize: expected --choices with it, found none")
     data = text_bytes(options.text) if options.file is None else file_bytes(options.file)
@@ -66,9 +67,11 @@ def _score(engine: Engine, data: bytes, state: State, options: argparse.Namespac
     tokens = engine.tokenizer.encode(data)
     with Bar("reading") as bar:
         logprobs = engine.score(tokens, state, bar.update, bos=options.bos)
-    unscored = len(tokens) - len(logprobs)
     if len(logprobs) == 0:
-        raise Error(f"text: expected at least {unscored + 1} tokens, found {len(tokens)}")
+        begun = options.bos is not None or options.state is not None
+        least = "a token" if begun else "at least 2 tokens"
+        raise Error(f"text: expected {least}, found {len(tokens)}")
+    unscored = len(tokens) - len(logprobs)
     size = len(engine.tokenizer.decode_bytes(tokens[unscored:]))
     found = measure(logprobs, size)
     if options.json:
@@ -107,7 +110,7 @@ def _rank(engine: Engine, data: bytes, state: State, options: argparse.Namespace
     with Bar("reading") as bar:
         found = engine.rank(
             _text(data),
-            [_text(text_bytes(choice)) for choice in options.choices],
+            options.choices,
             state,
             bar.update,
             normalize=options.normalize,
