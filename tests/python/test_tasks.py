@@ -53,16 +53,17 @@ def test_questions():
         Question("for i in", [" range(", " xyzzy"], 0),  # right, whatever counts
         Question("raise", [" ValueError('the value is not a number')", " x"], 0),  # the longer one
         Question("raise", [" ValueError('the value is not a number')", " x"], 1),
+        Question("def f(self):\n    return", [" self.get_name(self, value)", " no"], 0),
         Question("", ["import", "xyzzy"], 1),
     ]
     answers = []
-    for q in asked[:3]:
+    for q in asked[:4]:
         sums = np.array([logprob(demo, q.context, choice) for choice in q.choices])
         lengths = np.array([len(choice) for choice in q.choices])
         answers.append((sums.argmax() == q.answer, (sums / lengths).argmax() == q.answer))
-    assert answers == [(True, True), (False, True), (True, False)]
+    assert answers == [(True, True), (False, True), (True, False), (False, True)]
     found = multiple_choice(demo, asked)
-    assert dataclasses.astuple(found) == (4, 2 / 4, 2 / 4)
+    assert dataclasses.astuple(found) == (5, 2 / 5, 3 / 5)
     seen = []
     multiple_choice(demo, asked * 20, lambda *counts: seen.append(counts))
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] and len(seen) > 2
