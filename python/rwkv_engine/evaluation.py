@@ -33,6 +33,7 @@ __all__ = [
     "Question",
     "compare",
     "last_word",
+    "measure",
     "multiple_choice",
     "perplexity",
     "read_questions",

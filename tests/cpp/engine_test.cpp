@@ -1,6 +1,9 @@
 // The engine through its C++ interface: what a program relies on that links the library without Python.
 #include "engine/engine.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "allocations.h"
 #include "check.h"
 #include "model/model.h"
@@ -46,6 +49,43 @@ TEST(pieces_give_the_bits_of_the_whole) {
       CHECK(engine->equal(*whole, *pieces));
       CHECK(whole->tokens_seen() == 100);
     }
+}
+
+TEST(scores_are_of_the_logits_and_move_no_state) {
+  for (const char* version : tiny::kVersions) {
+    const auto engine = open({.version = version});
+    const auto t = tokens(700);
+    const auto begun = engine->new_state(), fresh = engine->new_state();
+    run(*engine, *begun, std::span(t).first(5));
+    std::vector<rwkv::Sequence> sequences = {{std::span(t).first(0), fresh.get()},
+                                             {std::span(t).first(1), fresh.get()}};
+    for (int i = 0; i < 40; i++) sequences.push_back({std::span(t).first(size_t(i % 3)), begun.get()});
+    sequences.push_back({t, fresh.get()});
+    sequences.push_back({std::span(t).subspan(5), begun.get()});
+    const auto scores = engine->score(sequences);
+
+    const auto rows = run(*engine, *engine->new_state(), t, rwkv::Output::all);
+    const auto& whole = scores[42];
+    CHECK(whole.size() == 699);
+    for (size_t i = 0; i < whole.size(); i++) {
+      const std::span row(rows.data() + i * 40, 40);
+      double sum = 0;
+      for (float x : row) sum += std::exp(double(x));
+      CHECK(std::abs(double(whole[i].logprob) - (double(row[size_t(t[i + 1])]) - std::log(sum))) < 1e-6);
+      CHECK(whole[i].greedy == (std::ranges::max_element(row) - row.begin() == t[i + 1]));
+    }
+    CHECK(scores[0].empty() && scores[1].empty());
+    for (size_t i = 0; i < 40; i++) CHECK(scores[2 + i].size() == i % 3);
+    CHECK(scores[43].size() == 695);
+    for (size_t i = 0; i < 695; i++) CHECK(scores[43][i].logprob == whole[i + 4].logprob);
+    CHECK(fresh->tokens_seen() == 0 && begun->tokens_seen() == 5 && begun->last_logits());
+  }
+  const auto engine = open();
+  const int32_t outside[] = {1, 40};
+  const auto state = engine->new_state(), other = open()->new_state();
+  const rwkv::Sequence wrong[] = {{outside, state.get()}}, foreign[] = {{outside, other.get()}};
+  CHECK_THROWS(engine->score(wrong), rwkv::Error, "given: expected a token below 40, found 40");
+  CHECK_THROWS(engine->score(foreign), rwkv::StateError, "of this engine");
 }
 
 TEST(more_rows_than_a_panel) {

@@ -219,24 +219,6 @@ def test_text_is_that_of_the_cpu(device):
     assert texts("cuda fp32") == texts("cpu fp32")
 
 
-@pytest.mark.parametrize("strategy", ["cuda fp32", "cuda fp16 *1 -> cpu fp32", "cpu fp32 *1 -> cuda fp16"])
-def test_scores_are_those_of_the_logits(device, strategy):
-    m, e = model(**SMALL), engine(strategy, **SMALL)
-    tokens = m.tokens(12)
-    found = e.score(tokens)
-    rows = e.forward(tokens[:-1], e.new_state(), output="all").astype(np.float64)
-    expected = rows[np.arange(11), tokens[1:]] - np.log(np.exp(rows).sum(axis=1))
-    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
-    state = e.new_state()
-    e.forward(tokens[:5], state)
-    before = state.to_bytes()
-    forks = e.score_batch([tokens[5:], tokens[5:6], tokens[5:9]], [state] * 3)
-    assert [bits(row) for row in forks] == [bits(found[4:][: len(row)]) for row in forks]
-    assert state.to_bytes() == before
-    best = [int(row.argmax()) for row in rows]
-    assert e.rank(tokens[:5], [[best[4]], [best[4] ^ 1]])[0].greedy
-
-
 def test_sampling_draws_and_refuses_as_the_cpu_does(device):
     cpu, e = engine("cpu fp32", **SMALL), engine("cuda fp32", **SMALL)
     random = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers import OLDER, SMALL, WIDE, bits, engine, model, python
+from test_cuda import device  # noqa: F401 (a fixture)
 
 import rwkv_engine as rwkv
 
@@ -169,3 +170,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     )
     assert int(grown) < 50_000
+
+
+@pytest.mark.parametrize("strategy", ["cuda fp32", "cuda fp16 *1 -> cpu fp32", "cpu fp32 *1 -> cuda fp16"])
+def test_on_a_device_they_are_those_of_its_logits(device, strategy):  # noqa: F811
+    m, e = model(**SMALL), engine(strategy, **SMALL)
+    tokens = m.tokens(12)
+    found = e.score(tokens)
+    rows = e.forward(tokens[:-1], e.new_state(), output="all").astype(np.float64)
+    expected = following(rows, tokens[1:])
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    state = e.new_state()
+    e.forward(tokens[:5], state)
+    before = state.to_bytes()
+    forks = e.score_batch([tokens[5:], tokens[5:6], tokens[5:9]], [state] * 3)
+    assert [bits(row) for row in forks] == [bits(found[4:][: len(row)]) for row in forks]
+    assert state.to_bytes() == before
+    best = [int(row.argmax()) for row in rows]
+    assert e.rank(tokens[:5], [[best[4]], [best[4] ^ 1]])[0].greedy
