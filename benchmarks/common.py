@@ -230,7 +230,10 @@ class Limits:
         return self.peak(32, threads)
 
     def peak(self, bits: int, threads: int) -> float:
-        """Gop/s, a multiply-add counts two: of float32 (32), bf16 (16) or int8 (8) without matrix tiles."""
+        """Gop/s, a multiply-add counts two: of float32 (32), bf16 (16) or int8 (8) without matrix tiles.
+
+        With RWKV_ISA=avx2 or avx512 in the environment no more than these instructions.
+        """
         return self._library.rwkv_peak(bits, threads, self._rounds)
 
 

@@ -5,7 +5,8 @@
                                  [--loads 3]
 
 Programs of one width run in turns, each in a process of its own (runners.py), of which one computes at a time. LLAMA_PYTHON
-and RWKV_PYTHON in the environment name interpreters that have the peers, if this one does not.
+and RWKV_PYTHON in the environment name interpreters that have the peers, if this one does not. RWKV_ISA holds the engine and the peaks to an instruction set, which becomes part of
+the result's name; the peers are as they were built.
 
 Below 32 bits the engine runs twice: as "int8" it reads all weights, as "int8 skipping" it skips those of zero ffn
 activations where that pays.
@@ -235,7 +236,9 @@ def main() -> None:
             with entries(a, path, precision) as found:
                 bandwidths, peaks, expected = measure(a, found, width, limits, expected)
                 results += [row(a, e, found, width, zeros, operations, bandwidths, peaks) for e in found]
-    common.record(f"compare-{a.shape}-{a.threads}t", a, rwkv.Engine("demo", threads=a.threads), results)
+    a.isa = os.environ.get("RWKV_ISA")
+    name = "-".join(filter(None, ["compare", a.shape, f"{a.threads}t", a.isa]))
+    common.record(name, a, rwkv.Engine("demo", threads=a.threads), results)
 
 
 if __name__ == "__main__":

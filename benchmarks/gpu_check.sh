@@ -97,7 +97,8 @@ fi
 if wants tests; then
   # Plugins and libraries of the machine are its own; several processes share the GPU where that is to be had.
   export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 RWKV_GPU_TESTS=1
-  pytest=("$python" -m pytest -p no:cacheprovider -W default -q --maxfail 20 --tb line -m gpu tests/python/test_cuda.py)
+  pytest=("$python" -m pytest -p no:cacheprovider -W default -q --maxfail 20 --tb line -m gpu
+    tests/python/test_cuda.py tests/python/test_cuda_cublaslt.py)
   if ! $simulate && "$python" -c 'import xdist' 2>/dev/null; then pytest+=(-p xdist.plugin -n 4); fi
   for features in '' graphs,pdl; do
     export RWKV_CUDA_FEATURES=$features

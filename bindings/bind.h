@@ -5,7 +5,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "engine/engine.h"
@@ -18,6 +21,7 @@ void bind_engine(py::module_& m);
 void bind_generation(py::module_& m);
 void bind_device(py::module_& m);
 void bind_state(py::module_& m);
+void bind_state_file(py::module_& m);
 void bind_tokenizer(py::module_& m);
 void bind_checkpoint(py::module_& m);
 
@@ -28,8 +32,15 @@ py::str text_of(std::string_view bytes);
 // types raise TypeError, other numbers Error with the position.
 std::vector<int32_t> ids_of(const py::object& ids, int64_t limit);
 
+// Arrays that take over the memory of a state's parts, by name.
+py::dict arrays_of(std::vector<rwkv::StateArray>&& parts);
+
 // SamplingParams of the dataclass of that name.
 rwkv::SamplingParams params_of(const py::object& params);
+
+// (path, alpha or None, scale) of each.
+using Adapters = std::vector<std::tuple<std::string, std::optional<double>, double>>;
+std::vector<rwkv::AdapterSpec> adapters_of(const Adapters& adapters);
 
 // Lets go of the GIL for a call. The interpreter waits for such calls before it ends, because a thread that came back
 // to one that has ended would take the process down.

@@ -1,5 +1,6 @@
 #include "bind.h"
 #include "core/checkpoint.h"
+#include "model/adapters.h"
 #include "model/config.h"
 #include "model/encode.h"
 #include "model/gguf_write.h"
@@ -15,15 +16,16 @@ using rwkv::TensorInfo;
 
 // (container, configuration, bytes of a state, tensors, the precision it was quantised to or nothing) of a model file;
 // reads no weights. A tensor is its name, type and shape in the file, its bytes there, those of an element once read,
-// and whether it is packed.
-py::tuple inspect(const py::bytes& path) {
+// and whether it is packed; those that adapters change are float32.
+py::tuple inspect(const py::bytes& path, const Adapters& adapters) {
   const std::string name = path;
+  const auto specs = adapters_of(adapters);
   std::string container, precision;
   Config config;
   std::vector<TensorInfo> tensors;
   {
     const Unlocked unlocked;
-    const auto file = rwkv::with_official_names(rwkv::Checkpoint::open(name));
+    const auto file = rwkv::with_official_names(rwkv::with_adapters(rwkv::Checkpoint::open(name), specs));
     config = rwkv::read_config(file);
     container = file.container();
     if (const auto packed = rwkv::packed_in(file)) precision = packed->precision;
@@ -47,32 +49,33 @@ py::tuple inspect(const py::bytes& path) {
 
 // Calls write(checkpoint, progress) without the GIL.
 template <class Write>
-void convert(const py::bytes& from, const py::object& progress, Write write) {
+void convert(const py::bytes& from, const Adapters& adapters, const py::object& progress, Write write) {
   const std::string source = from;
+  const auto specs = adapters_of(adapters);
   const auto report = progress_of(progress);
   const auto poll = signal_poll();
   const Unlocked unlocked;
-  write(rwkv::Checkpoint::open(source), [&](int64_t done, int64_t total) {
+  write(rwkv::with_adapters(rwkv::Checkpoint::open(source), specs), [&](int64_t done, int64_t total) {
     if (poll) poll();
     if (report) report(done, total);
   });
 }
 
-void write_gguf(const py::bytes& from, const std::string& to, const std::string& type,
+void write_gguf(const py::bytes& from, const Adapters& adapters, const std::string& to, const std::string& type,
                 const std::vector<std::string>& tokens, const py::object& progress) {
-  convert(from, progress,
+  convert(from, adapters, progress,
           [&](const auto& file, const auto& report) { rwkv::write_gguf(file, to, type, tokens, report); });
 }
 
-void write_safetensors(const py::bytes& from, const std::string& to, const std::string& type,
+void write_safetensors(const py::bytes& from, const Adapters& adapters, const std::string& to, const std::string& type,
                        const py::object& progress) {
-  convert(from, progress,
+  convert(from, adapters, progress,
           [&](const auto& file, const auto& report) { rwkv::write_safetensors(file, to, type, report); });
 }
 
-void write_packed(const py::bytes& from, const std::string& to, const std::string& precision,
+void write_packed(const py::bytes& from, const Adapters& adapters, const std::string& to, const std::string& precision,
                   const py::object& progress) {
-  convert(from, progress,
+  convert(from, adapters, progress,
           [&](const auto& file, const auto& report) { rwkv::write_packed(file, to, precision, report); });
 }
 
@@ -81,6 +84,7 @@ void write_packed(const py::bytes& from, const std::string& to, const std::strin
 void bind_checkpoint(py::module_& m) {
   py::class_<Config>(m, "Config")
       .def_readonly("version", &Config::version)
+      .def_readonly("kind", &Config::kind)
       .def_readonly("n_layer", &Config::n_layer)
       .def_readonly("n_embd", &Config::n_embd)
       .def_readonly("n_head", &Config::n_head)
@@ -91,7 +95,12 @@ void bind_checkpoint(py::module_& m) {
   m.def("write_gguf", write_gguf);
   m.def("write_safetensors", write_safetensors);
   m.def("write_packed", write_packed);
-  m.def("write_file", [](const std::string& path, const std::string& data) {
-    rwkv::write_atomically(path, rwkv::Access::usual, std::as_bytes(std::span(data)));
-  });
+  m.def(
+      "write_file",
+      [](const std::string& path, const std::string& data, bool owner) {
+        const auto access = owner ? rwkv::Access::owner : rwkv::Access::usual;
+        const Unlocked unlocked;
+        rwkv::write_atomically(path, access, std::as_bytes(std::span(data)));
+      },
+      py::arg(), py::arg(), py::arg("owner") = false);
 }

@@ -21,10 +21,10 @@ template <class M>
 M* export_array(const DeviceArray& array) {
   auto* e = new Exported<M>{array};
   DeviceArray& a = e->array;
-  e->managed.tensor = {.data = const_cast<float*>(a.data),
+  e->managed.tensor = {.data = const_cast<void*>(a.data),
                        .device = {a.device.kind, a.device.index},
                        .ndim = int32_t(a.shape.size()),
-                       .dtype = {2, 32, 1},
+                       .dtype = {2, uint8_t(8 * rwkv::size_of(a.dtype)), 1},
                        .shape = a.shape.data(),
                        .strides = a.strides.data(),
                        .byte_offset = 0};
@@ -51,9 +51,9 @@ py::capsule dlpack_of(const DeviceArray& array, bool versioned) {
   return capsule_of(managed, "dltensor_versioned");
 }
 
-py::tuple bytes_of(const std::vector<int64_t>& strides) {
-  py::tuple t(strides.size());
-  for (size_t i = 0; i < strides.size(); i++) t[i] = strides[i] * int64_t(sizeof(float));
+py::tuple bytes_of(const DeviceArray& a) {
+  py::tuple t(a.strides.size());
+  for (size_t i = 0; i < a.strides.size(); i++) t[i] = a.strides[i] * int64_t(rwkv::size_of(a.dtype));
   return t;
 }
 
@@ -63,8 +63,8 @@ py::object cuda_interface(const DeviceArray& a) {
   if (a.device.kind != DeviceId::cuda) return py::none();
   py::dict d;
   d["shape"] = tuple_of(a.shape);
-  d["strides"] = bytes_of(a.strides);
-  d["typestr"] = "<f4";
+  d["strides"] = bytes_of(a);
+  d["typestr"] = a.dtype == rwkv::DType::f16 ? "<f2" : "<f4";
   d["data"] = py::make_tuple(reinterpret_cast<uintptr_t>(a.data), true);  // read-only
   d["version"] = 3;
   d["stream"] = py::none();  // all work on it has ended
@@ -87,8 +87,12 @@ struct Span {
   }
 };
 
-void gather(const float* from, const dlpack::Tensor& t, const std::vector<int64_t>& strides, int dim, float*& to) {
-  if (dim == t.ndim) return void(*to++ = *from);
+float number(float v) { return v; }
+float number(uint16_t half) { return rwkv::f16_to_f32(half); }
+
+template <class T>
+void gather(const T* from, const dlpack::Tensor& t, const std::vector<int64_t>& strides, int dim, float*& to) {
+  if (dim == t.ndim) return void(*to++ = number(*from));
   for (int64_t i = 0; i < t.shape[dim]; i++, from += strides[size_t(dim)]) gather(from, t, strides, dim + 1, to);
 }
 
@@ -99,8 +103,9 @@ py::array_t<float> numbers_of(rwkv::Engine& engine, const std::string& name, con
              ": expected a DLPack capsule called dltensor, found ", kind ? kind : "one without a name");
   const auto* managed = static_cast<const dlpack::Managed*>(capsule.get_pointer());
   const dlpack::Tensor& t = managed->tensor;
-  RWKV_CHECK(rwkv::StateError, t.dtype.code == 2 && t.dtype.bits == 32 && t.dtype.lanes == 1, "state: ", name,
-             ": expected float32, found DLPack's type ", int(t.dtype.code), " of ", int(t.dtype.bits), " bits");
+  RWKV_CHECK(rwkv::StateError, t.dtype.code == 2 && (t.dtype.bits == 32 || t.dtype.bits == 16) && t.dtype.lanes == 1,
+             "state: ", name, ": expected float32 or float16, found DLPack's type ", int(t.dtype.code), " of ",
+             int(t.dtype.bits), " bits");
   const std::vector<int64_t> shape(t.shape, t.shape + t.ndim), expected = engine.part_shape(name);
   RWKV_CHECK(rwkv::StateError, shape == expected, "state: ", name, ": expected ", shape_of(expected), ", found ",
              shape_of(shape));
@@ -110,12 +115,16 @@ py::array_t<float> numbers_of(rwkv::Engine& engine, const std::string& name, con
   RWKV_CHECK(rwkv::StateError, span.length <= kSparse * array.size(), "state: ", name,
              ": expected numbers near each other, found ", array.size(), " among ", span.length,
              "; a contiguous copy can be passed");
-  const auto* data = reinterpret_cast<const float*>(static_cast<const std::byte*>(t.data) + t.byte_offset);
   float* to = array.mutable_data();
+  const auto read = [&]<class T>(T) {
+    std::vector<T> between(size_t(span.length));
+    const auto* data = static_cast<const std::byte*>(t.data) + t.byte_offset + span.least * int64_t(sizeof(T));
+    engine.read_device({DeviceId::Kind(t.device.kind), t.device.index}, data,
+                       std::as_writable_bytes(std::span(between)));
+    gather(between.data() - span.least, t, span.strides, 0, to);
+  };
   const Unlocked unlocked;
-  std::vector<float> between(size_t(span.length));
-  engine.read_device({DeviceId::Kind(t.device.kind), t.device.index}, data + span.least, between);
-  gather(between.data() - span.least, t, span.strides, 0, to);
+  t.dtype.bits == 32 ? read(float()) : read(uint16_t());
   return array;
 }
 
@@ -124,7 +133,7 @@ py::array_t<float> numbers_of(rwkv::Engine& engine, const std::string& name, con
 void bind_device(py::module_& m) {
   py::class_<DeviceArray>(m, "DeviceArray")
       .def_property_readonly("shape", [](const DeviceArray& a) { return tuple_of(a.shape); })
-      .def_property_readonly("strides", [](const DeviceArray& a) { return bytes_of(a.strides); })
+      .def_property_readonly("strides", bytes_of)
       .def_property_readonly("device",
                              [](const DeviceArray& a) { return py::make_tuple(int(a.device.kind), a.device.index); })
       .def("dlpack", dlpack_of)

@@ -20,8 +20,9 @@ rwkv::Output output_of(const std::string& name) {
 }
 
 std::shared_ptr<Engine> open(const py::bytes& path, const py::bytes& strategy, int threads, bool pin,
-                             std::optional<bool> sparse, const py::object& progress) {
-  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(), sparse, pin};
+                             std::optional<bool> sparse, const Adapters& adapters, const py::object& progress) {
+  const rwkv::EngineOptions options{strategy, threads, progress_of(progress), signal_poll(),
+                                    sparse,   pin,     adapters_of(adapters)};
   const std::string name = path;
   const Unlocked unlocked;
   return Engine::open(name, options);
@@ -99,6 +100,40 @@ py::array_t<float> layer_outputs(Engine& engine, const py::object& input, const 
   return result;
 }
 
+using Doubles = py::array_t<double, py::array::c_style>;
+
+Doubles apply_task_head(const Engine& engine, const std::string& task, const Doubles& pooled) {
+  const std::span<const double> values(pooled.data(), size_t(pooled.size()));
+  std::vector<double> vector;
+  {
+    const Unlocked unlocked;
+    vector = engine.apply_task_head(task, values);
+  }
+  return Doubles(static_cast<py::ssize_t>(vector.size()), vector.data());
+}
+
+// For each sequence the log-probabilities of its tokens, and which of them are the most likely.
+std::vector<std::pair<py::array_t<float>, py::array_t<bool>>> score(Engine& engine,
+                                                                    const std::vector<py::object>& tokens,
+                                                                    const std::vector<StateRef>& states,
+                                                                    const py::object& progress) {
+  const Call call(engine, tokens, states);
+  const auto report = progress_of(progress);
+  std::vector<std::vector<rwkv::TokenScore>> scores;
+  {
+    const Unlocked unlocked;
+    scores = engine.score(call.sequences, signal_poll(), report);
+  }
+  std::vector<std::pair<py::array_t<float>, py::array_t<bool>>> found;
+  for (const auto& of_sequence : scores) {
+    const auto count = static_cast<py::ssize_t>(of_sequence.size());
+    auto& [logprobs, greedy] = found.emplace_back(count, count);
+    std::ranges::transform(of_sequence, logprobs.mutable_data(), &rwkv::TokenScore::logprob);
+    std::ranges::transform(of_sequence, greedy.mutable_data(), &rwkv::TokenScore::greedy);
+  }
+  return found;
+}
+
 using Array = py::array_t<float, py::array::c_style>;
 
 int32_t sample(Engine& engine, const Array& logits, const py::object& params, uint64_t seed, uint64_t position) {
@@ -131,10 +166,32 @@ StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights) {
   return engine.load_state(name, check_weights);
 }
 
-StateRef state_from_parts(Engine& engine, const std::vector<std::pair<std::string, Array>>& arrays) {
-  std::vector<rwkv::StateArray> parts;
+using Arrays = std::vector<std::pair<std::string, Array>>;
+
+std::vector<rwkv::StateArray> copies_of(const Arrays& arrays) {
+  std::vector<rwkv::StateArray> copies;
   for (const auto& [name, array] : arrays)
-    parts.push_back({name, {array.shape(), array.shape() + array.ndim()}, {array.data(), array.data() + array.size()}});
+    copies.push_back(
+        {name, {array.shape(), array.shape() + array.ndim()}, {array.data(), array.data() + array.size()}});
+  return copies;
+}
+
+StateRef new_state(Engine& engine) { return engine.new_state(); }
+
+StateRef new_tuned_state(Engine& engine, const py::bytes& path) {
+  const std::string name = path;
+  const Unlocked unlocked;
+  return engine.new_state(name);
+}
+
+StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays) {
+  const auto tuned = copies_of(arrays);
+  const Unlocked unlocked;
+  return engine.new_state(tuned);
+}
+
+StateRef state_from_parts(Engine& engine, const Arrays& arrays) {
+  const auto parts = copies_of(arrays);
   const Unlocked unlocked;
   return engine.state_from_parts(parts);
 }
@@ -150,10 +207,14 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("column_bytes", &Engine::column_bytes)
       .def_property_readonly("state_bytes", &Engine::state_bytes)
-      .def("new_state", &Engine::new_state)
+      .def("new_state", new_state)
+      .def("new_tuned_state", new_tuned_state)
+      .def("new_state_of_arrays", new_state_of_arrays)
       .def("forward", forward)
       .def("forward_on_device", forward_on_device)
       .def("layer_outputs", layer_outputs)
+      .def("apply_task_head", apply_task_head)
+      .def("score", score)
       .def("sample", sample)
       .def("state_from_bytes", state_from_bytes)
       .def("load_state", load_state)

@@ -1,6 +1,7 @@
 #include <utility>
 
 #include "bind.h"
+#include "engine/snapshot.h"
 
 namespace {
 
@@ -16,21 +17,23 @@ py::object last_logits(const State& state) {
   return py::array_t<float>(static_cast<py::ssize_t>(logits->size()), logits->data());
 }
 
-py::bytes to_bytes(const State& state) {
+py::bytes to_bytes(const State& state, const std::string& dtype) {
+  const rwkv::DType type = rwkv::snapshot_type(dtype);
   const rwkv::StateContents contents = state.contents();
-  const size_t size = state.engine()->snapshot_size(contents);
+  const size_t size = state.engine()->snapshot_size(contents, type);
   const auto blob = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
   if (!blob) throw py::error_already_set();
   const std::span<char> bytes(PyBytes_AS_STRING(blob.ptr()), size);
   const Unlocked unlocked;
-  state.engine()->to_bytes(contents, std::as_writable_bytes(bytes));
+  state.engine()->to_bytes(contents, std::as_writable_bytes(bytes), type);
   return blob;
 }
 
-void save(const State& state, const py::bytes& path) {
+void save(const State& state, const py::bytes& path, const std::string& dtype) {
+  const rwkv::DType type = rwkv::snapshot_type(dtype);
   const std::string name = path;
   const Unlocked unlocked;
-  state.engine()->save(state, name);
+  state.engine()->save(state, name, type);
 }
 
 // The array takes over the part's memory.
@@ -48,12 +51,7 @@ py::dict parts(const State& state) {
     const Unlocked unlocked;
     arrays = state.engine()->parts(state);
   }
-  py::dict named;
-  for (auto& part : arrays) {
-    const py::str name(part.name);
-    named[name] = array_of(std::move(part));
-  }
-  return named;
+  return arrays_of(std::move(arrays));
 }
 
 std::vector<std::pair<std::string, rwkv::DeviceArray>> views(const State& state) {
@@ -67,11 +65,21 @@ bool equals(const State& state, const State& other) {
 
 }  // namespace
 
+py::dict arrays_of(std::vector<rwkv::StateArray>&& parts) {
+  py::dict named;
+  for (auto& part : parts) {
+    const py::str name(part.name);
+    named[name] = array_of(std::move(part));
+  }
+  return named;
+}
+
 void bind_state(py::module_& m) {
   py::class_<State, std::shared_ptr<State>>(m, "State")
       .def_property_readonly("tokens_seen", &State::tokens_seen)
       .def_property_readonly("last_token", &State::last_token)
       .def_property_readonly("last_logits", last_logits)
+      .def_property_readonly("config", [](const State& state) { return state.engine()->config(); })
       .def_property_readonly("nbytes", [](const State& state) { return state.engine()->state_bytes(); })
       .def("fork", &State::fork)
       .def("to_bytes", to_bytes)

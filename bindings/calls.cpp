@@ -107,6 +107,12 @@ rwkv::Poll signal_poll() {
   };
 }
 
+std::vector<rwkv::AdapterSpec> adapters_of(const Adapters& adapters) {
+  std::vector<rwkv::AdapterSpec> specs;
+  for (const auto& [path, alpha, scale] : adapters) specs.push_back({path, alpha, scale});
+  return specs;
+}
+
 rwkv::Progress progress_of(const py::object& progress) {
   if (progress.is_none()) return {};
   if (PyCallable_Check(progress.ptr()) == 0) refuse_type("progress", "a callable or None", type_name(progress));

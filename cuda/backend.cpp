@@ -1,6 +1,7 @@
 #include "cuda/backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -13,8 +14,10 @@ namespace rwkv::cuda {
 
 namespace {
 
+constexpr float kMostHalf = 65504;
 constexpr int kMostThreads = 8;               // that read a file
 constexpr size_t kResults = size_t(8) << 20;  // bytes that come along with the look at them
+constexpr size_t kDense = size_t(4) << 20;    // bytes of rows on their way at a time, or one row
 constexpr int kFlagWords = 16, kFlags = kFlagWords * 32;
 
 bool takes_bf16(const DeviceInfo& info) { return info.major >= 8; }
@@ -47,7 +50,8 @@ CudaBackend::CudaBackend(std::shared_ptr<Context> context, const DeviceOptions& 
       features_(features_of_environment()),
       threads_(options.threads > 0 ? options.threads : std::min(usable_cores(), kMostThreads)),
       skip_zeros_(options.sparse.value_or(true)),
-      tape_(*context_, features_.graphs) {}
+      tape_(*context_, features_.graphs),
+      large_products_(features_.cublaslt ? std::make_unique<LargeProducts>(*context_) : nullptr) {}
 
 // What is still copied must not outlive the memory that it is copied from.
 CudaBackend::~CudaBackend() {
@@ -57,7 +61,9 @@ CudaBackend::~CudaBackend() {
   }
 }
 
-std::string CudaBackend::description() const { return join(context_->name(), " ", context_->info().name); }
+std::string CudaBackend::description() const {
+  return join(context_->name(), " ", context_->info().name, large_products_ ? large_products_->description() : "");
+}
 
 // ---- sizes ----
 
@@ -77,7 +83,7 @@ size_t CudaBackend::linear_bytes(const Linear& w) const {
 }
 
 size_t CudaBackend::state_bytes(const StatePart& part) const {
-  return (size_t(part.count()) * sizeof(float) + 63) / 64 * 64;
+  return (size_t(part.count()) * size_of(part.dtype) + 63) / 64 * 64;
 }
 
 // A processor does some 10^12 multiply-adds a second.
@@ -99,14 +105,18 @@ void CudaBackend::Transfer::grow(Context& context, size_t bytes) {
 void CudaBackend::prepare(const StepShape& shape) {
   batch_.grow(*context_, batch_bytes(shape.rows));
   if (!results_.data) results_ = context_->pin(kResults);
-  if (!shape.wkv7 || shape.head_size != kWkvChunk) return;
+  const size_t row = size_t(std::max<int64_t>(shape.width, shape.vocab)) * sizeof(float);
+  if (const size_t bytes = std::max(kDense, row); dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
+  if (large_products_) large_products_->prepare(shape);
+  // Chunks multiply halves, which is less than who keeps activations in float32 wants.
+  if (!shape.wkv7 || shape.head_size != kWkvChunk || shape.activations == Format::f32) return;
   most_chunks_ = blocks_of(shape.rows, kWkvChunk);
   const size_t bytes = size_t(most_chunks_) * size_t(shape.heads) * sizeof(Wkv7Piece);
   if (pieces_of_chunks_.size < bytes) pieces_of_chunks_ = {}, pieces_of_chunks_ = context_->allocate(bytes);
   passes_.reserve(size_t(shape.rows) / kChunkFrom + 1);
 }
 
-void CudaBackend::add(Kernel kernel, Grid blocks, const void* params) {
+void CudaBackend::launch(Kernel kernel, Grid blocks, const void* params) {
   fetched_ = nullptr;
   Launch one = launch_of(kernel, blocks, params);
   if (features_.dependent) one.flags = kDependent;
@@ -125,25 +135,34 @@ void CudaBackend::read(const Tensor& x, float* host) {
   }
   if (cols == ld) return context_->copy_out(host, x.data, size_t(x.rows) * cols * sizeof(float));
   if (x.rows == 1) return context_->copy_out(host, x.data, cols * sizeof(float));
-  const size_t bytes = size_t(x.rows) * cols * sizeof(float);
-  if (dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
-  copy_rows(x, {dense_.data.get(), DType::f32, x.rows, x.cols, x.cols});
-  context_->copy_out(host, dense_.data.get(), bytes);
+  each_dense(x, [&](const Tensor& some, const Tensor& dense, int64_t row) {
+    copy_rows(some, dense);
+    context_->copy_out(host + size_t(row) * cols, dense.data, size_t(some.rows) * cols * sizeof(float));
+  });
 }
 
 // Rows that lie apart are followed by their statistics, which a kernel writes.
 void CudaBackend::write(const Tensor& x, const float* host) {
   tape_.flush();
-  const size_t row = size_t(x.cols) * sizeof(float);
-  if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * row);
-  const size_t bytes = size_t(x.rows) * row;
-  if (dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
-  context_->copy_in(dense_.data.get(), host, bytes);
-  WriteRowsParams p = {.from = reinterpret_cast<const float*>(dense_.data.get()),
-                       .x = x.as<float>(),
-                       .ld = int32_t(x.stride),
-                       .cols = int32_t(x.cols)};
-  launch(Kernel::write_rows, {int(x.rows), 1, 1}, p);
+  const auto cols = size_t(x.cols);
+  if (x.stride == x.cols) return context_->copy_in(x.data, host, size_t(x.rows) * cols * sizeof(float));
+  fetched_ = nullptr;
+  each_dense(x, [&](const Tensor& some, const Tensor& dense, int64_t row) {
+    context_->copy_in(dense.data, host + size_t(row) * cols, size_t(some.rows) * cols * sizeof(float));
+    const WriteRowsParams p = {
+        .from = dense.as<float>(), .x = some.as<float>(), .ld = int32_t(some.stride), .cols = int32_t(some.cols)};
+    context_->launch(Kernel::write_rows, {int(some.rows), 1, 1}, &p);
+  });
+}
+
+void CudaBackend::each_dense(const Tensor& x, const DenseWork& work) {
+  const auto step = int64_t(dense_.size / (size_t(x.cols) * sizeof(float)));
+  if (step == 0) throw std::logic_error("rows wider than what was prepared for");
+  for (int64_t row = 0; row < x.rows; row += step) {
+    const int64_t count = std::min(step, x.rows - row);
+    work({x.row(row), DType::f32, count, x.cols, x.stride}, {dense_.data.get(), DType::f32, count, x.cols, x.cols},
+         row);
+  }
 }
 
 void CudaBackend::copy_rows(const Tensor& from, const Tensor& to) {
@@ -162,22 +181,27 @@ void CudaBackend::synchronise() {
   context_->synchronise();
 }
 
-void CudaBackend::read_foreign(const float* device, size_t count, float* host) {
-  context_->copy_out(host, device, count * sizeof(float));
-}
-
 std::vector<int64_t> CudaBackend::state_strides(const StatePart& part) const {
   std::vector<int64_t> strides(part.shape.size(), 1);
   for (size_t i = strides.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * part.shape[i + 1];
   return strides;
 }
 
-// A state part lies as its portable form has it.
+// A state part lies as its portable form has it, or as the same numbers in halves.
 void CudaBackend::read_state(const StatePart& part, const std::byte* device, float* host) const {
-  context_->copy_out(host, device, size_t(part.count()) * sizeof(float));
+  const auto count = size_t(part.count());
+  if (part.dtype == DType::f32) return context_->copy_out(host, device, count * sizeof(float));
+  std::vector<uint16_t> halves(count);
+  context_->copy_out(halves.data(), device, count * sizeof(uint16_t));
+  to_f32(halves.data(), DType::f16, count, host);
 }
 void CudaBackend::write_state(const StatePart& part, std::byte* device, const float* host) const {
-  context_->copy_in(device, host, size_t(part.count()) * sizeof(float));
+  const auto count = size_t(part.count());
+  if (part.dtype == DType::f32) return context_->copy_in(device, host, count * sizeof(float));
+  std::vector<uint16_t> halves(count);
+  std::transform(host, host + count, halves.begin(),
+                 [](float v) { return f32_to_f16(std::isfinite(v) ? std::clamp(v, -kMostHalf, kMostHalf) : v); });
+  context_->copy_in(device, halves.data(), count * sizeof(uint16_t));
 }
 
 // ---- a step ----
@@ -219,7 +243,7 @@ void CudaBackend::embed(const Tensor& table, const Norm& norm, const Batch& batc
                    .ld_x = int32_t(x.stride),
                    .out = pointer(out),
                    .token = step_.token};
-  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, p);
+  launch(Kernel::embed, {int(batch.token.size()), 1, 1}, &p);
 }
 
 void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int first, int count, Tensor y, Operand out) {
@@ -231,7 +255,7 @@ void CudaBackend::norm(const Tensor& x, const Norm& norm, const Batch&, int firs
                   .y = y.as<float>(),
                   .ld_y = int32_t(y.stride),
                   .out = pointer(out)};
-  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
+  launch(Kernel::norm, {count, blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
 }
 
 MixParams CudaBackend::mix_params(const Tensor& x, const Norm& norm, size_t shift) const {
@@ -254,7 +278,7 @@ void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob>
     const bool last = &job == &jobs.back();
     if (p.count < kMostJobs && !last) continue;
     p.write = last && write == Shift::write;  // the others still read what it replaces
-    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, p);
+    launch(Kernel::mix, {int(batch.token.size()), blocks_of(round_up(int(x.cols), kPad), kRowColumns), 1}, &p);
     p.count = 0;
   }
 }
@@ -273,7 +297,7 @@ void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, 
                        .gate = gate.as<float>(),
                        .ld_gate = int32_t(gate.stride),
                        .token = step_.token};
-  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, p);
+  launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, &p);
 }
 
 void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) {
@@ -283,7 +307,7 @@ void CudaBackend::keep_rows(const Tensor& rows, const Batch&, int first, size_t 
                       .rows = rows_ + first,
                       .offset = offset,
                       .step = step_};
-  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, p);
+  launch(Kernel::keep_rows, {int(rows.rows), blocks_of(rows.cols, kFiniteColumns), 1}, &p);
 }
 
 // The rows themselves come along while they are few, so whoever reads them does not wait again.
@@ -299,7 +323,7 @@ bool CudaBackend::all_finite(const Tensor& x, bool to_be_read) {
                     .cols = int32_t(x.cols),
                     .flag = flags_ + word,
                     .bit = flags_used_++ % 32};
-  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, p);
+  launch(Kernel::finite, {int(x.rows), blocks_of(x.cols, kFiniteColumns), 1}, &p);
   tape_.flush();
   const int64_t count = (x.rows - 1) * x.stride + x.cols;
   const size_t bytes = size_t(count) * sizeof(float);

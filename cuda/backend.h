@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "cuda/context.h"
+#include "cuda/large_products.h"
 #include "cuda/params.h"
 #include "cuda/stream.h"
 #include "cuda/tape.h"
@@ -49,7 +50,7 @@ class CudaBackend final : public Backend {
   void copy_rows(const Tensor& from, const Tensor& to) override;
   void synchronise() override;
   void settle() override { context_->settle(); }
-  void read_foreign(const float* device, size_t count, float* host) override;
+  void read_foreign(const void* device, size_t bytes, void* host) override { context_->copy_out(host, device, bytes); }
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
@@ -66,8 +67,8 @@ class CudaBackend final : public Backend {
   void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
-  void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;
-  void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
+  void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) override;
+  void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) override;
 
  private:
   // Memory that is copied and its pair on the device, as large as the largest use so far.
@@ -87,12 +88,12 @@ class CudaBackend final : public Backend {
   using RowWork = std::function<void(Transfer& piece, int64_t row, int64_t count)>;
   // work(piece, row, count) for all rows, `step` at a time, on several threads with a piece of `bytes` each.
   void each_rows(int64_t rows, int64_t step, size_t bytes, const RowWork& work);
-  template <class P>
-  void launch(Kernel kernel, Grid blocks, const P& params) {
-    add(kernel, blocks, &params);
-  }
-  void add(Kernel kernel, Grid blocks, const void* params);
+  using DenseWork = std::function<void(const Tensor& some, const Tensor& dense, int64_t row)>;
+  // Of all rows of x, as many at a time as `dense_` has room for, one behind the other.
+  void each_dense(const Tensor& x, const DenseWork& work);
+  void launch(Kernel kernel, Grid blocks, const void* params);
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
+  bool multiply_plain(const LinearJob& job);
   MixParams mix_params(const Tensor& x, const Norm& norm, size_t shift) const;
   void place_chunks(const Batch& batch, Carving& lists);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
@@ -102,6 +103,7 @@ class CudaBackend final : public Backend {
   const int threads_;  // that read files
   const bool skip_zeros_;
   Tape tape_;
+  const std::unique_ptr<LargeProducts> large_products_;  // by another library; null: none is wanted
 
   Transfer batch_;          // of the step that has begun
   bool uploading_ = false;  // and is perhaps still copied
@@ -127,7 +129,7 @@ class CudaBackend final : public Backend {
   int64_t fetched_count_ = 0;
 
   std::vector<Transfer> pieces_;  // of the threads that read files
-  Memory dense_;                  // rows on their way from or to the host, one behind the other
+  Memory dense_;                  // rows on their way from or to the host
   Transfer sampling_;
   Memory sample_scratch_;
 };

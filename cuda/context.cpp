@@ -39,10 +39,12 @@ Features features_of_environment() {
       features.graphs = true;
     else if (word == "pdl")
       features.dependent = true;
-    else if (word == "fused")
-      features.fused = true;
+    else if (word == "cublaslt")
+      features.cublaslt = true;
+    else if (word == "nofused")
+      features.fused = false;
     else
-      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl and fused, found '", word, "'"));
+      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl, cublaslt and nofused, found '", word, "'"));
   }
   return features;
 }
@@ -115,6 +117,12 @@ void Context::stage(void* to, const void* from, size_t bytes, int event) {
 
 void Context::await(int event) {
   ask([&](Fault* f) { return api_.await(device_, event, f); });
+}
+
+void* Context::stream() {
+  void* stream = nullptr;
+  ask([&](Fault* f) { return api_.stream(device_, &stream, f); });
+  return stream;
 }
 
 void* Context::record(std::span<const Launch> launches) {

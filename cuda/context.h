@@ -27,12 +27,13 @@ inline Launch launch_of(Kernel kernel, Grid blocks, const void* params) {
           .reserved = 0};
 }
 
-// What no test without a GPU can show is off unless the environment's RWKV_CUDA_FEATURES names it: words, separated by
-// commas.
+// What no test without a GPU can show is off unless the environment's RWKV_CUDA_FEATURES names it, and what is on can
+// be turned off there: words, separated by commas.
 struct Features {
   bool graphs = false;     // a step is one launch graph
   bool dependent = false;  // "pdl": a kernel may start before the one in front of it has ended
-  bool fused = false;      // products of few tokens make their operands themselves
+  bool cublaslt = false;   // products of many tokens by cuBLASLt, if it is found
+  bool fused = true;       // products of few tokens make their operands themselves; "nofused": they do not
 };
 Features features_of_environment();  // throws DeviceError for a word that is none of them
 
@@ -57,6 +58,7 @@ class Context : public std::enable_shared_from_this<Context> {
   // An upload that begins behind what has been asked for and goes on beside what comes; and where that waits for it.
   void stage(void* to, const void* from, size_t bytes, int event);
   void await(int event);
+  void* stream();                                  // for other libraries: in order with these, on the calling thread
   void* record(std::span<const Launch> launches);  // null where there are no graphs
   void replay(void* graph);
   void forget(void* graph);

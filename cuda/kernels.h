@@ -89,6 +89,8 @@ struct SampleShared {
   X(write_rows, (write_rows), WriteRowsParams, NoShared, 256) \
   X(keep_rows, (keep_rows), KeepRowsParams, NoShared, 256) \
   X(copy_rows, (copy_rows), CopyRowsParams, NoShared, 256) \
+  X(plain, (plain), PlainParams, NoShared, 256) \
+  X(finish_rows, (finish_rows), FinishRowsParams, NoShared, 256) \
   X(pack_rows_f32, (pack<Stored::f32, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_f16, (pack<Stored::f16, Order::rows>), PackParams, NoShared, 256) \
   X(pack_rows_bf16, (pack<Stored::bf16, Order::rows>), PackParams, NoShared, 256) \
@@ -155,16 +157,21 @@ struct SampleShared {
   X(tile_columns_i8, (tile<Stored::i8, Order::columns>), LinearParams, TileShared<Stored::i8>, 256) \
   X(tile_columns_i4, (tile<Stored::i4, Order::columns>), LinearParams, TileShared<Stored::i4>, 256)
 
+// NAME_state16: the matrices of states are halves.
 #define RWKV_WKV_KERNELS(X) \
   X(wkv4, (wkv4), Wkv4Params, NoShared, 128) \
-  X(wkv6, (wkv6), Wkv6Params, WkvShared, 256) \
-  X(wkv7, (wkv7), Wkv7Params, WkvShared, 256) \
-  X(wkv7_64, (wkv7_64), Wkv7Params, Wkv7Shared, 256)
+  X(wkv6, (wkv6<float>), Wkv6Params, WkvShared, 256) \
+  X(wkv6_state16, (wkv6<uint16_t>), Wkv6Params, WkvShared, 256) \
+  X(wkv7, (wkv7<float>), Wkv7Params, WkvShared, 256) \
+  X(wkv7_state16, (wkv7<uint16_t>), Wkv7Params, WkvShared, 256) \
+  X(wkv7_64, (wkv7_64<float>), Wkv7Params, Wkv7Shared, 256) \
+  X(wkv7_64_state16, (wkv7_64<uint16_t>), Wkv7Params, Wkv7Shared, 256)
 
 // One after the other, of (heads, chunks), (heads, runs, 2) and (heads, chunks) blocks.
 #define RWKV_CHUNK_KERNELS(X) \
   X(wkv7_chunk, (wkv7_chunk), Wkv7ChunkParams, Wkv7ChunkShared, 256) \
-  X(wkv7_carry, (wkv7_carry), Wkv7ChunkParams, NoShared, 64) \
+  X(wkv7_carry, (wkv7_carry<float>), Wkv7ChunkParams, NoShared, 64) \
+  X(wkv7_carry_state16, (wkv7_carry<uint16_t>), Wkv7ChunkParams, NoShared, 64) \
   X(wkv7_chunk_out, (wkv7_chunk_out), Wkv7ChunkParams, NoShared, 128)
 
 #define RWKV_SAMPLE_KERNELS(X) \

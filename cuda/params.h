@@ -145,6 +145,21 @@ struct LinearParams {
   LinearJobParams job[kMostJobs];
 };
 
+// Weights by blocks and operands, of 16 bits, to plain rows. A line is 64 bytes of a row, and `lines` of neighbouring
+// rows lie together: those of a block, or all.
+struct PlainParams {
+  const void* from;
+  void* to;
+  int32_t rows, lines, chunks;  // chunks: lines of a row
+  int32_t reserved = 0;
+};
+
+// What follows sums that lie in rows of job.n.
+struct FinishRowsParams {
+  const float* from;
+  LinearJobParams job;
+};
+
 // Products whose operands are the lerps of a mix, made on the way: `x` and `rows8` of the jobs mean nothing.
 struct MixedParams {
   MixParams mix;             // every row is a sequence, whose src and dst are not the same
@@ -216,13 +231,9 @@ struct Wkv7ChunkParams {
   const Wkv7Run* run;
   Wkv7Piece* piece;  // [chunk][head]
 };
-// How many chunks sequences of kChunkFrom rows and more may have, of so many rows in all, and what a step of them
-// needs.
+// How many chunks sequences of kChunkFrom rows and more may have, of so many rows in all.
 constexpr int kChunkFrom = 65;  // so that calls of up to 64 rows have one arithmetic
 RWKV_BOTH constexpr int most_chunks(int rows) { return 2 * rows / (kWkvChunk + 1); }
-RWKV_BOTH constexpr size_t wkv7_chunk_bytes(int rows, int heads) {
-  return size_t(most_chunks(rows)) * size_t(heads) * sizeof(Wkv7Piece);
-}
 
 // ---- sampling ----
 constexpr int kSampleSpan = 128;                                   // logits that have a sum of their own
@@ -242,7 +253,7 @@ struct SampleJobParams {
   double scale;      // 1 / temperature, or 0: the most likely token
   double uniform;    // in [0, 1), from seed and counter
   float top_p, min_p;
-  int32_t top_k, biases, tops, reserved;
+  int32_t top_k, biases, tops, given;
 };
 enum class SampleCode : int32_t { drawn, not_finite, all_infinite, not_finite_biased, all_banned };
 struct SampleResult {

@@ -69,15 +69,48 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
   const int tokens = jobs.front().x.rows;
   const auto start = [&](Group<LinearParams>& g) {
     const int blocks = g.params.blocks;
-    launch(g.product.kernel, tokens > kMostTokens ? Grid{tiles(tokens), blocks, 1} : Grid{blocks, 1, 1}, g.params);
+    launch(g.product.kernel, tokens > kMostTokens ? Grid{tiles(tokens), blocks, 1} : Grid{blocks, 1, 1}, &g.params);
   };
   Groups<LinearParams, decltype(start)> groups(start);
   for (const LinearJob& job : jobs) {
+    if (tokens > kMostTokens && large_products_ && large_products_->takes(job.w, tokens) && multiply_plain(job))
+      continue;
     const ProductKernel product = product_for(job.w, tokens);
     auto& group = groups.of(product, [](const LinearParams& p) { return p.count < kMostJobs; });
     append(group.params, job, product.outputs, skip_zeros_);
   }
   groups.launch_all();
+}
+
+// False: somebody else must. A matrix by columns is plain as it is.
+bool CudaBackend::multiply_plain(const LinearJob& job) {
+  const LinearJobParams q = params_of(job, false);
+  const bool by_columns = job.w.mostly_zero_inputs, alone = q.y && q.act == Activation::none;
+  const auto make_plain = [&](const void* from, void* to, int rows, int lines) {
+    const PlainParams p = {.from = from, .to = to, .rows = rows, .lines = lines, .chunks = q.k / 32};
+    const int threads = int(kKernels[size_t(Kernel::plain)].threads);
+    launch(Kernel::plain, {blocks_of(int64_t(rows) * p.chunks * 4, threads), 1, 1}, &p);
+  };
+  make_plain(q.x, large_products_->operand(), q.tokens, q.rows8);
+  if (!by_columns) make_plain(q.w, large_products_->matrix(), q.n, kBlockRows);
+  tape_.flush();
+  const PlainProduct product = {.format = stored(job.w.format),
+                                .by_columns = by_columns,
+                                .w = by_columns ? job.w.data + kHead : large_products_->matrix(),
+                                .x = large_products_->operand(),
+                                .y = alone ? q.y : large_products_->sums(),
+                                .outputs = q.rows,
+                                .k = q.k,
+                                .tokens = q.tokens,
+                                .ld_w = by_columns ? q.n : q.k,
+                                .ld_x = q.k,
+                                .ld_y = alone ? q.ld_y : q.n};
+  if (!large_products_->multiply(product)) return false;
+  if (alone) return true;
+  const FinishRowsParams p = {.from = large_products_->sums(), .job = q};
+  const int columns = 4 * int(kKernels[size_t(Kernel::finish_rows)].threads);
+  launch(Kernel::finish_rows, {q.tokens, blocks_of(q.n, columns), 1}, &p);
+  return true;
 }
 
 void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
@@ -97,7 +130,7 @@ void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const 
   const auto start = [&](Group<MixedParams>& g) {
     g.params.mix = mix;
     mix.write = 0;  // one of them does
-    launch(g.product.kernel, {g.params.linear.blocks, 1, 1}, g.params);
+    launch(g.product.kernel, {g.params.linear.blocks, 1, 1}, &g.params);
   };
   Groups<MixedParams, decltype(start)> groups(start);
   for (const LinearJob& job : jobs) {

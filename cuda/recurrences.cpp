@@ -45,10 +45,10 @@ void CudaBackend::wkv4(const Wkv4& w, const Batch& batch, Operand y) {
                   .y = pointer(y),
                   .step = step_};
   const int threads = int(kKernels[size_t(Kernel::wkv4)].threads);
-  launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, p);
+  launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, &p);
 }
 
-void CudaBackend::wkv6(const Wkv6& w, size_t state, const Batch& batch, Operand y) {
+void CudaBackend::wkv6(const Wkv6& w, StatePlace state, const Batch& batch, Operand y) {
   Wkv6Params p = {.r = w.r.as<float>(),
                   .k = w.k.as<float>(),
                   .v = w.v.as<float>(),
@@ -60,13 +60,13 @@ void CudaBackend::wkv6(const Wkv6& w, size_t state, const Batch& batch, Operand 
                   .decay = w.decay.as<float>(),
                   .bonus = w.bonus.as<float>(),
                   .out = pointers(w.out),
-                  .state = state,
+                  .state = state.at,
                   .y = pointer(y),
                   .step = step_};
-  launch(Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, p);
+  launch(state.dtype == DType::f16 ? Kernel::wkv6_state16 : Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, &p);
 }
 
-void CudaBackend::wkv7(const Wkv7& w, size_t state, const Batch& batch, Operand y) {
+void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Operand y) {
   Wkv7Params p = {.r = w.r.as<float>(),
                   .w = w.w.as<float>(),
                   .k = w.k.as<float>(),
@@ -85,26 +85,28 @@ void CudaBackend::wkv7(const Wkv7& w, size_t state, const Batch& batch, Operand 
                   .k_a = w.k_a.as<float>(),
                   .r_k = w.r_k.as<float>(),
                   .out = pointers(w.out),
-                  .state = state,
+                  .state = state.at,
                   .y = pointer(y),
                   .step = step_};
-  const Kernel serial = w.head_size == 64 ? Kernel::wkv7_64 : Kernel::wkv7;
-  // Chunks multiply halves, which is less than who keeps activations in float32 wants.
+  const bool halves = state.dtype == DType::f16;
+  const Kernel serial = w.head_size == 64 ? halves ? Kernel::wkv7_64_state16 : Kernel::wkv7_64
+                        : halves          ? Kernel::wkv7_state16
+                                          : Kernel::wkv7;
   if (passes_.empty() || w.head_size != kWkvChunk || y.format == Format::f32)
-    return launch(serial, {w.heads, int(batch.src.size()), 1}, p);
+    return launch(serial, {w.heads, int(batch.src.size()), 1}, &p);
   if (shorts_ > 0) {
     Wkv7Params some = p;
     some.sequences = short_;
-    launch(serial, {w.heads, shorts_, 1}, some);
+    launch(serial, {w.heads, shorts_, 1}, &some);
   }
   for (const Pass& pass : passes_) {
     Wkv7ChunkParams c = {.wkv = p,
                          .chunk = pass.chunk,
                          .run = pass.run,
                          .piece = reinterpret_cast<Wkv7Piece*>(pieces_of_chunks_.data.get())};
-    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, c);
-    launch(Kernel::wkv7_carry, {w.heads, pass.runs, 2}, c);
-    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, c);
+    launch(Kernel::wkv7_chunk, {w.heads, pass.chunks, 1}, &c);
+    launch(halves ? Kernel::wkv7_carry_state16 : Kernel::wkv7_carry, {w.heads, pass.runs, 2}, &c);
+    launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, &c);
   }
 }
 

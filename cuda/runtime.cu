@@ -205,6 +205,12 @@ bool settle(void* device, Fault* fault) {
   return error == cudaSuccess || broken(d, fault, error, "cudaDeviceSynchronize");
 }
 
+bool stream(void* device, void** stream, Fault* fault) {
+  Device& d = device_of(device);
+  *stream = d.compute;
+  return enter(d, fault);
+}
+
 // The launches as the stream has them, edges of those that start early included.
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   Device& d = device_of(device);
@@ -254,10 +260,11 @@ bool await(void* device, int32_t event, Fault* fault) {
   return error == cudaSuccess || broken(d, fault, error, "cudaStreamWaitEvent");
 }
 
-constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "cuda", count,  open,   close,
-                            describe, allocate,          release,         pin,    unpin,  upload, download,
-                            launch,   synchronise,       settle,          record, replay, forget, stage,
-                            await};
+// clang-format off
+constexpr DeviceApi kApi = {
+    kAbi, sizeof(DeviceApi), RWKV_CUDA_BUILD, "cuda", count, open, close, describe, allocate, release, pin, unpin, upload,
+    download, launch, synchronise, settle, stream, record, replay, forget, stage, await};
+// clang-format on
 
 }  // namespace
 

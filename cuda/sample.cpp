@@ -90,7 +90,7 @@ void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLo
                     .top_k = job.top_k,
                     .biases = int32_t(job.bias.size()),
                     .tops = int32_t(job.top.size()),
-                    .reserved = 0};
+                    .given = job.given};
   }
   std::byte *const up = sampling_.device.data.get(), *const down = sampling_.host.data.get();
   context_->upload(up, down, here.back);

@@ -33,7 +33,8 @@ ALL = ((1, 8, 32, 64, 256, 960), ((1, 1024), (1, 4096), (8, 1024)))
 SETTINGS = {"rounds": 5, "warm_up": 8, "round_seconds": 0.1, "forks": 40}
 QUICK = {"rounds": 1, "warm_up": 1, "round_seconds": 0.0, "forks": 1}
 FEATURES = ("graphs,pdl", "")
-FUSED = "graphs,pdl,fused"  # for few tokens
+CUBLASLT = "graphs,pdl,cublaslt"  # for long prompts, if the library is there
+UNFUSED = "graphs,pdl,nofused"  # which is the same for many tokens
 WIDTHS = {"fp16": 2, "bf16": 2, "fp16i8": 66 / 64, "fp16i4": 34 / 64}  # bytes of a weight, its scale included
 STORED = {"fp16i8": "int8", "fp16i4": "int4"}
 CHECKED = list(range(1, 17))
@@ -171,8 +172,9 @@ def runs(a: argparse.Namespace) -> list[Run]:
     found = [Run("fp16", features, True, *a.sizes) for features in FEATURES]
     if a.quick:
         return [found[0], Run("fp16i8", "", True, (1,), ())]
-    found.append(Run("fp16", FUSED, True, (1, 8), ()))
+    found.append(Run("fp16", UNFUSED, True, (1, 8), ()))
     found.append(Run("fp16", FEATURES[0], False, (1, 8), ()))
+    found.append(Run("fp16", CUBLASLT, True, (), a.sizes[1]))
     if a.shape == "1.5B":
         others = ("bf16", "fp16i8", "fp16i4")
         found += [Run(precision, FEATURES[0], True, *a.sizes) for precision in others]

@@ -63,13 +63,14 @@ def engine(shape: str, found: dict) -> None:
         rows.setdefault((precision, what), {})[row["features"]] = row
     lines = []
     for (precision, what), both in rows.items():
-        best, plain, fused = (both.get(features, {}) for features in ("graphs,pdl", "", "graphs,pdl,fused"))
+        names = ("graphs,pdl", "", "graphs,pdl,nofused", "graphs,pdl,cublaslt")
+        best, plain, unfused, cublaslt = (both.get(features, {}) for features in names)
         line = [precision, what, best.get("tokens_per_second"), best.get("milliseconds")]
         line += [percent(best.get("share_of_roofline")), plain.get("tokens_per_second")]
-        line += [fused.get("tokens_per_second")]
+        line += [unfused.get("tokens_per_second"), cublaslt.get("tokens_per_second")]
         line += [best.get("times_an_ordinary_step"), best.get("unfinished", plain.get("unfinished"))]
         lines.append(line)
-    heads = ["precision", "what", "tokens/s", "ms", "of roofline", "tokens/s plain", "tokens/s fused", "ordinary steps", "unfinished"]
+    heads = ["precision", "what", "tokens/s", "ms", "of roofline", "tokens/s plain", "tokens/s unfused", "tokens/s cublaslt", "ordinary steps", "unfinished"]
     table(f"{shape}: with launch graphs and dependent launches, and plain", heads, lines)
 
 

@@ -38,6 +38,14 @@ bool has(const char* isa) {
   return true;
 }
 
+// What RWKV_ISA holds the engine to holds for the peaks as well.
+bool allowed(const char* isa) {
+  const char* wanted = std::getenv("RWKV_ISA");
+  if (!wanted || std::strncmp(isa, "avx512", 6) != 0) return true;
+  if (std::strcmp(wanted, "avx512") == 0) return std::strcmp(isa, wanted) == 0;
+  return std::strcmp(wanted, "avx2") != 0;
+}
+
 }  // namespace
 
 // GB/s of the best reader over memory that no cache holds. The first call decides how many bytes.
@@ -61,12 +69,13 @@ extern "C" double rwkv_read_bandwidth(int threads, size_t wanted) {
   return best;
 }
 
-// Gop/s of the best way, a multiply-add counts two: in float32; of bf16, by dot products or widened; or of int8.
+// Gop/s of the best way, a multiply-add counts two: in float32; of bf16, by dot products or widened; or of int8, which
+// takes AVX2 three instructions of which two multiply.
 extern "C" double rwkv_peak(int bits, int threads, long rounds) {
   double best = 0;
   const auto measure = [&](const auto& peaks) {
     for (const limits::Peak& peak : peaks)
-      if (has(peak.name))
+      if (has(peak.name) && allowed(peak.name))
         best = std::max(best, peak.operations * double(rounds) * threads /
                                   best_time(threads, 2, [&](int) { peak.run(rounds); }) / 1e9);
   };

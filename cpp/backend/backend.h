@@ -124,11 +124,18 @@ struct StatePart {
   std::string name;
   std::vector<int64_t> shape;
   float initial = 0;
+  DType dtype = DType::f32;  // in which a device keeps it: f32, or f16 where the strategy says state16
   int64_t count() const {
     int64_t n = 1;
     for (int64_t d : shape) n *= d;
     return n;
   }
+};
+
+// Where a part lies in each slot, and as what.
+struct StatePlace {
+  size_t at = 0;
+  DType dtype = DType::f32;
 };
 
 // Added to a token's logit; -inf bans it.
@@ -156,14 +163,17 @@ struct SampleJob {
   std::span<const TokenBias> bias = {};  // ascending tokens: penalties, logit bias and bans in one
   std::span<TokenLogprob> top = {};      // receives the most likely tokens, at most V, the most likely first
   bool on_device = false;
+  int32_t given = -1;  // nothing is drawn: this token is taken, for its probability
 };
 
 // The largest step there will be of a model, so that the verbs never allocate.
 struct StepShape {
   int64_t width = 0;          // of the widest row
+  int64_t ffn = 0;            // and of one between the two matrices of the channel mix
   int rows = 0, results = 0;  // of a batch, and those of them that go through the head at a time
   int vocab = 0, heads = 0, head_size = 0;
-  bool wkv7 = false;  // which recurrence it has
+  bool wkv7 = false;                 // which recurrence it has
+  Format activations = Format::f32;  // as they meet the large matrices
 };
 
 // Where memory is, in the numbers that DLPack gives to kinds of devices.
@@ -200,7 +210,7 @@ class Backend {
   // Of Linear::columns: 0 where this device skips nothing, or needs no second storage for it.
   virtual size_t column_bytes(const Linear& w) const = 0;
   virtual size_t state_bytes(const StatePart&) const = 0;
-  // Floats from number to number of a part in each dimension of its shape, as it lies on the device.
+  // Numbers from one to the next of a part in each dimension of its shape, as it lies on the device.
   virtual std::vector<int64_t> state_strides(const StatePart&) const = 0;
   virtual size_t slab_bytes() const = 0;  // most bytes of slots for states to be allocated at once, if one fits
   // Most rows of one forward, if the largest part of a layer has so many multiply-adds per row: enough to compute at
@@ -225,7 +235,8 @@ class Backend {
   virtual void synchronise() {}                                      // everything that was asked for has happened
   virtual void settle() {}  // also for what other libraries have asked of the device
   // Numbers that another library has made, from any thread.
-  virtual void read_foreign(const float* device, size_t count, float* host) = 0;
+  virtual void read_foreign(const void* device, size_t bytes, void* host) = 0;
+  // In float32 on the host. Of a part in halves, numbers past their range become the largest half.
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 
@@ -261,10 +272,10 @@ class Backend {
   virtual void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset);
   virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
 
-  // ---- one recurrence per family; the state part lies at byte `state` of each slot ----
+  // ---- one recurrence per family ----
   virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
-  virtual void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) = 0;
-  virtual void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) = 0;
+  virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
+  virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
 };
 
 struct DeviceOptions {

@@ -17,6 +17,7 @@ void check(const SampleJob& job) {
   RWKV_CHECK(Error, job.min_p >= 0 && job.min_p <= 1, "min_p: expected a number from 0 to 1, found ", job.min_p);
   RWKV_CHECK(Error, job.top.size() <= size_t(n), "top: expected at most the ", n, " tokens there are, found ",
              job.top.size());
+  RWKV_CHECK(Error, job.given < n, "given: expected a token below ", n, ", found ", job.given);
   int64_t next = 0;  // the least id that may come
   for (const TokenBias& b : job.bias) {
     RWKV_CHECK(Error, b.token >= next && b.token < n, "bias: expected ascending tokens from 0 to ", n - 1, ", found ",

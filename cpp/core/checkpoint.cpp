@@ -65,7 +65,7 @@ int64_t TensorInfo::count() const {
 }
 
 bool TensorInfo::contiguous() const {
-  if (!parts.empty()) return false;
+  if (!parts.empty() || derived) return false;
   if (count() == 0) return true;
   int64_t expected = 1;
   for (size_t i = shape.size(); i-- > 0;) {
@@ -186,6 +186,7 @@ void Checkpoint::read(const TensorInfo& tensor, int64_t first, int64_t count, vo
   RWKV_CHECK(Error, tensor.packed.empty(), shown(tensor.name), ": expected numbers, found a matrix packed as ",
              tensor.packed);
   if (count == 0) return;
+  if (tensor.derived) return tensor.derived->read(first, count, static_cast<float*>(dst));
   if (!tensor.parts.empty()) return read_joined(tensor, first, count, static_cast<std::byte*>(dst));
   read_strided(files_[tensor.file], tensor, first, count, dst);
   if (tensor.exponent != 0) scale(dst, tensor.dtype, size_t(count), tensor.exponent);

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -9,6 +10,12 @@
 #include "core/platform.h"
 
 namespace rwkv {
+
+// Numbers that are made, while they are read, of those of files.
+struct Derived {
+  DType stored;                                                       // what the file has them as
+  std::function<void(int64_t first, int64_t count, float* to)> read;  // of the elements in row-major order
+};
 
 // Where a tensor of a file lies. Proven by the reader: every element is inside the file.
 struct TensorInfo {
@@ -24,6 +31,8 @@ struct TensorInfo {
   // Not empty: the tensor is these, one after the other along the axis `joined`; stride and offset mean nothing.
   std::vector<TensorInfo> parts = {};
   size_t joined = 0;
+  // If there, the numbers are what it makes; dtype is then f32, and stride and offset mean nothing.
+  std::shared_ptr<const Derived> derived = {};
   // Not empty: what lies there are so many bytes that a device has made of the numbers, in its format of that name, and
   // no numbers to read; dtype and stride mean nothing.
   std::string packed = {};

@@ -114,6 +114,11 @@ std::string JsonReader::plain() {
   return c == '"' || c == '{' || c == '[' ? "" : std::string(text_.substr(start, at_ - start));
 }
 
+std::string JsonReader::scalar() {
+  blank();
+  return peek() == '"' ? string() : plain();
+}
+
 uint32_t JsonReader::hex4() {
   uint32_t value = 0;
   for (int i = 0; i < 4; ++i, ++at_) {

@@ -17,10 +17,11 @@ class JsonReader {
   void object(const std::function<void(std::string&& key)>& member);  // `member` consumes the value of `key`
   void array(const std::function<void()>& item);                      // `item` consumes one element
   std::string string();
-  uint64_t natural();   // an integer from 0 to 2^64 - 1, without sign, fraction or exponent
-  void skip();          // any value
-  std::string plain();  // any value: the text of a number, true, false or null, otherwise nothing
-  void finish();        // nothing but spaces may follow
+  uint64_t natural();    // an integer from 0 to 2^64 - 1, without sign, fraction or exponent
+  void skip();           // any value
+  std::string scalar();  // a string's text, or as plain
+  std::string plain();   // any value: the text of a number, true, false or null, otherwise nothing
+  void finish();         // nothing but spaces may follow
 
  private:
   class Nested;

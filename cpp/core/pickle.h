@@ -1,5 +1,6 @@
-// The part of Python's pickle format that a state dict of tensors needs, as a machine that can do nothing else: no code
-// is imported or called, and values are shared by index, so the memory used is a small multiple of the pickle's size.
+// The part of Python's pickle format that a dict or a list of tensors needs, as a machine that can do nothing else: no
+// code is imported or called, and values are shared by index, so the memory used is a small multiple of the pickle's
+// size.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -24,5 +25,7 @@ struct PickledTensor {
 // The tensors of the dict, or of the dict that it holds as "state_dict", in order. Other values are passed over.
 // Throws ModelFormatError.
 std::vector<PickledTensor> read_pickled_state_dict(std::string_view pickle);
+// Of a list or tuple that holds nothing else; they are called "[0]", "[1]" and so on.
+std::vector<PickledTensor> read_pickled_list(std::string_view pickle);
 
 }  // namespace rwkv

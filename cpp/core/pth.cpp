@@ -7,6 +7,7 @@
 #include "core/bounds.h"
 #include "core/error.h"
 #include "core/pickle.h"
+#include "core/strided_read.h"
 #include "core/text.h"
 #include "core/zip.h"
 
@@ -91,9 +92,8 @@ TensorInfo locate(PickledTensor&& tensor, const std::string& root, const std::ve
   return info;
 }
 
-}  // namespace
-
-std::vector<TensorInfo> read_pth_index(const File& file) {
+template <class Unpickle>
+std::vector<TensorInfo> read_tensors(const File& file, const Unpickle& unpickle, std::string_view what) {
   const std::vector<ZipEntry> entries = read_zip_directory(file);
   const ZipEntry& pickle = find_pickle(entries);
   const std::string root = pickle.name.substr(0, pickle.name.size() - std::string_view("data.pkl").size());
@@ -102,13 +102,35 @@ std::vector<TensorInfo> read_pth_index(const File& file) {
     RWKV_CHECK(ModelFormatError, found == "little", "expected little-endian values, found the byte order '",
                shown(found), "'");
   }
-  std::vector<PickledTensor> pickled = read_pickled_state_dict(read_entry(file, pickle, kMaxPickle));
-  RWKV_CHECK(ModelFormatError, !pickled.empty(), "expected a dict of tensors in data.pkl, found no tensor in it");
+  std::vector<PickledTensor> pickled = unpickle(read_entry(file, pickle, kMaxPickle));
+  RWKV_CHECK(ModelFormatError, !pickled.empty(), "expected a ", what, " of tensors in data.pkl, found no tensor in it");
 
   uint64_t budget = checked_product(file.size(), kMaxSharing).value_or(UINT64_MAX);
   std::vector<TensorInfo> tensors;
   for (PickledTensor& tensor : pickled) tensors.push_back(locate(std::move(tensor), root, entries, budget));
   return tensors;
+}
+
+}  // namespace
+
+std::vector<TensorInfo> read_pth_index(const File& file) { return read_tensors(file, read_pickled_state_dict, "dict"); }
+
+PthList::PthList(const std::string& path) : file_(path) {
+  try {
+    tensors_ = read_tensors(file_, read_pickled_list, "list");
+  } catch (const ModelFormatError& e) {
+    throw ModelFormatError(join(path, ": ", e.what()));
+  }
+}
+
+std::vector<float> PthList::read(size_t i) const {
+  const TensorInfo& t = tensors_.at(i);
+  const auto count = size_t(t.count());
+  std::vector<std::byte> stored(count * size_of(t.dtype));
+  read_strided(file_, t, 0, t.count(), stored.data());
+  std::vector<float> values(count);
+  to_f32(stored.data(), t.dtype, count, values.data());
+  return values;
 }
 
 }  // namespace rwkv

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <cstring>
 #include <exception>
 
 #include "backend/backend.h"
@@ -38,7 +39,7 @@ class CpuBackend final : public Backend {
   void read(const Tensor& x, float* host) override;
   void write(const Tensor& x, const float* host) override;
   void copy_rows(const Tensor& from, const Tensor& to) override;
-  void read_foreign(const float* device, size_t count, float* host) override { std::copy_n(device, count, host); }
+  void read_foreign(const void* device, size_t bytes, void* host) override { std::memcpy(host, device, bytes); }
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
@@ -50,8 +51,8 @@ class CpuBackend final : public Backend {
   bool all_finite(const Tensor& x, bool to_be_read) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
-  void wkv6(const Wkv6&, size_t state, const Batch&, Operand y) override;
-  void wkv7(const Wkv7&, size_t state, const Batch&, Operand y) override;
+  void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) override;
+  void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) override;
 
  private:
   float* room(int worker) const { return reinterpret_cast<float*>(scratch_[size_t(worker)].data.get()); }

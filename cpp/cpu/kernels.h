@@ -156,6 +156,7 @@ static constexpr size_t sample_blocks(size_t n) { return (n + kSampleBlock - 1) 
 struct Kernels {
   const char* name;
   int tile, byte_tile;  // most tokens in a tile, of numbers and of int8
+  int number_work;      // the time of a multiplication of numbers, of many tokens, in quarters of that of int8
 
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights. With an `out` of int8, panels
   // are finished two by two: p0 is even, and so is p1 unless the rows end.

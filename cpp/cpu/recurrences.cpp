@@ -66,9 +66,9 @@ void CpuBackend::wkv4(const Wkv4& p, const Batch& batch, Operand y) {
   });
 }
 
-void CpuBackend::wkv6(const Wkv6& p, size_t state, const Batch& batch, Operand y) {
+void CpuBackend::wkv6(const Wkv6& p, StatePlace state, const Batch& batch, Operand y) {
   recur(p.heads * p.head_size, p.head_size, batch, y, [&](const Stretch& s, int n) {
-    const size_t slot = state + head_bytes(n) * size_t(s.group);
+    const size_t slot = state.at + head_bytes(n) * size_t(s.group);
     kernels_.wkv6({n, s.tokens, size_t(p.r.stride), s.rows(p.r), s.rows(p.k), s.rows(p.v), s.rows(p.g), s.rows(p.w),
                    s.channels(p.decay), s.channels(p.bonus), s.channels(p.out.weight), s.channels(p.out.bias),
                    p.out.eps, reinterpret_cast<const float*>(s.src + slot), reinterpret_cast<float*>(s.dst + slot), s.y,
@@ -76,9 +76,9 @@ void CpuBackend::wkv6(const Wkv6& p, size_t state, const Batch& batch, Operand y
   });
 }
 
-void CpuBackend::wkv7(const Wkv7& p, size_t state, const Batch& batch, Operand y) {
+void CpuBackend::wkv7(const Wkv7& p, StatePlace state, const Batch& batch, Operand y) {
   recur(p.heads * p.head_size, p.head_size, batch, y, [&](const Stretch& s, int n) {
-    const size_t slot = state + head_bytes(n) * size_t(s.group);
+    const size_t slot = state.at + head_bytes(n) * size_t(s.group);
     kernels_.wkv7({n,
                    s.tokens,
                    size_t(p.r.stride),

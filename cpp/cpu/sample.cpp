@@ -262,6 +262,7 @@ TokenLogprob sample_row(const Kernels& kernels, const SampleJob& job, SampleScra
     return TokenLogprob{token, static_cast<float>(double{logits[token]} - double{max} - log_total)};
   };
   row.list(job.top, log_total);
+  if (job.given >= 0) return with_logprob(job.given);
 
   const bool biased = !job.bias.empty();
   if (biased) {

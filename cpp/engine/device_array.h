@@ -7,12 +7,13 @@
 
 namespace rwkv {
 
-// float32 numbers where they lie, for whoever goes on with them there. Nobody writes them.
+// Numbers where they lie, for whoever goes on with them there. Nobody writes them.
 struct DeviceArray {
   DeviceId device;
-  const float* data = nullptr;
-  std::vector<int64_t> shape, strides;  // strides in floats
+  const void* data = nullptr;
+  std::vector<int64_t> shape, strides;  // strides in numbers
   std::shared_ptr<const void> keeper;   // as long as somebody has it, the numbers stay
+  DType dtype = DType::f32;             // or f16
 };
 
 // Memory for results that stay on a device. What is given back is used again: allocating is dear there.

@@ -24,7 +24,7 @@ std::shared_ptr<StatePool> pool_for(const Model& model) {
 Engine::Engine(std::shared_ptr<const Model> model, int64_t process)
     : model_(std::move(model)),
       pool_(pool_for(*model_)),
-      initial_(pool_->make_initial()),
+      initial_(pool_->make_initial(model_->tuned_state())),
       space_(model_->workspace()),
       results_(std::make_shared<ResultMemory>(model_->stages().back().backend)),
       process_(process) {}
@@ -34,7 +34,7 @@ Engine::~Engine() = default;
 std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOptions& options) {
   RWKV_CHECK(Error, options.threads >= 0 && options.threads <= 1024, "threads: expected 1 to 1024, found ",
              options.threads);
-  const Checkpoint file = Checkpoint::open(path);
+  const Checkpoint file = with_adapters(Checkpoint::open(path), options.adapters);
   const auto report = [&](int64_t done, int64_t total) {
     if (options.poll) options.poll();
     if (options.progress) options.progress(done, total);
@@ -85,8 +85,14 @@ std::shared_ptr<State> Engine::new_state() {
 
 // ---- steps ----
 
-void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const {
+void Engine::check_tokens(std::span<const int32_t> tokens) const {
   const int vocab = config().n_vocab;
+  for (size_t i = 0; i < tokens.size(); i++)
+    RWKV_CHECK(Error, tokens[i] >= 0 && tokens[i] < vocab, "token ", i, ": expected an id from 0 to ", vocab - 1,
+               ", found ", tokens[i]);
+}
+
+void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const {
   for (const Sequence& s : sequences) {
     check_mine(*s.state);
     states.push_back(s.state);
@@ -102,9 +108,7 @@ void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<co
       continue;
     }
     RWKV_CHECK(Error, !s.tokens.empty(), "expected at least one token, found none");
-    for (size_t i = 0; i < s.tokens.size(); i++)
-      RWKV_CHECK(Error, s.tokens[i] >= 0 && s.tokens[i] < vocab, "token ", i, ": expected an id from 0 to ", vocab - 1,
-                 ", found ", s.tokens[i]);
+    check_tokens(s.tokens);
   }
   std::ranges::sort(states);
   RWKV_CHECK(StateError, std::ranges::adjacent_find(states) == states.end(),
@@ -115,7 +119,13 @@ int64_t Engine::rows_of(const Sequence& s) const {
   return s.embeddings.empty() ? std::ssize(s.tokens) : std::ssize(s.embeddings) / config().n_embd;
 }
 
+void Engine::check_output(Output output) const {
+  RWKV_CHECK(Error, !config().is_embedding() || output == Output::hidden || output == Output::none,
+             "output: expected 'hidden' or 'none' of an embedding model, found logits: it has no language-model head");
+}
+
 size_t Engine::result_size(std::span<const Sequence> sequences, Output output) const {
+  check_output(output);
   size_t tokens = 0;
   for (const Sequence& s : sequences) tokens += size_t(rows_of(s));
   switch (output) {
@@ -155,7 +165,8 @@ void Engine::layer_outputs(const Sequence& sequence, std::span<const int> layers
   }
   const size_t size = layers.size() * size_t(rows_of(sequence)) * size_t(config().n_embd);
   RWKV_CHECK(Error, result.size() == size, "result: expected room for ", size, " floats, found ", result.size());
-  step(std::span(&sequence, 1), {.layers = layers, .of_layers = result.data()}, poll, progress);
+  const Output output = config().is_embedding() ? Output::none : Output::last;
+  step(std::span(&sequence, 1), {.output = output, .layers = layers, .of_layers = result.data()}, poll, progress);
 }
 
 DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Output output, const Poll& poll,
@@ -172,8 +183,9 @@ DeviceArray Engine::forward_on_device(std::span<const Sequence> sequences, Outpu
 
 void Engine::step(std::span<const Sequence> sequences, const Results& results, const Poll& poll,
                   const Progress& progress) {
-  const auto [output, result, on_device, layers, of_layers] = results;
+  const auto& [output, result, on_device, layers, of_layers, look] = results;
   check_process();
+  check_output(output);
   const ListsPool::Use lists(lists_);
   check_sequences(sequences, lists->states);
   if (sequences.empty()) return;
@@ -239,6 +251,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
+      if (look) look(values);
       if (on_device) device.copy_rows(values, {on_device + written, DType::f32, values.rows, values.cols, values.cols});
       float* const to = result.empty() ? nullptr : result.data() + written;
       if (to) device.read(values, to);
@@ -254,7 +267,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
       }
     };
     // By reference: a function that held the captures would allocate.
-    const bool wanted = !kept || on_device || !result.empty();
+    const bool wanted = !kept || on_device || look || !result.empty();
     size_t taken = 0;  // of the layers asked for
     const auto take_layer = [&](int layer, Backend& home, const Tensor& x) {
       if (taken == layers.size() || layers[taken] != layer) return;
@@ -272,6 +285,12 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
     state = {std::move(target[i]), state.tokens_seen + rows_of(sequences[i]), tokens.empty() ? -1 : tokens.back(),
              std::move(logits[i]), sequences[i].sampler};
   }
+}
+
+std::vector<double> Engine::apply_task_head(std::string_view task, std::span<const double> pooled) const {
+  RWKV_CHECK(Error, config().is_embedding(), "task: expected an embedding model, found a language model, which has no ",
+             "heads for tasks");
+  return model_->task_heads().apply(task, pooled);
 }
 
 std::vector<TokenLogprob> Engine::sample(std::span<const SampleJob> jobs, const Poll& poll) {

@@ -13,6 +13,7 @@
 #include "engine/lists.h"
 #include "engine/state.h"
 #include "engine/turn.h"
+#include "model/adapters.h"
 #include "model/config.h"
 #include "model/scratch.h"
 
@@ -36,6 +37,7 @@ struct EngineOptions {
   Poll poll;
   std::optional<bool> sparse = {};  // as DeviceOptions have them
   bool pin = false;
+  std::vector<AdapterSpec> adapters = {};  // merged into the weights, in this order
 };
 
 struct Sequence {
@@ -45,6 +47,12 @@ struct Sequence {
   // In place of tokens: (T, C) vectors that enter where rows of the embedding table would, before the first norm. All
   // sequences of a call have them, or none has.
   std::span<const float> embeddings = {};
+};
+
+// What a model made of a token that was there.
+struct TokenScore {
+  float logprob;
+  bool greedy;  // none is more likely, nor as likely with a lower id
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -60,6 +68,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   std::shared_ptr<State> new_state();
+  // One that begins with a tuned state, a file's or arrays called as in such a file. Throws StateError.
+  std::shared_ptr<State> new_state(const std::string& tuned_path);
+  std::shared_ptr<State> new_state(std::span<const StateArray> tuned);
   void check_process() const;  // throws DeviceError after os.fork()
 
   // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
@@ -67,7 +78,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // error no state has changed.
   void forward(std::span<const Sequence> sequences, Output output, std::span<float> result, const Poll& poll = {},
                const Progress& progress = {});
-  size_t result_size(std::span<const Sequence> sequences, Output output) const;  // floats
+  // In floats. Throws Error for logits of a model without a language-model head.
+  size_t result_size(std::span<const Sequence> sequences, Output output) const;
   std::vector<float> forward(std::span<const Sequence> sequences, Output output = Output::last, const Poll& poll = {},
                              const Progress& progress = {});
 
@@ -79,17 +91,25 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // (layers, T, C).
   void layer_outputs(const Sequence& sequence, std::span<const int> layers, std::span<float> result,
                      const Poll& poll = {}, const Progress& progress = {});
+  // What the head of an embedding model for a task makes of pooled rows of Output::hidden. Throws Error for another
+  // model or task.
+  std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
+  // What each token of the sequences is given by those before it: all where the state has last logits, else all but the
+  // first. The states stay as they are, and a sequence may be empty. Memory does not depend on the number of tokens.
+  std::vector<std::vector<TokenScore>> score(std::span<const Sequence> sequences, const Poll& poll = {},
+                                             const Progress& progress = {});
 
   // One draw for each job.
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
 
   // ---- portable states ----
-  // `contents` is what a state of this engine holds at one moment.
-  size_t snapshot_size(const StateContents& contents) const;
-  void to_bytes(const StateContents& contents, std::span<std::byte> snapshot);  // of exactly that size
-  std::vector<std::byte> to_bytes(const State& state);
+  // `contents` is what a state of this engine holds at one moment; its parts are stored as `type`, f32 or f16.
+  size_t snapshot_size(const StateContents& contents, DType type = DType::f32) const;
+  void to_bytes(const StateContents& contents, std::span<std::byte> snapshot,  // of exactly that size
+                DType type = DType::f32);
+  std::vector<std::byte> to_bytes(const State& state, DType type = DType::f32);
   std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true);
-  void save(const State& state, const std::string& path);
+  void save(const State& state, const std::string& path, DType type = DType::f32);
   std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
   std::vector<StateArray> parts(const State& state);
   // The same parts where they lie, by name; the state may move on meanwhile, these numbers stay. Throws DeviceError
@@ -97,14 +117,18 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<std::pair<std::string, DeviceArray>> views(const State& state);
   // Numbers of another library in memory of one of this engine's devices, or of the CPU.
   std::vector<int64_t> part_shape(const std::string& name) const;  // throws StateError where there is none
-  void read_device(DeviceId device, const float* from, std::span<float> to);
+  void read_device(DeviceId device, const std::byte* from, std::span<std::byte> to);
   std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
   // The same contents, bit for bit: parts, tokens seen, last token, last logits. How a text is sampled is not compared.
   bool equal(const State& a, const State& b);
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
+  std::shared_ptr<State> state_with(std::span<const float> wkv);
+  void check_output(Output output) const;
+  void check_tokens(std::span<const int32_t> tokens) const;
   void check_mine(const State& state) const;  // throws StateError for another engine's state
+  using Look = std::function<void(const Tensor& rows)>;
   // Where a step's numbers go, beside the states.
   struct Results {
     Output output = Output::last;
@@ -112,10 +136,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
     float* on_device = nullptr;        // if there is such a place
     std::span<const int> layers = {};  // whose outputs go to
     float* of_layers = nullptr;        // (layers, T, C)
+    Look look = {};                    // at rows as they come, in memory of the last device
   };
   void step(std::span<const Sequence> sequences, const Results& results, const Poll& poll, const Progress& progress);
   int64_t rows_of(const Sequence& sequence) const;
-  std::string header_of(const StateContents& contents) const;
+  void score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores, const Poll& poll,
+                  const Progress& progress);
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 
   std::shared_ptr<const Model> model_;

@@ -10,6 +10,7 @@
 #include "engine/snapshot.h"
 #include "engine/state_pool.h"
 #include "model/model.h"
+#include "model/tuned_state.h"
 
 namespace rwkv {
 
@@ -25,59 +26,53 @@ struct Place {
 template <class F>
 void for_each_part(const Model& model, const StateSlot& slot, const F& visit) {
   const auto stages = model.stages();
-  const auto& parts = stages.front().states.parts;
-  for (size_t p = 0; p < parts.size(); p++)
+  for (size_t p = 0; p < stages.front().states.parts.size(); p++)
     for (size_t s = 0; s < stages.size(); s++)
       for (int i = 0; i < stages[s].count; i++)
-        visit(parts[p], p, stages[s].first + i,
+        visit(stages[s].states.parts[p], p, stages[s].first + i,
               Place{*stages[s].backend, slot.data(s) + stages[s].states.offset(i, int(p))});
+}
+
+SnapshotInfo info_of(const StateContents& contents) {
+  return {contents.tokens_seen, contents.last_token, contents.sampler};
 }
 
 }  // namespace
 
-size_t Engine::snapshot_size(const StateContents& contents) const {
-  const size_t weights = contents.sampler ? contents.sampler->weights.size() : 0;
-  return header_of(contents).size() + state_bytes() +
-         (contents.last_logits ? contents.last_logits->size() * sizeof(float) : 0) +
-         weights * (sizeof(int32_t) + sizeof(double));
+size_t Engine::snapshot_size(const StateContents& contents, DType type) const {
+  return plan_snapshot({config(), fingerprint()}, info_of(contents), contents.last_logits != nullptr, type).size;
 }
 
-std::string Engine::header_of(const StateContents& contents) const {
-  const SnapshotInfo info{contents.tokens_seen, contents.last_token, contents.sampler};
-  return snapshot_header(config(), fingerprint(), info,
-                         snapshot_tensors(config(), contents.last_logits != nullptr, info.weights()));
-}
-
-void Engine::to_bytes(const StateContents& contents, std::span<std::byte> snapshot) {
+void Engine::to_bytes(const StateContents& contents, std::span<std::byte> snapshot, DType type) {
   check_process();
-  const std::string header = header_of(contents);
-  const size_t size = snapshot_size(contents);
-  RWKV_CHECK(StateError, snapshot.size() == size, "snapshot: expected room for ", size, " bytes, found ",
+  const SnapshotInfo info = info_of(contents);
+  const auto plan = plan_snapshot({config(), fingerprint()}, info, contents.last_logits != nullptr, type);
+  RWKV_CHECK(StateError, snapshot.size() == plan.size, "snapshot: expected room for ", plan.size, " bytes, found ",
              snapshot.size());
-  std::byte* to = snapshot.data();
-  const auto append = [&](const void* from, size_t bytes) {
-    std::memcpy(to, from, bytes);
-    to += bytes;
-  };
-  append(header.data(), header.size());  // its end is 64-byte aligned in the file, so floats are in the buffer
-  for_each_part(*model_, *contents.slot, [&](const StatePart& part, size_t, int, const Place& place) {
-    place.backend.read_state(part, place.data, reinterpret_cast<float*>(to));
-    to += size_t(part.count()) * sizeof(float);
+  std::byte* to = snapshot.data() + plan.header.size();  // 64-byte aligned in the file, so numbers are in the buffer
+  std::vector<float> values;
+  for_each_part(*model_, *contents.slot, [&](const StatePart& part, size_t p, int, const Place& place) {
+    const auto count = size_t(part.count());
+    const TensorInfo& stored = plan.tensors[p];
+    if (stored.dtype == DType::f32) {
+      place.backend.read_state(part, place.data, reinterpret_cast<float*>(to));
+    } else {
+      values.resize(count);
+      place.backend.read_state(part, place.data, values.data());
+      store(stored, values, to);
+    }
+    to += count * size_of(stored.dtype);
   });
-  if (contents.last_logits) append(contents.last_logits->data(), contents.last_logits->size() * sizeof(float));
-  if (contents.sampler) {
-    for (const TokenWeight& w : contents.sampler->weights) append(&w.token, sizeof w.token);
-    for (const TokenWeight& w : contents.sampler->weights) append(&w.weight, sizeof w.weight);
-  }
-  seal_snapshot(snapshot);
+  const auto& logits = contents.last_logits;
+  finish_snapshot(snapshot, plan, info, logits ? std::span(logits->data(), logits->size()) : std::span<const float>());
 }
 
-std::vector<std::byte> Engine::to_bytes(const State& state) {
+std::vector<std::byte> Engine::to_bytes(const State& state, DType type) {
   check_process();
   check_mine(state);
   const StateContents contents = state.contents();
-  std::vector<std::byte> snapshot(snapshot_size(contents));
-  to_bytes(contents, snapshot);
+  std::vector<std::byte> snapshot(snapshot_size(contents, type));
+  to_bytes(contents, snapshot, type);
   return snapshot;
 }
 
@@ -88,8 +83,7 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
   std::vector<float> values;
   for_each_part(*model_, *slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
     values.resize(size_t(part.count()));
-    std::memcpy(values.data(), view.parts[p].data() + size_t(layer) * values.size() * sizeof(float),
-                values.size() * sizeof(float));
+    view.parts[p].load(size_t(layer) * values.size(), values);
     place.backend.write_state(part, place.data, values.data());
   });
   std::shared_ptr<Logits> logits;
@@ -103,8 +97,8 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
                                         std::move(view.info.sampler)});
 }
 
-void Engine::save(const State& state, const std::string& path) {
-  write_atomically(path, Access::owner, to_bytes(state));
+void Engine::save(const State& state, const std::string& path, DType type) {
+  write_atomically(path, Access::owner, to_bytes(state, type));
 }
 
 std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights) {
@@ -158,6 +152,31 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
 }
 
+std::shared_ptr<State> Engine::state_with(std::span<const float> wkv) {
+  return std::make_shared<State>(shared_from_this(), StateContents{.slot = pool_->make_initial(wkv)});
+}
+
+std::shared_ptr<State> Engine::new_state(const std::string& tuned_path) {
+  check_process();
+  return state_with(read_tuned_state(tuned_path, config()));
+}
+
+std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned) {
+  check_process();
+  const std::string where = "init";
+  std::vector<ArrayShape> shapes;
+  for (const StateArray& a : tuned) shapes.push_back({a.name, a.shape});
+  std::vector<float> wkv;
+  for (const size_t i : find_tuned_layers(config(), shapes, where)) {
+    const int64_t count = int64_t(config().n_att) * config().head_size;
+    RWKV_CHECK(StateError, std::ssize(tuned[i].values) == count, where, ": ", tuned[i].name, ": expected ", count,
+               " numbers, found ", tuned[i].values.size());
+    expect_finite(tuned[i].values, where, tuned[i].name);
+    wkv.insert(wkv.end(), tuned[i].values.begin(), tuned[i].values.end());
+  }
+  return state_with(wkv);
+}
+
 std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& state) {
   check_process();
   check_mine(state);
@@ -172,10 +191,14 @@ std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& stat
     const StatePart& part = layout.parts[p];
     // Parts of all layers lie in the same order, so from layer to layer it is always as far.
     const size_t first = layout.offset(0, int(p)), layers = size_t(layout.layers);
-    const auto* data = reinterpret_cast<const float*>(contents.slot->data(0) + first);
-    DeviceArray array{stage.backend->device(), data, {int64_t(layers)}, {}, lent(stage.backend, contents.slot)};
+    DeviceArray array{stage.backend->device(),
+                      contents.slot->data(0) + first,
+                      {int64_t(layers)},
+                      {},
+                      lent(stage.backend, contents.slot),
+                      part.dtype};
     const size_t next = layers > 1 ? layout.offset(1, int(p)) - first : 0;
-    array.strides.push_back(int64_t(next / sizeof(float)));
+    array.strides.push_back(int64_t(next / size_of(part.dtype)));
     array.shape.insert(array.shape.end(), part.shape.begin(), part.shape.end());
     const auto strides = stage.backend->state_strides(part);
     array.strides.insert(array.strides.end(), strides.begin(), strides.end());
@@ -190,7 +213,7 @@ std::vector<int64_t> Engine::part_shape(const std::string& name) const {
   throw StateError(join("state: expected the parts of this model, found ", shown(name)));
 }
 
-void Engine::read_device(DeviceId device, const float* from, std::span<float> to) {
+void Engine::read_device(DeviceId device, const std::byte* from, std::span<std::byte> to) {
   check_process();
   const auto stages = model_->stages();
   const auto found = std::ranges::find_if(stages, [&](const auto& stage) { return stage.backend->device() == device; });

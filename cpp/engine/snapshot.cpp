@@ -15,12 +15,14 @@ namespace rwkv {
 
 namespace {
 
-constexpr std::string_view kFormat = "rwkv-state 1";
+constexpr std::string_view kFormatKey = "format", kFormat = "rwkv-state 1", kHalfFormat = "rwkv-state 2";
 constexpr std::string_view kLogits = "last_logits", kTokens = "sampler.tokens", kWeights = "sampler.weights";
 // How every snapshot begins, after the eight bytes of length.
 constexpr std::string_view kPrefix = "{\"__metadata__\":{\"digest\":\"";
 constexpr size_t kDigestAt = 8 + kPrefix.size(), kDigestSize = 64;
+static_assert(kSnapshotHead == kDigestAt + kDigestSize);
 constexpr uint64_t kMaxHeader = 1 << 20;
+constexpr float kBeyondHalf = 65520;  // from here on to float16's infinity
 
 std::string digest_of(std::span<const std::byte> bytes) {
   const std::string zeros(kDigestSize, '0');
@@ -61,15 +63,20 @@ Int number(const SafetensorsHeader& header, std::string_view key, Int least, Int
   return value;
 }
 
-bool all_finite(std::span<const std::byte> bytes) {
-  // A float is finite unless its exponent is all ones.
+// A number is finite unless its exponent is all ones.
+template <class Bits>
+bool all_finite(std::span<const std::byte> bytes, Bits exponent) {
   bool finite = true;
-  for (size_t i = 0; i < bytes.size(); i += 4) {
-    uint32_t bits;
-    std::memcpy(&bits, bytes.data() + i, 4);
-    finite &= (bits & 0x7f800000) != 0x7f800000;
+  for (size_t i = 0; i < bytes.size(); i += sizeof(Bits)) {
+    Bits bits;
+    std::memcpy(&bits, bytes.data() + i, sizeof(Bits));
+    finite &= (bits & exponent) != exponent;
   }
   return finite;
+}
+
+bool all_finite(std::span<const std::byte> bytes, DType dtype) {
+  return dtype == DType::f16 ? all_finite<uint16_t>(bytes, 0x7c00) : all_finite<uint32_t>(bytes, 0x7f800000);
 }
 
 std::string hex(std::string_view bytes) {
@@ -141,11 +148,22 @@ void check_weights_of(const SamplerState& sampler, int n_vocab) {
 
 }  // namespace
 
-std::vector<TensorInfo> snapshot_tensors(const Config& config, bool with_logits, int64_t weights) {
+DType snapshot_type(std::string_view word) {
+  if (word == "fp32") return DType::f32;
+  if (word == "fp16") return DType::f16;
+  throw Error(join("dtype: expected 'fp32' or 'fp16', found '", shown(word), "'"));
+}
+
+std::string_view snapshot_word(DType type) { return type == DType::f16 ? "fp16" : "fp32"; }
+
+std::string_view snapshot_format(DType type) { return type == DType::f16 ? kHalfFormat : kFormat; }
+
+std::vector<TensorInfo> snapshot_tensors(const Config& config, bool with_logits, int64_t weights, DType type) {
   std::vector<TensorInfo> tensors;
   for (const StatePart& part : state_parts(config)) {
     TensorInfo& t = tensors.emplace_back();
     t.name = part.name;
+    t.dtype = std::abs(part.initial) < kBeyondHalf ? type : DType::f32;
     t.shape = {config.n_layer};
     t.shape.insert(t.shape.end(), part.shape.begin(), part.shape.end());
   }
@@ -165,11 +183,29 @@ std::vector<TensorInfo> snapshot_tensors(const Config& config, bool with_logits,
   return tensors;
 }
 
-std::string snapshot_header(const Config& config, const std::string& fingerprint, const SnapshotInfo& info,
-                            const std::vector<TensorInfo>& tensors) {
+void store(const TensorInfo& part, std::span<const float> values, std::byte* to) {
+  if (part.dtype == DType::f32) {
+    std::memcpy(to, values.data(), values.size_bytes());
+    return;
+  }
+  for (size_t i = 0; i < values.size(); i++) {
+    RWKV_CHECK(StateError, std::abs(values[i]) < kBeyondHalf, "state: ", part.name,
+               ": expected numbers below 65520, which fp16 holds, found ", values[i], ": fp32 holds it");
+    const uint16_t half = f32_to_f16(values[i]);
+    std::memcpy(to + i * sizeof half, &half, sizeof half);
+  }
+}
+
+void SnapshotPart::load(size_t first, std::span<float> values) const {
+  to_f32(bytes.data() + first * size_of(dtype), dtype, values.size(), values.data());
+}
+
+SnapshotPlan plan_snapshot(const SnapshotModel& model, const SnapshotInfo& info, bool with_logits, DType type) {
   std::vector<std::pair<std::string, std::string>> metadata = {
-      {"digest", std::string(kDigestSize, '0')}, {"format", std::string(kFormat)}, {"fingerprint", fingerprint}};
-  for (auto& pair : shape_fields(config)) metadata.push_back(std::move(pair));
+      {"digest", std::string(kDigestSize, '0')},
+      {std::string(kFormatKey), std::string(snapshot_format(type))},
+      {"fingerprint", model.fingerprint}};
+  for (auto& pair : shape_fields(model.config)) metadata.push_back(std::move(pair));
   metadata.emplace_back("tokens_seen", std::to_string(info.tokens_seen));
   metadata.emplace_back("last_token", std::to_string(info.last_token));
   if (info.sampler) {
@@ -178,7 +214,26 @@ std::string snapshot_header(const Config& config, const std::string& fingerprint
     metadata.emplace_back("sampler_pending", hex(info.sampler->pending));
     metadata.emplace_back("sampler_tail", info.sampler->tail);
   }
-  return write_safetensors_header(metadata, tensors);
+  auto tensors = snapshot_tensors(model.config, with_logits, info.weights(), type);
+  std::string header = write_safetensors_header(metadata, tensors);
+  size_t size = header.size();
+  for (const TensorInfo& t : tensors) size += size_t(t.count()) * size_of(t.dtype);
+  return {std::move(header), std::move(tensors), size};
+}
+
+void finish_snapshot(std::span<std::byte> snapshot, const SnapshotPlan& plan, const SnapshotInfo& info,
+                     std::span<const float> last_logits) {
+  std::memcpy(snapshot.data(), plan.header.data(), plan.header.size());
+  const size_t weights = size_t(info.weights());
+  std::byte* to = snapshot.data() + plan.size - weights * (sizeof(int32_t) + sizeof(double)) - last_logits.size_bytes();
+  const auto append = [&](const void* from, size_t bytes) {
+    std::memcpy(to, from, bytes);
+    to += bytes;
+  };
+  if (!last_logits.empty()) append(last_logits.data(), last_logits.size_bytes());
+  for (size_t i = 0; i < weights; i++) append(&info.sampler->weights[i].token, sizeof(int32_t));
+  for (size_t i = 0; i < weights; i++) append(&info.sampler->weights[i].weight, sizeof(double));
+  seal_snapshot(snapshot);
 }
 
 void seal_snapshot(std::span<std::byte> snapshot) {
@@ -186,20 +241,28 @@ void seal_snapshot(std::span<std::byte> snapshot) {
   std::memcpy(snapshot.data() + kDigestAt, digest.data(), kDigestSize);
 }
 
-SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config, const std::string& fingerprint,
-                           bool check_weights) {
-  RWKV_CHECK(StateError, bytes.size() > kDigestAt + kDigestSize, "state: expected more than ", kDigestAt + kDigestSize,
-             " bytes, found ", bytes.size());
+void check_snapshot_head(std::span<const std::byte> head, uint64_t file_size) {
+  RWKV_CHECK(StateError, file_size > kSnapshotHead && head.size() >= kSnapshotHead, "state: expected more than ",
+             kSnapshotHead, " bytes, found ", file_size);
+  RWKV_CHECK(StateError, std::memcmp(head.data(), "PK\3\4", 4) != 0,
+             "state: expected a saved state, found a zip archive: state_from_rwkv() reads lists that torch.save wrote");
   uint64_t header_size;
-  std::memcpy(&header_size, bytes.data(), 8);
-  RWKV_CHECK(StateError, header_size <= kMaxHeader && header_size <= bytes.size() - 8,
-             "state: expected a header of at most ", std::min<uint64_t>(kMaxHeader, bytes.size() - 8),
+  std::memcpy(&header_size, head.data(), 8);
+  RWKV_CHECK(StateError, header_size <= kMaxHeader && header_size <= file_size - 8,
+             "state: expected a header of at most ", std::min<uint64_t>(kMaxHeader, file_size - 8),
              " bytes, found one of ", header_size);
-  RWKV_CHECK(StateError, std::memcmp(bytes.data() + 8, kPrefix.data(), kPrefix.size()) == 0,
+  RWKV_CHECK(StateError, std::memcmp(head.data() + 8, kPrefix.data(), kPrefix.size()) == 0,
              "state: expected a file that begins with ", kPrefix, ", found other bytes: not a saved state");
+}
+
+namespace {
+
+// Length, header size, digest and format are right.
+SafetensorsHeader read_header(std::span<const std::byte> bytes) {
+  check_snapshot_head(bytes, bytes.size());
   const std::string written(reinterpret_cast<const char*>(bytes.data()) + kDigestAt, kDigestSize);
   const std::string found = digest_of(bytes);
-  RWKV_CHECK(StateError, written == found, "state: damaged: expected the digest ", written, ", found ", found);
+  RWKV_CHECK(StateError, written == found, "state: damaged: expected the digest ", shown(written), ", found ", found);
 
   SafetensorsHeader header;
   try {
@@ -207,26 +270,44 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
   } catch (const ModelFormatError& e) {
     throw StateError(join("state: ", e.what()));
   }
-  RWKV_CHECK(StateError, field(header, "format") == kFormat, "state: expected the format '", kFormat, "', found '",
-             shown(field(header, "format")), "'");
-  const auto described = shape_fields(config);
-  const auto check = [&](const std::pair<std::string, std::string>& pair) {
-    const auto& [key, expected] = pair;
-    RWKV_CHECK(StateError, field(header, key) == expected, "state of another model: expected ", key, " ", expected,
-               ", found ", shown(field(header, key)));
-  };
-  check(described.front());  // the version: what follows must not offer to accept another's state
-  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
-             "state of other weights: expected the fingerprint ", fingerprint, ", found ",
-             shown(field(header, "fingerprint")), " (check_weights=False accepts one of the same shape)");
-  std::ranges::for_each(described, check);
+  const std::string& format = field(header, kFormatKey);
+  RWKV_CHECK(StateError, format == kFormat || format == kHalfFormat, "state: expected the format '", kFormat, "' or '",
+             kHalfFormat, "', found '", shown(format), "'");
+  return header;
+}
 
+// The numbers of the model that the header names; its shapes are still to be compared.
+SnapshotModel read_model(const SafetensorsHeader& header) {
+  SnapshotModel model;
+  Config& c = model.config;
+  c.version = field(header, "model_version");
+  RWKV_CHECK(StateError, is_version(c.version), "state: expected the model_version of a model that this release runs",
+             ", found '", shown(c.version), "'");
+  model.fingerprint = field(header, "fingerprint");
+  RWKV_CHECK(
+      StateError,
+      model.fingerprint.size() == 64 && model.fingerprint.find_first_not_of("0123456789abcdef") == std::string::npos,
+      "state: expected a fingerprint of 64 hex digits, found '", shown(model.fingerprint), "'");
+  const bool heads = c.version != "4";
+  c.n_layer = number<int>(header, "n_layer", 1, INT32_MAX);
+  c.n_embd = number<int>(header, "n_embd", 1, INT32_MAX);
+  c.n_head = number<int>(header, "n_head", heads, heads ? INT32_MAX : 0);
+  c.head_size = number<int>(header, "head_size", heads, heads ? INT32_MAX : 0);
+  c.n_vocab = number<int>(header, "n_vocab", 1, INT32_MAX);
+  // Only the parts of RWKV-4 say how wide its recurrence is.
+  for (const TensorInfo& t : header.tensors)
+    if (t.name == "att.aa" && t.shape.size() == 2) c.n_att = int(std::min<int64_t>(t.shape[1], INT32_MAX));
+  return model;
+}
+
+SnapshotView read_numbers(std::span<const std::byte> bytes, const SafetensorsHeader& header, const Config& config) {
   SnapshotView view;
+  view.type = field(header, kFormatKey) == kHalfFormat ? DType::f16 : DType::f32;
   view.info.tokens_seen = number<int64_t>(header, "tokens_seen", 0, int64_t{1} << 62);
   view.info.last_token = number<int32_t>(header, "last_token", -1, config.n_vocab - 1);
   auto sampler = sampler_of(header);
   const int64_t weights = sampler ? weight_count(header, config.n_vocab) : 0;
-  const auto expected = snapshot_tensors(config, has_tensor(header, kLogits), weights);
+  const auto expected = snapshot_tensors(config, has_tensor(header, kLogits), weights, view.type);
   RWKV_CHECK(StateError, header.tensors.size() == expected.size(), "state: expected ", expected.size(),
              " tensors, found ", header.tensors.size());
   for (const TensorInfo& want : expected) {
@@ -249,11 +330,41 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
       check_weights_of(*sampler, config.n_vocab);
       continue;
     }
-    RWKV_CHECK(StateError, all_finite(data), "state: ", want.name, ": expected finite numbers, found NaN or infinity");
-    (want.name == kLogits ? view.last_logits : view.parts.emplace_back()) = data;
+    RWKV_CHECK(StateError, all_finite(data, t->dtype), "state: ", want.name,
+               ": expected finite numbers, found NaN or infinity");
+    if (want.name == kLogits)
+      view.last_logits = data;
+    else
+      view.parts.push_back({t->dtype, data});
   }
   view.info.sampler = std::move(sampler);
   return view;
+}
+
+}  // namespace
+
+SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config, const std::string& fingerprint,
+                           bool check_weights) {
+  const SafetensorsHeader header = read_header(bytes);
+  const auto described = shape_fields(config);
+  const auto check = [&](const std::pair<std::string, std::string>& pair) {
+    const auto& [key, expected] = pair;
+    RWKV_CHECK(StateError, field(header, key) == expected, "state of another model: expected ", key, " ", expected,
+               ", found ", shown(field(header, key)));
+  };
+  check(described.front());  // the version: what follows must not offer to accept another's state
+  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
+             "state of other weights: expected the fingerprint ", fingerprint, ", found ",
+             shown(field(header, "fingerprint")), " (check_weights=False accepts one of the same shape)");
+  std::ranges::for_each(described, check);
+  return read_numbers(bytes, header, config);
+}
+
+std::pair<SnapshotModel, SnapshotView> read_snapshot(std::span<const std::byte> bytes) {
+  const SafetensorsHeader header = read_header(bytes);
+  SnapshotModel model = read_model(header);
+  SnapshotView view = read_numbers(bytes, header, model.config);
+  return {std::move(model), std::move(view)};
 }
 
 }  // namespace rwkv

@@ -62,14 +62,18 @@ std::shared_ptr<Logits> StatePool::take_logits() {
   return std::allocate_shared<Logits>(allocator, allocator);
 }
 
-std::shared_ptr<const StateSlot> StatePool::make_initial() {
+std::shared_ptr<const StateSlot> StatePool::make_initial(std::span<const float> wkv) {
   auto slot = take();
   for (size_t s = 0; s < stages_.size(); s++) {
     const auto& [backend, layout] = stages_[s];
     for (int layer = 0; layer < layout.layers; layer++)
       for (size_t p = 0; p < layout.parts.size(); p++) {
         const StatePart& part = layout.parts[p];
-        const std::vector<float> values(size_t(part.count()), part.initial);
+        std::vector<float> values(size_t(part.count()), part.initial);
+        if (!wkv.empty() && part.name == "att.wkv") {
+          std::ranges::copy(wkv.first(values.size()), values.begin());
+          wkv = wkv.subspan(values.size());
+        }
         backend->write_state(part, slot->data(s) + layout.offset(layer, int(p)), values.data());
       }
   }

@@ -1,6 +1,7 @@
 #pragma once
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -49,9 +50,10 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
 
   explicit StatePool(std::vector<Stage> stages);
 
-  std::shared_ptr<StateSlot> take();                // contents undefined
-  std::shared_ptr<Logits> take_logits();            // empty
-  std::shared_ptr<const StateSlot> make_initial();  // the state before any token
+  std::shared_ptr<StateSlot> take();      // contents undefined
+  std::shared_ptr<Logits> take_logits();  // empty
+  // The state before any token; `wkv`, if there are any, are its matrices (L, H, N, N).
+  std::shared_ptr<const StateSlot> make_initial(std::span<const float> wkv = {});
 
  private:
   friend class StateSlot;

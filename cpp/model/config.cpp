@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/text.h"
 #include "model/declared.h"
+#include "model/task_heads.h"
 
 namespace rwkv {
 
@@ -79,21 +80,27 @@ int64_t count_heads(const Checkpoint& file, const std::string& name, int64_t cha
 
 }  // namespace
 
+bool is_version(std::string_view name) {
+  constexpr std::array<std::string_view, 7> kRun = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
+  return std::ranges::find(kRun, name) != kRun.end();
+}
+
 Config read_config(const Checkpoint& file) {
+  RWKV_CHECK(ModelFormatError, file.find("emb.weight") || !(has_part(file, ".lora_") || has_part(file, ".disha")),
+             file.path(), ": expected a model, found an adapter, which Engine(model, adapters=...) takes");
   const std::string version = recognise(file);
+  RWKV_CHECK(ModelFormatError, !version.empty() || !has_part(file, ".att.time_state"), file.path(),
+             ": expected a model, found a tuned state, which new_state(init=...) takes");
   RWKV_CHECK(ModelFormatError, !version.empty(), file.path(),
              ": expected the tensors of an RWKV model (such as blocks.0.att.r_k), found ", file.tensors().size(),
              " tensors of other names");
-  constexpr std::array<std::string_view, 7> kRun = {"4", "5.0", "5.1", "5.2", "6", "7", "7a"};
-  RWKV_CHECK(ModelFormatError, std::ranges::find(kRun, version) != kRun.end(), file.path(), ": this is RWKV-", version,
+  RWKV_CHECK(ModelFormatError, is_version(version), file.path(), ": this is RWKV-", version,
              "; this release runs RWKV-4, 5.0, 5.1, 5.2, 6, 7 and 7a");
-  const TensorInfo* tuned = ending(file, ".att.time_state");
-  RWKV_CHECK(ModelFormatError, !tuned, file.path(), ": expected a model without tuned initial states, found ",
-             shown(tuned->name));
 
   const std::string att = "blocks.0.att.", key_name = att + "key.weight";
   Config c;
   c.version = version;
+  if (has_task_heads(file)) c.kind = "embedding model";
   const bool seven = version.starts_with("7");
   const auto& emb = required(file, "emb.weight", 2).shape;
   const auto& ffn_key = required(file, "blocks.0.ffn.key.weight", 2).shape;

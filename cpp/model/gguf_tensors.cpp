@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "model/tuned_state.h"
 
 namespace rwkv {
 namespace {
@@ -136,6 +137,9 @@ GgufModel gguf_model(const Checkpoint& file, const Config& config) {
   RWKV_CHECK(ModelFormatError, config.n_att == config.n_embd, file.path(), ": expected as many channels in ",
              "blocks.0.att.key.weight as in the embedding, ", config.n_embd, ", since llama.cpp takes them for equal, ",
              "found ", config.n_att);
+  RWKV_CHECK(ModelFormatError, !file.find(tuned_state_name(0)), file.path(), ": expected a model without a tuned ",
+             "initial state, which GGUF files have no place for, found ", tuned_state_name(0),
+             " (a .safetensors file takes it)");
   return Collector(file, config).collect();
 }
 

@@ -164,6 +164,8 @@ void write_gguf(const Checkpoint& opened, const std::string& path, std::string_v
   expect_unpacked(opened);
   const Checkpoint file = with_official_names(opened);
   const Config config = read_config(file);
+  RWKV_CHECK(ModelFormatError, !config.is_embedding(), file.path(), ": expected a language model for a GGUF file, ",
+             "which cannot hold the heads of EmbeddingRWKV; a safetensors file can");
   Model::check(file);
   const GgufModel model = gguf_model(file, config);
   const std::string header = header_of(model, values_of(model, config, large, tokens), large);

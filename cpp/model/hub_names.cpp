@@ -1,6 +1,7 @@
 // Names come without the "model." in front. Those that are not known stay; whoever loads the model refuses them.
 #include "model/hub_names.h"
 
+#include <algorithm>
 #include <array>
 #include <span>
 #include <string_view>
@@ -241,6 +242,20 @@ std::vector<TensorInfo> rwkv_rs_views(const Checkpoint& file) {
 
 std::vector<TensorInfo> transformers_views(const Checkpoint& file) {
   return renamed(file, kTransformersOutside, "rwkv.blocks.", kTransformers);
+}
+
+// A language-model head in such a file is the one of the model that training began with, and not used.
+std::vector<TensorInfo> embedding_rwkv_views(const Checkpoint& file) {
+  constexpr std::string_view kInner = "rwkv.", kOldHead = "rwkv.head.weight";
+  constexpr std::array<std::string_view, 3> kOthers = {"vit.", "proj.", "reranker"};
+  Views views(file);
+  for (const TensorInfo& t : file.tensors()) {
+    const std::string_view name = t.name;
+    const auto is_start = [&](std::string_view start) { return name.starts_with(start); };
+    if (name == kOldHead || std::ranges::any_of(kOthers, is_start)) continue;
+    views.same(t, std::string(name.substr(is_start(kInner) ? kInner.size() : 0)));
+  }
+  return views.take();
 }
 
 }  // namespace rwkv

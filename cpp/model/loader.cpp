@@ -199,6 +199,17 @@ Tensor Loader::vector(const std::string& name, const std::vector<int64_t>& shape
   return v;
 }
 
+std::vector<float> Loader::host_numbers(const std::string& name, const std::vector<int64_t>& shape) {
+  const TensorInfo& t = find(name, shape);
+  if (arena_->counting()) return {};
+  std::vector<float> values(size_t(t.count()));
+  to_f32(read_whole(t), t.dtype, values.size(), values.data());
+  const auto odd = std::ranges::find_if_not(values, [](float v) { return std::isfinite(v); });
+  RWKV_CHECK(ModelFormatError, odd == values.end(), file_.path(), ": ", name, ": expected finite numbers, found ",
+             *odd);
+  return values;
+}
+
 Norm Loader::norm(const std::string& name, int64_t count, float eps) {
   return {vector(name + ".weight", {count}), vector(name + ".bias", {count}), eps};
 }

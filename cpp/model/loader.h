@@ -55,6 +55,8 @@ class Loader {
   // of one beside those given.
   Tensor vector(const std::string& name, const std::vector<int64_t>& shape, float (*map)(float) = nullptr,
                 int repeat = 1);
+  // Numbers that stay in the host's memory; none while the arena counts. Throws for NaN and infinity.
+  std::vector<float> host_numbers(const std::string& name, const std::vector<int64_t>& shape);
   Norm norm(const std::string& name, int64_t count, float eps);       // name.weight and name.bias
   Tensor table(const std::string& name, int64_t rows, int64_t cols);  // row by row in the file's own precision
   // The same, left in the file and mapped where it lies there row by row, if the device reads it there; keeps it so.

@@ -4,11 +4,14 @@
 #include <array>
 #include <climits>
 #include <map>
+#include <ranges>
 
 #include "core/error.h"
 #include "core/text.h"
+#include "model/adapters.h"
 #include "model/names.h"
 #include "model/packed.h"
+#include "model/tuned_state.h"
 
 namespace rwkv {
 
@@ -19,7 +22,8 @@ Format native_format(const Checkpoint& file) {
   const auto all = [&](DType dtype) {
     return std::ranges::none_of(file.tensors(), [&](const TensorInfo& t) {
       const auto wide = std::ranges::count_if(t.shape, [](int64_t d) { return d > 1; });
-      return wide > 1 && t.dtype != dtype;
+      const DType stored = t.derived ? t.derived->stored : t.dtype;
+      return wide > 1 && stored != dtype && !is_tuned_state(t.name);
     });
   };
   return all(DType::bf16) ? Format::bf16 : all(DType::f16) ? Format::f16 : Format::f32;
@@ -38,12 +42,13 @@ std::vector<Model::Stage> open_stages(std::string_view strategy, Format native, 
     auto& backend = backends[spec.device];
     if (!backend) backend = open_backend(spec.device, options);
     const int staying = spec.streamed ? std::min(spec.layers, count) : count;
-    if (staying > 0) stages.push_back({backend, first, staying, spec.formats});
+    if (staying > 0) stages.push_back({backend, first, staying, spec.formats, spec.state});
     if (staying < count)
       stages.push_back({.backend = backend,
                         .first = first + staying,
                         .count = count - staying,
                         .formats = spec.formats,
+                        .state = spec.state,
                         .streamed = true});
     first += count;
   }
@@ -94,18 +99,20 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->column_bytes_ = measure.column_bytes();
   model->choose_rows();
   const Config& c = model->config_;
-  const StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
-                        .rows = model->panel_rows_,
-                        .results = model->result_rows_,
-                        .vocab = c.n_vocab,
-                        .heads = c.n_head,
-                        .head_size = c.head_size,
-                        .wkv7 = c.version.starts_with("7")};
+  StepShape shape{.width = std::max<int64_t>({c.n_embd, c.n_att, measure.widest_table()}),
+                  .ffn = c.n_ffn,
+                  .rows = model->panel_rows_,
+                  .results = model->result_rows_,
+                  .vocab = c.n_vocab,
+                  .heads = c.n_head,
+                  .head_size = c.head_size,
+                  .wkv7 = c.version.starts_with("7")};
   for (Stage& stage : model->stages_) {
     model->weight_bytes_ += stage.weights.used() + size_t(stage.streamed ? stage.count : 0) * stage.layer_bytes;
     stage.weights = Arena(stage.backend->allocate(stage.weights.used()));
+    shape.activations = stage.formats.operands(*stage.backend).large;
     stage.backend->prepare(shape);
-    stage.states = StateLayout(state_parts(c), stage.count, *stage.backend);
+    stage.states = StateLayout(state_parts(c), stage.count, *stage.backend, stage.state);
     // What a device has computed it also samples from, so it stays there.
     if (&stage == &model->stages_.back() && stage.backend->device().kind != DeviceId::cpu)
       stage.states.keep_logits(c.n_vocab);
@@ -113,11 +120,13 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   loader.report(progress, measure.bytes());
   model->build(loader);
   loader.tell();
+  model->weight_bytes_ += model->task_heads_.bytes();
   model->mappings_ = loader.take_mappings();
   model->matrices_ = loader.take_matrices();
   model->fingerprint_ = packed ? packed->fingerprint : loader.fingerprint().hex(model->config_);
   const auto said = file.metadata().find(kFingerprintKey);
-  RWKV_CHECK(ModelFormatError, said == file.metadata().end() || said->second == model->fingerprint_, file.path(),
+  RWKV_CHECK(ModelFormatError,
+             said == file.metadata().end() || has_adapters(file) || said->second == model->fingerprint_, file.path(),
              ": expected the weights with the fingerprint that the file names, ", shown(said->second), ", found ",
              model->fingerprint_, ": they are not those that were written");
   return model;
@@ -154,8 +163,24 @@ void Model::build(Loader& loader) {
         layers_);
     if (&stage == &stages_.back()) {
       out_norm_ = loader.norm("ln_out", c.n_embd, 1e-5f);
-      head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
+      if (c.is_embedding())
+        task_heads_ = TaskHeads::load(loader, c.n_embd);
+      else
+        head_ = loader.matrix("head.weight", c.n_vocab, c.n_embd, stage.formats.head);
     }
+  }
+  load_tuned_state(loader);
+}
+
+void Model::load_tuned_state(Loader& loader) {
+  const Config& c = config_;
+  const auto name = [](int i) { return tuned_state_name(i); };
+  const auto layers = std::views::iota(0, c.n_layer);
+  if (c.n_head == 0 || std::ranges::none_of(layers, [&](int i) { return loader.has(name(i)); })) return;
+  tuned_state_.clear();
+  for (const int i : layers) {
+    const auto numbers = loader.host_numbers(name(i), {c.n_head, c.head_size, c.head_size});
+    tuned_state_.insert(tuned_state_.end(), numbers.begin(), numbers.end());
   }
 }
 

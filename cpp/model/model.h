@@ -16,6 +16,7 @@
 #include "model/scratch.h"
 #include "model/state_layout.h"
 #include "model/strategy.h"
+#include "model/task_heads.h"
 
 namespace rwkv {
 
@@ -26,6 +27,7 @@ class Model {
     std::shared_ptr<Backend> backend;
     int first, count;
     Formats formats;
+    DType state;  // of its states' matrices
     Arena weights = {};
     StateLayout states = {};
     bool streamed = false;   // its layers, not what else it has, take turns on the device
@@ -50,8 +52,12 @@ class Model {
   size_t weight_bytes() const { return weight_bytes_; }
   size_t column_bytes() const { return column_bytes_; }  // of those, what is there twice, see Linear::columns
   const Formats& formats() const { return stages_.front().formats; }
+  // (L, H, N, N) [value, key], what new states begin with if it was trained; otherwise empty.
+  std::span<const float> tuned_state() const { return tuned_state_; }
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
+
+  const TaskHeads& task_heads() const { return task_heads_; }
 
   int panel_rows() const { return panel_rows_; }  // most rows of one forward
   Workspace workspace() const;                    // for forwards, one after the other
@@ -70,6 +76,7 @@ class Model {
 
  private:
   Model() = default;
+  void load_tuned_state(Loader& loader);
   void load_layer(Loader& loader, Stage& stage, int layer, const std::function<void()>& load);
   void build(Loader& loader);  // twice: with counting arenas, then with real ones
   const Stage& first_on(const Backend& device) const;
@@ -89,8 +96,10 @@ class Model {
   bool mapped_ = false;        // the file is packed: as much as can be stays in it
   Loader::Mappings mappings_;  // what stays there
   Loader::Matrices matrices_;
+  std::vector<float> tuned_state_;
   Norm out_norm_;
-  Linear head_;  // (V, C)
+  Linear head_;           // (V, C)
+  TaskHeads task_heads_;  // instead of it, of an embedding model
 };
 
 }  // namespace rwkv

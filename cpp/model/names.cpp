@@ -6,10 +6,13 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "model/adapters.h"
 #include "model/fingerprint.h"
 #include "model/gguf_names.h"
 #include "model/hub_names.h"
 #include "model/packed.h"
+#include "model/task_heads.h"
+#include "model/tuned_state.h"
 #include "model/views.h"
 
 namespace rwkv {
@@ -30,7 +33,7 @@ auto begins(std::string_view start) {
 
 // torch.compile marks every module that it wraps; the others stand in front once.
 constexpr std::string_view kCompiled = "_orig_mod.";
-constexpr std::array<std::string_view, 3> kWrappers = {"module.", "_forward_module.", "model."};
+constexpr std::array<std::string_view, 4> kWrappers = {"module.", "_forward_module.", "base_model.", "model."};
 
 std::string bare(std::string_view name) {
   std::string out;
@@ -48,12 +51,6 @@ std::string bare(std::string_view name) {
   while (std::ranges::any_of(kWrappers, at_wrapper)) {
   }
   return out.substr(wrapped);
-}
-
-Checkpoint without_wrappers(const Checkpoint& file) {
-  Views views(file);
-  for (const TensorInfo& t : file.tensors()) views.same(t, bare(t.name));
-  return file.with(views.take());
 }
 
 // web-rwkv's .st files turn these around, all or none of a file: some of its converters turn them twice.
@@ -120,6 +117,10 @@ Checkpoint with_official_st(const Checkpoint& file) {
   RWKV_CHECK(ModelFormatError, turned + straight > 0 || square == 0 || file.metadata().contains(kFingerprintKey),
              file.path(), ": expected a low-rank matrix that is not square, to tell official files from web-rwkv's, ",
              "which have them turned around; found only square ones: open the .pth file it was made of");
+  const bool tuned = any_name(official, is_tuned_state);
+  RWKV_CHECK(ModelFormatError, !tuned || (turned == 0 && !six), file.path(), ": expected a model of web-rwkv's ",
+             "converters without a tuned initial state, which some of them turn around and some do not, found one: ",
+             "open the .pth file it was made of");
   if (turned == 0 || straight > 0) return official;
   Views views(official);
   for (const TensorInfo& t : official.tensors()) {
@@ -132,14 +133,31 @@ Checkpoint with_official_st(const Checkpoint& file) {
   return official.with(views.take());
 }
 
+// EmbeddingRWKV's second model: a few layers over the matrices of states, and two linear layers for a head.
+bool is_reranker(const Checkpoint& file) {
+  return any_name(file, begins("reranker.")) || (file.find("head.0.weight") && file.find("head.2.weight"));
+}
+
 }  // namespace
 
+Checkpoint without_wrappers(const Checkpoint& file) {
+  Views views(file);
+  for (const TensorInfo& t : file.tensors()) views.same(t, bare(t.name));
+  return file.with(views.take());
+}
+
 Checkpoint with_official_names(const Checkpoint& opened) {
+  if (has_adapters(opened)) return opened;
   if (is_packed(opened)) return with_packed_matrices(opened);
   if (opened.container() == "gguf") return opened.with(gguf_views(opened));
   const Checkpoint file = without_wrappers(opened);
-  RWKV_CHECK(ModelFormatError, !any_name(file, begins("rwkv.emb.")), file.path(),
-             ": this is EmbeddingRWKV, a model that gives vectors and no text; expected a language model");
+  if (any_name(file, begins("rwkv.emb."))) {
+    RWKV_CHECK(ModelFormatError, has_task_heads(file), file.path(), ": expected an EmbeddingRWKV, as the names rwkv.* ",
+               "say, found no tensor head.retr_head.*: this is another model around an RWKV");
+    return file.with(embedding_rwkv_views(file));
+  }
+  RWKV_CHECK(ModelFormatError, !is_reranker(file), file.path(),
+             ": this is a reranker, which reads the states of an EmbeddingRWKV; expected a model that reads tokens");
   if (any_name(file, begins("rwkv.embeddings."))) return file.with(transformers_views(file));
   if (any_name(file, contains(".linear_attn."))) return file.with(rwkv_rs_views(file));
   if (any_name(file, begins("layers.")) && any_name(file, contains(".attn."))) return file.with(fla_views(file));

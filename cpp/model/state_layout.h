@@ -19,8 +19,11 @@ struct StateLayout {
   std::optional<size_t> logits;  // byte of those after the last token, where they are kept in a slot
 
   StateLayout() = default;
-  StateLayout(std::vector<StatePart> layer_parts, int layer_count, const Backend& backend)
+  // Matrices are kept as `matrices`, vectors in float32.
+  StateLayout(std::vector<StatePart> layer_parts, int layer_count, const Backend& backend, DType matrices)
       : parts(std::move(layer_parts)), layers(layer_count) {
+    for (StatePart& part : parts)
+      if (part.shape.size() == 3) part.dtype = matrices;
     Arena arena;
     for (int i = 0; i < layers; i++)
       for (const StatePart& part : parts) {
@@ -35,6 +38,8 @@ struct StateLayout {
     slot_bytes += (size_t(count) * sizeof(float) + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign;
   }
   size_t offset(int layer, int part) const { return offsets[size_t(layer) * parts.size() + size_t(part)]; }
+
+  StatePlace place(int layer, int part) const { return {offset(layer, part), parts[size_t(part)].dtype}; }
 
   // Bytes of the portable form of these layers.
   size_t portable_bytes() const {

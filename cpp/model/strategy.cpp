@@ -92,13 +92,21 @@ StageSpec parse_stage(std::string_view stage, std::string_view text, Format nati
   RWKV_CHECK(StrategyError, words.size() > 1, "strategy '", text, "': expected a precision ",
              precisions_of(spec.device), " after '", words[0], "', found nothing");
   spec.formats = parse_formats(words[1], spec.device, text, native);
-  if (words.size() > 2) {
-    RWKV_CHECK(StrategyError, words[2].starts_with("*"), "strategy '", text,
-               "': expected a number of layers such as *10, found '", words[2], "'");
-    parse_layers(words[2], text, spec);
+  size_t next = 2;
+  if (next < words.size() && words[next] == "state16") {
+    RWKV_CHECK(StrategyError, spec.device != "cpu", "strategy '", text,
+               "': expected state16 for cuda only, found it for cpu, whose states are float32");
+    spec.state = DType::f16;
+    next++;
   }
-  RWKV_CHECK(StrategyError, words.size() <= 3, "strategy '", text, "': expected '->' or the end, found '", words[3],
-             "'");
+  if (next < words.size()) {
+    RWKV_CHECK(StrategyError, words[next].starts_with("*"), "strategy '", text, "': expected ",
+               next == 2 && spec.device != "cpu" ? "state16 or " : "", "a number of layers such as *10, found '",
+               words[next], "'");
+    parse_layers(words[next++], text, spec);
+  }
+  RWKV_CHECK(StrategyError, next >= words.size(), "strategy '", text, "': expected '->' or the end, found '",
+             words[next], "'");
   return spec;
 }
 

@@ -28,11 +28,12 @@ std::string_view word_of(Format format);
 struct StageSpec {
   std::string device;  // "cpu", "cuda:0", or "auto" for the best there is
   Formats formats;
-  int layers = 0;         // 0: all that are left
-  bool streamed = false;  // all that are left, of which so many stay on the device
+  DType state = DType::f32;  // of states' matrices; f16 where the strategy says state16
+  int layers = 0;            // 0: all that are left
+  bool streamed = false;     // all that are left, of which so many stay on the device
 };
 
-// "auto", "cpu fp32", "cpu int8 *6 -> cpu fp32", "cuda fp16 *10 -> cuda:1 fp16i8". `native` is the file's own
+// "auto", "cpu fp32", "cpu int8 *6 -> cpu fp32", "cuda fp16 state16 *10 -> cuda:1 fp16i8". `native` is the file's own
 // precision, which "auto" keeps and so do the small matrices beside int8 and int4; a file whose matrices are packed,
 // for the CPU, has `only` these formats. Throws StrategyError saying which word is wrong and what may stand there.
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native, const std::optional<Formats>& only = {});

@@ -3,6 +3,13 @@
 #pragma once
 #include "cuda/kernels.h"
 
+// What a source of kernels ends with: RWKV_TABLE(add_rows, RWKV_ROW_KERNELS(RWKV_ENTRY)).
+#define RWKV_ENTRY(name, source, ...) table[uint32_t(Kernel::name)] = entry source;
+#define RWKV_TABLE(add, entries) \
+  namespace rwkv::cuda { \
+  void add(Entry* table) { entries } \
+  }
+
 #ifdef RWKV_SIMULATOR
 #include "cusim/gpu.h"
 #else

@@ -1,23 +1,45 @@
 // What the recurrences with a matrix for each head have in common: blocks are (heads, sequences), and a block goes
-// through all rows of its sequence s. The state of a head is [value][key].
+// through all rows of its sequence s. The state of a head is [value][key], of floats or, S = uint16_t, of halves: then
+// a number that is computed in float32 is rounded after each token, so that it does not matter where calls begin.
 #pragma once
 #include "cuda/kernels/numbers.cuh"
 
 namespace rwkv::cuda {
 
-// A head's rows of a sequence and its states before and after; both may be the same.
+// A head's rows of a sequence.
 struct Head {
   int begin, end;
   size_t channel;  // the head's first
-  const float* src;
-  float* dst;
 };
 template <class P>
 RWKV_DEVICE Head head_of(const P& p, int s) {
-  const int h = int(blockIdx.x);
-  const uint64_t at = p.state + uint64_t(h) * uint64_t(p.n) * uint64_t(p.n) * sizeof(float);
-  return {p.step.start[s], p.step.start[s + 1], size_t(h) * size_t(p.n),
-          reinterpret_cast<const float*>(p.step.src[s] + at), reinterpret_cast<float*>(p.step.dst[s] + at)};
+  return {p.step.start[s], p.step.start[s + 1], size_t(blockIdx.x) * size_t(p.n)};
+}
+
+// Its states before and after; both may be the same.
+template <class S>
+struct HeadState {
+  const S* src;
+  S* dst;
+};
+template <class S, class P>
+RWKV_DEVICE HeadState<S> head_state_of(const P& p, int s) {
+  const uint64_t at = p.state + uint64_t(blockIdx.x) * uint64_t(p.n) * uint64_t(p.n) * sizeof(S);
+  return {reinterpret_cast<const S*>(p.step.src[s] + at), reinterpret_cast<S*>(p.step.dst[s] + at)};
+}
+
+// What a state holds, and what becomes of a number there.
+RWKV_DEVICE float kept(float v) { return v; }
+RWKV_DEVICE float kept(uint16_t half) { return half_to_float(half); }
+template <class S>
+RWKV_DEVICE S to_keep(float v);
+template <>
+RWKV_DEVICE float to_keep<float>(float v) {
+  return v;
+}
+template <>
+RWKV_DEVICE uint16_t to_keep<uint16_t>(float v) {
+  return clamp_to_half(v);
 }
 
 // Of the n numbers in shared memory; all threads of the block come here.

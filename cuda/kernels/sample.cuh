@@ -216,6 +216,11 @@ RWKV_KERNEL void RWKV_BOUNDS(1024) sample(PARAMS(SampleParams, p)) {
     if (i + 1 < job.tops) last = best_after(x, n, last, s);
   }
 
+  if (job.given >= 0) {
+    if (threadIdx.x == 0) result = {job.given, logprob(job.given), SampleCode::drawn, 0};
+    return;
+  }
+
   Best best = top;
   if (job.biases > 0) {
     for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) biased[i] = x[i];

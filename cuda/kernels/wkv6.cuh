@@ -5,14 +5,16 @@
 
 namespace rwkv::cuda {
 
-RWKV_KERNEL void RWKV_BOUNDS(256) wkv6(PARAMS(Wkv6Params, p)) {
+template <class S>
+RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv6(PARAMS(Wkv6Params, p)) {
   SHARED(WkvShared, s);
   start();
   const Head head = head_of(p, int(blockIdx.y));
+  const HeadState<S> states = head_state_of<S>(p, int(blockIdx.y));
   const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
   for (int t = head.begin; t < head.end; t++) {
     const size_t at = size_t(t) * size_t(p.ld) + head.channel;
-    const float* src = t == head.begin ? head.src : head.dst;
+    const S* src = t == head.begin ? states.src : states.dst;
     float share = 0;  // of the token itself: sum r u k, times v
     for (int i = first; i < n; i += stride) {
       const size_t c = head.channel + size_t(i);
@@ -23,13 +25,13 @@ RWKV_KERNEL void RWKV_BOUNDS(256) wkv6(PARAMS(Wkv6Params, p)) {
     share = sum_block(share, s.part);
     for (int j = first; j < n; j += stride) {
       const float v = s.v[j];
-      const float* from = src + size_t(j) * size_t(n);
-      float* to = head.dst + size_t(j) * size_t(n);
+      const S* from = src + size_t(j) * size_t(n);
+      S* to = states.dst + size_t(j) * size_t(n);
       float y = 0;
       for (int i = 0; i < n; i++) {
-        const float state = from[i];
+        const float state = kept(from[i]);
         y = fmaf(s.r[i], state, y);
-        to[i] = fmaf(s.k[i], v, s.w[i] * state);
+        to[i] = to_keep<S>(fmaf(s.k[i], v, s.w[i] * state));
       }
       s.y[j] = fmaf(share, v, y);
     }

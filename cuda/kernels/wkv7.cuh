@@ -12,14 +12,16 @@ namespace rwkv::cuda {
 
 RWKV_DEVICE int sequence_of(const Wkv7Params& p) { return p.sequences ? p.sequences[blockIdx.y] : int(blockIdx.y); }
 
-RWKV_KERNEL void RWKV_BOUNDS(256) wkv7(PARAMS(Wkv7Params, p)) {
+template <class S>
+RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv7(PARAMS(Wkv7Params, p)) {
   SHARED(WkvShared, s);
   start();
   const Head head = head_of(p, sequence_of(p));
+  const HeadState<S> states = head_state_of<S>(p, sequence_of(p));
   const int n = p.n, first = int(threadIdx.x), stride = int(blockDim.x);
   for (int t = head.begin; t < head.end; t++) {
     const size_t at = size_t(t) * size_t(p.ld) + head.channel;
-    const float* src = t == head.begin ? head.src : head.dst;
+    const S* src = t == head.begin ? states.src : states.dst;
     float squares = 0, bonus = 0;
     for (int i = first; i < n; i += stride) {
       const size_t c = head.channel + size_t(i);
@@ -36,13 +38,13 @@ RWKV_KERNEL void RWKV_BOUNDS(256) wkv7(PARAMS(Wkv7Params, p)) {
     bonus = sum_block(bonus, s.part);
     for (int j = first; j < n; j += stride) {
       const float v = s.v[j];
-      const float* from = src + size_t(j) * size_t(n);
-      float* to = head.dst + size_t(j) * size_t(n);
+      const S* from = src + size_t(j) * size_t(n);
+      S* to = states.dst + size_t(j) * size_t(n);
       float removed = 0, y = 0;
-      for (int i = 0; i < n; i++) removed = fmaf(s.kk[i], from[i], removed);
+      for (int i = 0; i < n; i++) removed = fmaf(s.kk[i], kept(from[i]), removed);
       for (int i = 0; i < n; i++) {
-        const float state = fmaf(s.k[i], v, fmaf(s.b[i], removed, s.w[i] * from[i]));
-        to[i] = state;
+        const float state = fmaf(s.k[i], v, fmaf(s.b[i], removed, s.w[i] * kept(from[i])));
+        to[i] = to_keep<S>(state);
         y = fmaf(s.r[i], state, y);
       }
       s.y[j] = y;
@@ -101,6 +103,22 @@ RWKV_DEVICE void wkv7_result(const Wkv7Params& p, const Head& head, int t, const
 RWKV_DEVICE float4 keys_of(const float* vector, int q, int m) {
   return *reinterpret_cast<const float4*>(vector + 4 * (q + 4 * m));
 }
+// Four keys of a state, which they are a multiple of.
+RWKV_DEVICE float4 kept_keys(const float* from) { return *reinterpret_cast<const float4*>(from); }
+RWKV_DEVICE float4 kept_keys(const uint16_t* from) {
+  const uint64_t h = *reinterpret_cast<const uint64_t*>(from);
+  return {kept(uint16_t(h)), kept(uint16_t(h >> 16)), kept(uint16_t(h >> 32)), kept(uint16_t(h >> 48))};
+}
+RWKV_DEVICE void keep_keys(float* to, const float4& v) { *reinterpret_cast<float4*>(to) = v; }
+RWKV_DEVICE void keep_keys(uint16_t* to, const float4& v) {
+  const auto half = [](float x, int place) { return uint64_t(clamp_to_half(x)) << 16 * place; };
+  *reinterpret_cast<uint64_t*>(to) = half(v.x, 0) | half(v.y, 1) | half(v.z, 2) | half(v.w, 3);
+}
+template <class S>
+RWKV_DEVICE float4 as_kept(const float4& v) {
+  const auto one = [](float x) { return kept(to_keep<S>(x)); };
+  return {one(v.x), one(v.y), one(v.z), one(v.w)};
+}
 RWKV_DEVICE float add_product(const float4& a, const float4& b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
@@ -109,14 +127,21 @@ RWKV_DEVICE float sum_four(float v) {
   return v + shuffle_xor(v, 2);
 }
 
-RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
+// Blocks of a processor. Left to itself, the compiler chooses so few registers for halves that some are spilled; for
+// floats it would spill with any of these numbers.
+template <class S>
+constexpr int kBlocks = sizeof(S) == 2 ? 3 : 0;
+
+template <class S>
+RWKV_KERNEL void RWKV_BOUNDS(256, kBlocks<S>) wkv7_64(PARAMS(Wkv7Params, p)) {
   SHARED(Wkv7Shared, s);
   start();
   const Head head = head_of(p, sequence_of(p));
+  const HeadState<S> states = head_state_of<S>(p, sequence_of(p));
   const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4, count = head.end - head.begin;
   float4 state[4];
 #pragma unroll
-  for (int m = 0; m < 4; m++) state[m] = keys_of(head.src + row * 64, q, m);
+  for (int m = 0; m < 4; m++) state[m] = kept_keys(states.src + row * 64 + 4 * (q + 4 * m));
   if (warp() == 0) wkv7_vectors(p, head, head.begin, s.token[0]);
   sync();
   for (int i = 0; i < count; i++) {
@@ -135,6 +160,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
           fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
           fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
       y = add_product(keys_of(x.r, q, m), state[m], y);
+      state[m] = as_kept<S>(state[m]);
     }
     y = sum_four(y);
     if (q == 0) s.y[i % 2][row] = y;
@@ -142,7 +168,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) wkv7_64(PARAMS(Wkv7Params, p)) {
   }
   if (warp() == 1) wkv7_result(p, head, head.end - 1, s.token[(count + 2) % 3], s.y[(count + 1) % 2]);
 #pragma unroll
-  for (int m = 0; m < 4; m++) *reinterpret_cast<float4*>(head.dst + row * 64 + 4 * (q + 4 * m)) = state[m];
+  for (int m = 0; m < 4; m++) keep_keys(states.dst + row * 64 + 4 * (q + 4 * m), state[m]);
 }
 
 }  // namespace rwkv::cuda

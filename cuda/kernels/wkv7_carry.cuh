@@ -2,6 +2,7 @@
 // states in front of them all results.
 #pragma once
 #include "cuda/kernels/fragments.cuh"
+#include "cuda/kernels/heads.cuh"
 #include "cuda/kernels/wkv7_gates.cuh"
 
 namespace rwkv::cuda {
@@ -33,15 +34,14 @@ RWKV_DEVICE void load_factors(Wkv7Next& x, const Wkv7Piece& piece, int key) {
 
 // (heads, runs, 2) blocks; a warp has 16 values of the state and all of its keys, and needs no other. It loads of the
 // next chunk while it multiplies with this one.
+template <class S>
 RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
   start();
   const Wkv7Run run = p.run[blockIdx.y];
   const int head = int(blockIdx.x), tile = int(blockIdx.z) * 2 + warp();
   const size_t heads = size_t(p.wkv.heads);
   Wkv7Piece* piece = p.piece + size_t(run.first) * heads + size_t(head);
-  const uint64_t at = p.wkv.state + uint64_t(head) * 64 * 64 * sizeof(float);
-  const auto* src = reinterpret_cast<const float*>(p.wkv.step.src[run.sequence] + at);
-  auto* dst = reinterpret_cast<float*>(p.wkv.step.dst[run.sequence] + at);
+  const HeadState<S> states = head_state_of<S>(p.wkv, run.sequence);
   // Of sum i of 16 keys.
   const auto place = [&](int key, int i) {
     const int value = 16 * tile + lane() / 4 + i % 4 / 2 * 8;
@@ -53,7 +53,7 @@ RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
   for (int key = 0; key < 4; key++) {
     load_factors(x, *piece, key);
 #pragma unroll
-    for (int i = 0; i < 8; i++) state[key][i / 4][i % 4] = src[place(key, i)] * (1.0f / kWkvUnit);
+    for (int i = 0; i < 8; i++) state[key][i / 4][i % 4] = kept(states.src[place(key, i)]) * (1.0f / kWkvUnit);
   }
   load_summands(x, *piece, tile);
 #pragma unroll 1
@@ -82,7 +82,7 @@ RWKV_KERNEL void RWKV_BOUNDS(64) wkv7_carry(PARAMS(Wkv7ChunkParams, p)) {
 #pragma unroll
   for (int key = 0; key < 4; key++)
 #pragma unroll
-    for (int i = 0; i < 8; i++) dst[place(key, i)] = state[key][i / 4][i % 4] * kWkvUnit;
+    for (int i = 0; i < 8; i++) states.dst[place(key, i)] = to_keep<S>(state[key][i / 4][i % 4] * kWkvUnit);
 }
 
 // Over the eight rows of a fragment, which are lanes l, l + 4, ...

@@ -17,6 +17,7 @@ except ImportError as error:
         f"{error}. Did you forget to compile? `pip install .` in the project's folder does it"
     ) from error
 
+from .adapters import Adapter
 from .chat import Chat, Message, Reply, ReplyPiece, ReplyStream
 from .config import Config
 from .conversion import convert
@@ -34,15 +35,19 @@ from .errors import (
 from .generation import Piece, Result, Stream, Usage
 from .params import SamplingParams
 from .quantization import quantize
+from .scoring import Choice
 from .state import State
+from .statefile import StateFile, read_state
 from .templates import ChatTemplate
 from .text import StreamDecoder, Tokenizer
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Adapter",
     "Chat",
     "ChatTemplate",
+    "Choice",
     "ConcurrentUseError",
     "Config",
     "DeviceArray",
@@ -60,6 +65,7 @@ __all__ = [
     "SamplingParams",
     "State",
     "StateError",
+    "StateFile",
     "StrategyError",
     "Stream",
     "StreamDecoder",
@@ -67,4 +73,5 @@ __all__ = [
     "Usage",
     "convert",
     "quantize",
+    "read_state",
 ]

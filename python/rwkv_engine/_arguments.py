@@ -86,6 +86,13 @@ def real(value: object, name: str, low: float, high: float) -> float:
     return number
 
 
+def word(value: object, name: str) -> str:
+    """Return `value` if it is a str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, found {type(value).__name__}")
+    return value
+
+
 def boolean(value: object, name: str) -> bool:
     """Return `value` if it is True or False."""
     if not isinstance(value, bool):

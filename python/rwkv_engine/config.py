@@ -13,6 +13,8 @@ class Config:
 
     version: str
     """Which RWKV: "4", "5.0", "5.1", "5.2", "6" or "7"."""
+    kind: str
+    """"language model" or "embedding model", an EmbeddingRWKV: vectors and no logits."""
     n_layer: int
     """L, layers."""
     n_embd: int

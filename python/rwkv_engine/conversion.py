@@ -8,6 +8,7 @@ import pathlib
 from . import _core
 from ._arguments import DEMO, Path, Progress, model_path, path_bytes
 from ._modelfile import modelfile as modelfile_text
+from .adapters import Adapters, adapters_of
 from .config import Config
 from .errors import Error
 from .templates import ChatTemplate, template_of
@@ -24,6 +25,7 @@ def convert(
     target: Path,
     type: str | None = None,
     *,
+    adapters: Adapters = None,
     tokenizer: Path | Tokenizer | None = None,
     modelfile: bool = False,
     template: ChatTemplate | Path | None = None,
@@ -44,6 +46,8 @@ def convert(
         not given, quantised tensors as "f32". In GGUF files what the large matrices become: "f32",
         "f16" (the default), "bf16", "q8_0" or "q4_0"; vectors and low-rank factors are kept as
         float32. Numbers are rounded to nearest even.
+    adapters : path, Adapter or sequence of them, optional
+        What to merge into the weights, as in `Engine`; matrices that it changes count as "f32".
     tokenizer : path or Tokenizer, optional
         The vocabulary for a GGUF file, in the World format; as in `Engine` if not given. A model
         with an unknown one, or one of byte-level BPE, gets none.
@@ -81,6 +85,7 @@ def convert(
     """
     to = path_bytes(target, "target")
     suffix = _suffix_of(to, type)
+    merged = adapters_of(adapters)
     path = model_path(source)
     check_free(to, path, "target", overwrite)
     if suffix == ".safetensors":
@@ -89,7 +94,7 @@ def convert(
                 raise Error(
                     f"{name}: expected a target that ends in .gguf, found {os.fsdecode(to)!r}"
                 )
-        _core.write_safetensors(path, to, type or "", progress)
+        _core.write_safetensors(path, merged, to, type or "", progress)
         return
 
     beside = to.removesuffix(b".gguf") + b".Modelfile"
@@ -99,9 +104,9 @@ def convert(
         origin = pathlib.Path(os.fsdecode(path))
         name = origin.resolve().name if origin.is_dir() else origin.stem
         text = modelfile_text(pathlib.Path(os.fsdecode(to)).name, template_of(template, name))
-    config = Config._of(_core.inspect(path)[1])
+    config = Config._of(_core.inspect(path, merged)[1])
     tokens = _tokens(source if source == DEMO else path, tokenizer, config.n_vocab)
-    _core.write_gguf(path, to, type or "f16", tokens, progress)
+    _core.write_gguf(path, merged, to, type or "f16", tokens, progress)
     if text:
         _core.write_file(beside, text.encode())
 

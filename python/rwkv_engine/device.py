@@ -8,11 +8,13 @@ from . import _core
 
 
 class DeviceArray:
-    """float32 numbers on a device, read-only, for other libraries to go on with without a copy.
+    """Numbers on a device, read-only, for other libraries to go on with without a copy.
 
+    They are float32, or float16 where a strategy keeps states so.
     `numpy.from_dlpack`, `torch.from_dlpack` and `cupy.from_dlpack` take it; on a GPU it has
     ``__cuda_array_interface__`` too. All work on it has ended. The memory stays as long as the
-    array or what was made of it; nobody may write there, as states share it.
+    array or what was made of it; nobody may write there, as states share it. Libraries that ask
+    for a version of DLPack before 1.0, or for none, cannot be told so.
 
     Examples
     --------

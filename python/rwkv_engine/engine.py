@@ -11,18 +11,18 @@ from ._arguments import (
     model_name,
     model_path,
 )
+from .adapters import Adapters, adapters_of
 from .chat import Chat
 from .config import Config
-from .forward import ForwardMixin
-from .generation import GenerationMixin
+from .embedding import EmbeddingMixin
 from .params import SamplingParams
-from .restore import RestoreMixin
+from .scoring import ScoringMixin
 from .state import State
 from .templates import ChatTemplate
 from .text import Tokenizer, tokenizer_for
 
 
-class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
+class Engine(EmbeddingMixin, ScoringMixin):
     """One model, ready to run.
 
     Calls from several threads are served one after the other while the interpreter goes on; Ctrl-C
@@ -35,8 +35,9 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
         downloaded once (`rwkv_engine.hub.download` says how); or the package's own small model.
     strategy : str, default "auto"
         Where layers run and how matrices are stored: "cpu P", P one of fp32, fp16, bf16, int8 and
-        int4 (the head int8), "cuda P" or "cuda:1 P", or several as "cuda fp16 *10 -> cpu bf16" (the
-        first 10 layers, the rest). "auto" keeps the file's precision, on a GPU if there is one.
+        int4 (the head int8), "cuda P" or "cuda:1 P", "cuda P state16" to keep states' matrices as
+        float16 there, or several as "cuda fp16 *10 -> cpu bf16" (the first 10 layers, the rest).
+        "auto" keeps the file's precision, on a GPU if there is one.
     threads : int, optional
         1 to 1024; by default one for each core that this process may use.
     pin : bool, default False
@@ -44,6 +45,9 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
     tokenizer : path or Tokenizer, optional
         A World vocabulary or a JSON file of `tokenizers`. By default the one in the model's GGUF
         file or folder; else, for 65,536 token ids, the World vocabulary.
+    adapters : path, Adapter or sequence of them, optional
+        What to merge into the weights, in this order and in float32, before they are rounded to the
+        strategy's precision; `Adapter` says which kinds. The fingerprint is that of the result.
     progress : callable, optional
         Called as ``progress(bytes_read, bytes_total)``, first of a download; raising ends it.
     sparse : bool, optional
@@ -73,12 +77,13 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
         threads: int | None = None,
         pin: bool = False,
         tokenizer: Path | Tokenizer | None = None,
+        adapters: Adapters = None,
         progress: Progress | None = None,
         sparse: bool | None = None,
     ) -> None:
         options = engine_options(strategy, threads, pin, sparse)
         path = model_path(model, progress)
-        self._core = _core.Engine.open(path, *options, progress)
+        self._core = _core.Engine.open(path, *options, adapters_of(adapters), progress)
         self._name = model_name(model)
         self._config = config = Config._of(self._core.config)
         self._tokenizer = tokenizer_for(DEMO if model == DEMO else path, tokenizer, config.n_vocab)
@@ -107,10 +112,6 @@ class Engine(ForwardMixin, GenerationMixin, RestoreMixin):
     def tokenizer(self) -> Tokenizer:
         """The vocabulary. Raises Error if none was given and none is known for the model."""
         return self._tokenizer()
-
-    def new_state(self) -> State:
-        """Return the state before any token."""
-        return State(self._core.new_state())
 
     def chat(
         self,

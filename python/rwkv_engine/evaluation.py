@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,85 @@ from ._arguments import Array, Progress, Tokens
 from .engine import Engine
 from .errors import Error
 from .generation import Prompt, prompt_ids
+from .scoring import token_scores
+from .tasks import (
+    LastWord,
+    MultipleChoice,
+    Question,
+    last_word,
+    multiple_choice,
+    read_questions,
+    read_texts,
+)
+
+__all__ = [
+    "Comparison",
+    "LastWord",
+    "MultipleChoice",
+    "Perplexity",
+    "Question",
+    "compare",
+    "last_word",
+    "measure",
+    "multiple_choice",
+    "perplexity",
+    "read_questions",
+    "read_texts",
+]
 
 PIECE = 256  # tokens of a call: what memory depends on, as a row of logits is long
 BLOCK = 16  # rows that are float64 at once
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """What an engine makes of a text."""
+
+    tokens: int
+    """Tokens predicted: all but the first."""
+    bytes: int
+    """How long those are."""
+    loss: float
+    """-log of the probability of the token that follows, in nats, a mean."""
+    perplexity: float
+    """exp(loss), which vocabularies differ in."""
+    bits_per_byte: float
+    """What a perfect compressor would need with this model, which they do not."""
+
+
+def perplexity(engine: Engine, text: Prompt, progress: Progress | None = None) -> Perplexity:
+    r"""Return how well a text of any length is predicted.
+
+    Parameters
+    ----------
+    engine : Engine
+    text : str or token ids
+        At least two tokens; the first is not predicted.
+    progress : callable, optional
+        Called as ``progress(tokens_done, tokens_total)``; what it raises ends the work.
+
+    Examples
+    --------
+    >>> import rwkv_engine as rwkv
+    >>> from rwkv_engine.evaluation import perplexity
+    >>> found = perplexity(rwkv.Engine("demo"), "import os\nimport sys\n")
+    >>> found.tokens, found.bytes, found.bits_per_byte < 1
+    (5, 15, True)
+    """
+    tokens = prompt_ids(engine, text)
+    if len(tokens) < 2:
+        raise Error(f"text: expected at least 2 tokens, found {len(tokens)}")
+    tokenizer = engine.tokenizer  # raises before the work if there is none
+    ((logprobs, _),) = token_scores(engine, [tokens], [engine.new_state()], progress)
+    return measure(logprobs, len(tokenizer.decode_bytes(tokens[1:])))
+
+
+def measure(logprobs: Array, size: int) -> Perplexity:
+    """Return what log-probabilities of tokens that are `size` bytes long come to."""
+    total = -float(logprobs.sum(dtype=np.float64))
+    loss = total / len(logprobs)
+    bits = total / math.log(2) / size if size else math.inf
+    return Perplexity(len(logprobs), size, loss, _exp(loss), bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +172,11 @@ def compare(
     return [s.comparison(total) for s in sums]
 
 
+def _exp(loss: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
 class _Sums:
     def __init__(self) -> None:
         self.loss = self.divergence = self.largest = 0.0
@@ -102,12 +184,10 @@ class _Sums:
 
     def comparison(self, tokens: int) -> Comparison:
         loss = self.loss / tokens
-        with np.errstate(over="ignore"):
-            perplexity = float(np.exp(loss))
         return Comparison(
             tokens,
             loss,
-            perplexity,
+            _exp(loss),
             self.divergence / tokens,
             self.largest,
             self.agreeing / tokens,

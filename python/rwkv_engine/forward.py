@@ -80,7 +80,7 @@ class ForwardMixin:
         if (tokens is None) == (embeddings is None):
             raise _one_of(tokens)
         if embeddings is None:
-            inputs: list[Any] = [_input(one, None) for one in tokens or ()]
+            inputs: list[Any] = [_input(one, None) for one in tokens]  # type: ignore[union-attr]
         else:
             inputs = [_input(None, one) for one in embeddings]
         rows = self._core.forward(inputs, [core_of(s) for s in states], output, progress)
@@ -102,7 +102,7 @@ class ForwardMixin:
         Parameters
         ----------
         tokens, state, progress, embeddings
-            As for `forward`; the state has `last_logits` afterwards.
+            As for `forward`; of a language model, the state has `last_logits` afterwards.
         layers : sequence of int, optional
             From 0 to L - 1, each once, in any order. By default all of them.
 

@@ -13,6 +13,7 @@ from . import _core
 from ._arguments import Array, Progress, Tokens, integer
 from .errors import Error, StateError
 from .params import SamplingParams
+from .restore import RestoreMixin
 from .state import State, core_of
 
 if TYPE_CHECKING:
@@ -153,20 +154,17 @@ class Stream:
         return _result_of(pieces, self._finish_reason or "length", state, self._prompt_tokens)
 
 
-class GenerationMixin:
+class GenerationMixin(RestoreMixin):
     """What an engine does with prompts."""
 
     __slots__ = ()
 
     if TYPE_CHECKING:
         # What Engine brings.
-        _core: _core.Engine
-
         @property
         def config(self) -> Config: ...  # noqa: D102
         @property
         def tokenizer(self) -> Tokenizer: ...  # noqa: D102
-        def new_state(self) -> State: ...  # noqa: D102
 
     def generate(
         self,
@@ -317,6 +315,8 @@ def prompt_ids(engine: GenerationMixin, prompt: Prompt) -> Tokens:
         return engine.tokenizer.encode(prompt)
     if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, (Sequence, np.ndarray)):
         raise TypeError(f"prompt: expected str or token ids, found {type(prompt).__name__}")
+    if isinstance(prompt, np.ndarray) and prompt.dtype.kind not in "iu":
+        raise TypeError(f"prompt: expected str or token ids, found an array of {prompt.dtype}")
     return prompt  # type: ignore[return-value] # bytes and str are out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import _core
 from ._arguments import Path, model_path
+from .adapters import Adapters, adapters_of
 from .config import Config
 from .errors import StateError
 
@@ -19,12 +20,14 @@ _STATE = b'{"__metadata__":{"digest":"'  # how the header of a saved state begin
 _MAX_HEADER = 1 << 20
 
 _STRATEGIES = ("cpu fp32", "cpu fp16", "cpu bf16", "cpu int8", "cpu int4")
+_TUNED = ".att.time_state"
+_TASK_HEAD = re.compile(r"head\.\w+_head\.")
 _LARGE = re.compile(
     r"head\.weight|blocks\.\d+\.(att|ffn)\.(receptance|key|value|gate|output)\.weight"
 )
 
 
-def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
+def inspect(model: Path, tensors: bool = False, adapters: Adapters = None) -> dict[str, Any]:
     """Return what the command ``rwkv-engine inspect`` shows, as plain values.
 
     Examples
@@ -35,9 +38,13 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
     ('7', True)
     """
     path = model_path(model)
-    container, core, state_bytes, listed, precision = _core.inspect(path)
+    container, core, state_bytes, listed, precision = _core.inspect(path, adapters_of(adapters))
     config = Config._of(core)
-    kinds = {dtype for _, dtype, shape, _, _, packed in listed if _is_matrix(shape) and not packed}
+    kinds = {
+        dtype
+        for name, dtype, shape, _, _, packed in listed
+        if _is_matrix(shape) and not packed and not name.endswith(_TUNED)
+    }
     native = 2 if kinds in ({"f16"}, {"bf16"}) else 4
     found: dict[str, Any] = {
         "path": os.fsdecode(path),
@@ -47,6 +54,7 @@ def inspect(model: Path, tensors: bool = False) -> dict[str, Any]:
         "parameters": sum(math.prod(shape) for _, _, shape, _, _, _ in listed),
         "bytes": sum(size for _, _, _, size, _, _ in listed),
         "state_bytes": state_bytes,
+        "tuned_state": any(name.endswith(_TUNED) for name, *_ in listed),
         "memory_bytes": {
             strategy: sum(
                 _bytes_in_memory(name, shape, element, strategy, native, not precision)
@@ -75,7 +83,7 @@ def _bytes_in_memory(
         return count * element
     if name.endswith(".s_emb.weight"):  # stays in the file
         return 0
-    if not _is_matrix(shape):
+    if not _is_matrix(shape) or name.endswith(_TUNED) or _TASK_HEAD.match(name):
         return count * 4
     if twice and name.endswith(".ffn.value.weight") and strategy != "cpu int4":
         count *= 2  # kept twice, to skip zeros
@@ -89,20 +97,22 @@ def _bytes_in_memory(
 
 def report(found: dict[str, Any]) -> str:
     """Return it as text."""
+    kind = f", {found['kind']}" if found["kind"] != "language model" else ""
     heads = "heads {n_head} of {head_size}, " if found["n_head"] else ""
     sizes = (
         f"layers {{n_layer}}, embedding {{n_embd}}, {heads}ffn {{n_ffn}}, vocabulary {{n_vocab}}"
     )
     packed = f", packed as {found['packed']}" if found["packed"] else ""
     lines = [
-        f"{_printable(found['path'])}: RWKV-{found['version']}, {found['container']}{packed}",
+        f"{_printable(found['path'])}: RWKV-{found['version']}{kind}, {found['container']}{packed}",
         sizes.format(**found),
         f"parameters {found['parameters']:,}, {_megabytes(found['bytes'])} in the file",
-        f"one state {_megabytes(found['state_bytes'])}",
+        f"one state {_megabytes(found['state_bytes'])}"
+        + (", beginning with a tuned one" if found["tuned_state"] else ""),
     ]
-    kind = "maps" if found["packed"] else "needs"
+    how = "maps" if found["packed"] else "needs"
     lines += [
-        f'"{strategy}" {kind} about {_megabytes(count)} for the weights'
+        f'"{strategy}" {how} about {_megabytes(count)} for the weights'
         for strategy, count in found["memory_bytes"].items()
     ]
     for tensor in found.get("tensors", []):

@@ -6,6 +6,7 @@ import os
 
 from . import _core
 from ._arguments import Path, Progress, model_path, path_bytes
+from .adapters import Adapters, adapters_of
 from .conversion import check_free
 from .errors import Error
 
@@ -17,6 +18,7 @@ def quantize(
     target: Path,
     precision: str,
     *,
+    adapters: Adapters = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -34,6 +36,8 @@ def quantize(
         The new file, whose name ends in ".safetensors"; it appears when it is complete.
     precision : str
         "int8" or "int4"; or "fp16", "bf16" or "fp32", which save the time of loading and no memory.
+    adapters : path, Adapter or sequence of them, optional
+        What to merge into the weights first, as in `Engine`.
     overwrite : bool
         Replace a target that exists. The source itself is never written to.
     progress : callable, optional
@@ -67,4 +71,4 @@ def quantize(
         raise Error(f"precision: expected one of {expected}, found {precision!r}")
     path = model_path(source)
     check_free(to, path, "target", overwrite)
-    _core.write_packed(path, to, precision, progress)
+    _core.write_packed(path, adapters_of(adapters), to, precision, progress)

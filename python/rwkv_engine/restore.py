@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from ._arguments import Path, path_bytes
+from ._arguments import Array, Path, path_bytes
+from ._rwkv_list import Layout, arrays_of, read_list
+from .errors import StateError
 from .state import Parts, State, parts_of
+
+
+def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Array]]:
+    """Return named arrays of any floats as float32; what is too large becomes infinite."""
+    found = [(str(name), np.asarray(array)) for name, array in arrays.items()]
+    for name, array in found:
+        if array.dtype.kind != "f":
+            raise StateError(f"init: {name}: expected an array of floats, found {array.dtype}")
+    with np.errstate(over="ignore"):
+        return [(name, array.astype(np.float32)) for name, array in found]
 
 
 class RestoreMixin:
@@ -17,6 +30,39 @@ class RestoreMixin:
 
     __slots__ = ()
     _core: _core.Engine
+
+    def new_state(self, init: Path | Mapping[str, Any] | None = None) -> State:
+        """Return the state before any token.
+
+        Parameters
+        ----------
+        init : path or mapping, optional
+            A tuned state to begin with, of RWKV-5, 6 or 7: a .pth or safetensors file, or float
+            arrays, with ``blocks.{i}.att.time_state`` for each layer and nothing else, (H, N, N) as
+            trainers write them. By default what the model's file has of that kind, else zeros.
+
+        Raises
+        ------
+        StateError
+            If it does not fit. Nothing in such a file tells for which version or model of the same
+            shape it was trained, nor whether somebody has turned its matrices around.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> shape = (engine.config.n_head, engine.config.head_size, engine.config.head_size)
+        >>> layers = range(engine.config.n_layer)
+        >>> tuned = {f"blocks.{i}.att.time_state": np.ones(shape) for i in layers}
+        >>> engine.new_state(init=tuned).tokens_seen
+        0
+        """
+        if init is None:
+            return State(self._core.new_state())
+        if isinstance(init, Mapping):
+            return State(self._core.new_state_of_arrays(_floats(init)))
+        return State(self._core.new_tuned_state(path_bytes(init, "init")))
 
     def state_from_bytes(
         self, blob: bytes | bytearray | memoryview, check_weights: bool = True
@@ -37,8 +83,41 @@ class RestoreMixin:
         """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them."""
         return State(self._core.state_from_parts(parts_of(parts)))
 
+    def state_from_rwkv(self, source: Path | Sequence[Any]) -> State:
+        """Return a state that has seen no tokens, of a state list of the `rwkv` package.
+
+        Parameters
+        ----------
+        source : sequence of arrays or tensors, or path
+            As `State.to_rwkv` lists them, in float32, float16 or bfloat16, or a .pth that
+            ``torch.save`` wrote of such a list. torch is not needed, and nothing in a file is run.
+
+        Raises
+        ------
+        StateError
+            For another length, shape or type than those of this model's states, and for numbers
+            that are not finite. A list does not say whose weights made it.
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> state = engine.new_state()
+        >>> logits = engine.forward([1, 2, 3], state)
+        >>> again = engine.state_from_rwkv(state.to_rwkv())
+        >>> (engine.forward([4], again) == engine.forward([4], state)).all()
+        np.True_
+        """
+        parts = self._core.new_state().parts()
+        layout = Layout.of_parts(parts, self._core.config.version)
+        if isinstance(source, (str, bytes, os.PathLike)):
+            items = read_list(source, layout)
+        else:
+            items = arrays_of(source)
+        return self.state_from_numpy(layout.parts_of(items))
+
     def state_from_dlpack(self, parts: Mapping[str, Any]) -> State:
-        """Return a state of float32 parts of any library that speaks DLPack, which are copied.
+        """Return a state of float32 or float16 parts of any library with DLPack, which are copied.
 
         Names and shapes are those of `State.views`. They lie on the CPU or on one of the engine's
         GPUs.
@@ -47,5 +126,6 @@ class RestoreMixin:
 
     def _numbers(self, name: str, part: Any) -> Any:
         if part.__dlpack_device__()[0] == 1:
-            return np.from_dlpack(part)
+            numbers = np.from_dlpack(part)
+            return numbers.astype(np.float32) if numbers.dtype == np.float16 else numbers
         return _core.numbers_of(self._core, name, part.__dlpack__())

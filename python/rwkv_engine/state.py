@@ -8,7 +8,8 @@ from typing import Any, NoReturn, TypeAlias, overload
 import numpy as np
 
 from . import _core
-from ._arguments import Array, Path, integer, path_bytes
+from ._arguments import Array, Path, integer, path_bytes, word
+from ._rwkv_list import Layout, write_list
 from .device import DeviceArray
 from .errors import ConcurrentUseError, StateError
 
@@ -77,16 +78,29 @@ class State:
             return State(self._core.fork())
         return [State(self._core.fork()) for _ in range(integer(n, "n", 0, 2**31 - 1))]
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, dtype: str = "fp32") -> bytes:
         """Return the state as a safetensors file with a digest; `Engine.state_from_bytes` reads it.
 
-        It holds everything that continuing needs, on any device and with any strategy.
-        """
-        return self._core.to_bytes()
+        It holds everything that continuing needs, on any device and with any strategy, and with
+        "fp32" every bit. With "fp16" its parts are rounded to halves and take half the space (but
+        for RWKV-4's ``att.pp``, which stays); a number beyond 65,504 raises StateError.
 
-    def save(self, path: Path) -> None:
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> state = engine.new_state()
+        >>> logits = engine.forward([1, 2, 3], state)
+        >>> len(state.to_bytes()) > 1.8 * len(state.to_bytes("fp16"))
+        True
+        >>> engine.state_from_bytes(state.to_bytes("fp16")).tokens_seen
+        3
+        """
+        return self._core.to_bytes(word(dtype, "dtype"))
+
+    def save(self, path: Path, dtype: str = "fp32") -> None:
         """Write `to_bytes` to a file, whole or not at all; `Engine.load_state` reads it."""
-        self._core.save(path_bytes(path, "path"))
+        self._core.save(path_bytes(path, "path"), word(dtype, "dtype"))
 
     def to_numpy(self) -> dict[str, Array]:
         """Return copies of the parts as float32 arrays; `Engine.state_from_numpy` reads them.
@@ -98,11 +112,38 @@ class State:
         """
         return self._core.parts()
 
+    def to_rwkv(self) -> list[Array]:
+        """Return the parts as the `rwkv` package's list, which `Engine.state_from_rwkv` reads.
+
+        Layer after layer, RWKV-5, 6 and 7 have three arrays each: ``att.shift`` (C,), ``att.wkv``
+        (H, N, N), which is [key, value] with RWKV-5 and 6 and [value, key] with 7, and
+        ``ffn.shift`` (C,). RWKV-4 has five (C,): ``att.shift``, ``att.aa``, ``att.bb``, ``att.pp``
+        and ``ffn.shift``. Tokens seen and last logits are not among them.
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> items = engine.new_state().to_rwkv()
+        >>> len(items), items[1].shape
+        (12, (2, 64, 64))
+        """
+        parts = self._core.parts()
+        return Layout.of_parts(parts, self._core.config.version).items_of(parts)
+
+    def save_rwkv(self, path: Path) -> None:
+        """Write `to_rwkv` as a .pth, as ``torch.save`` writes such a list of float32 tensors.
+
+        ``torch.load(path)`` gives the `rwkv` package its state; `Engine.state_from_rwkv` reads it
+        back. The file is written whole or not at all.
+        """
+        write_list(path, self.to_rwkv())
+
     def views(self) -> dict[str, DeviceArray]:
         """Return the same parts where they lie, without a copy, for DLPack and CUDA libraries.
 
-        The state may move on meanwhile; what is looked at stays. Raises DeviceError where layers
-        are on several devices.
+        The state may move on meanwhile; what is looked at stays. They are float32, with state16 the
+        matrices float16. Raises DeviceError where layers are on several devices.
         """
         return {name: DeviceArray(view) for name, view in self._core.views()}
 

@@ -2,6 +2,7 @@
 // reading strided tensors.
 #include "core/checkpoint.h"
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -9,6 +10,7 @@
 #include "check.h"
 #include "core/error.h"
 #include "core/pickle.h"
+#include "core/pth.h"
 #include "core/safetensors.h"
 #include "core/zip.h"
 
@@ -224,6 +226,53 @@ TEST(pickles_can_do_nothing_else) {
   CHECK(read(pickle("}" + text("x") + doubling + "s")).empty());
   CHECK_THROWS(read(pickle("N" + std::string(100000, '\x85'))), ModelFormatError, "more values than");
   CHECK_THROWS(read(pickle(std::string(100000, '}'))), ModelFormatError, "more values than");
+}
+
+TEST(pth_lists_hold_nothing_but_tensors) {
+  const auto list = [](const std::string& value) {
+    const std::string path = write(pth(pickle(value)));
+    struct Removed {
+      std::string path;
+      ~Removed() { fs::remove(path); }
+    } removed{path};
+    return PthList(path);
+  };
+  const std::string w = view("Float", "0", 16, 2, {2, 3}, {3, 1}), turned = view("Float", "0", 16, 2, {3, 2}, {1, 3});
+  for (const std::string& value : {"](" + w + turned + "e", "]" + w + "a" + turned + "a", w + turned + "\x86",
+                                   "](" + w + "e(" + turned + "e", "(" + w + turned + "t"}) {
+    const PthList found = list(value);
+    CHECK(found.tensors().size() == 2 && found.tensors()[1].name == "[1]");
+    const auto whole = found.read(0), columns = found.read(1);
+    std::vector<float> expected(6);
+    std::memcpy(expected.data(), storage_of(64).data() + 8, 24);
+    CHECK(whole == expected);
+    CHECK(columns[1] == expected[3] && columns[2] == expected[1] && columns[5] == expected[5]);
+  }
+  const struct {
+    std::string value;
+    const char* message;
+  } bad[] = {
+      {"]", "found no tensor"},
+      {")", "found no tensor"},
+      {"}", "expected a list of tensors"},
+      {"N", "expected a list of tensors"},
+      {dict(text("w") + w), "expected a list of tensors"},
+      {w, "expected a list of tensors"},
+      {"](" + w + "Ne", "nothing but tensors"},
+      {"](" + w + "]e", "nothing but tensors"},
+      {"]q\1" + w + "ah\1a", "nothing but tensors"},
+      {w + "K\1\x86", "nothing but tensors"},
+      {"](" + w + "e](" + w + "e", "found 2 values"},
+      {"](" + view("Float", "0", 16, 12, {2, 3}, {3, 1}) + "e", "[0]: the shape (2, 3)"},
+      {"](" + w + view("Float", "1", 16, 2, {2, 3}, {3, 1}) + "e", "[1]: expected its storage"},
+      {"(a", "expected a value"},
+      {"N" + w + "a", "expected a list to append to"},
+  };
+  for (const auto& [value, message] : bad) CHECK_THROWS(list(value), ModelFormatError, message);
+  std::string many = "](" + view("Float", "0", 16, 0, {0}, {1}) + "q\1";
+  for (int i = 0; i < 511; ++i) many += "h\1";
+  CHECK(list(many + "e").tensors().size() == 512);
+  CHECK_THROWS(list(many + "h\1e"), ModelFormatError, "at most 512 tensors");
 }
 
 TEST(zip_directories_are_proven) {

@@ -56,11 +56,14 @@ bool close(const Result& found, const Result& expected, double tolerance) {
 }
 
 // Sequences of `from` rows and more in chunks, the others serially.
-Result on_device(const char* schedule, const Inputs& in, int from, bool in_place, Stored format = Stored::f32) {
+Result on_device(const char* schedule, const Inputs& in, int from, bool in_place, Stored format = Stored::f32,
+                 bool halves = false) {
   Device d(schedule);
   const Buffer<float> w0(d, in.w0), a0(d, in.a0), v0(d, in.v0), k_k(d, in.k_k), k_a(d, in.k_a), r_k(d, in.r_k),
       ln_w(d, in.ln_w), ln_b(d, in.ln_b);
-  const Sequences batch(d, in.lengths, in.states, in_place);
+  std::vector<Row> states = in.states;
+  if (halves) std::ranges::transform(states, states.begin(), in_halves);
+  const Sequences batch(d, in.lengths, states, in_place);
   const auto rows = [&](const Row& x) { return Rows(d, in.tokens, in.c, x); };
   const Rows r = rows(in.r), w = rows(in.w), k = rows(in.k), v = rows(in.v), a = rows(in.a), g = rows(in.g),
              v_mix = rows(in.v_mix), v_first = rows(in.first ? Row(in.v.size(), kNan) : in.v_first);
@@ -88,17 +91,19 @@ Result on_device(const char* schedule, const Inputs& in, int from, bool in_place
   p.wkv.g = g.buffer, p.wkv.v_mix = in.first ? nullptr : v_mix.buffer.data(), p.wkv.v_first = v_first.buffer;
   p.wkv.ld = r.ld, p.wkv.heads = in.heads, p.wkv.n = 64;
   p.wkv.w0 = w0, p.wkv.a0 = a0, p.wkv.v0 = v0, p.wkv.k_k = k_k, p.wkv.k_a = k_a, p.wkv.r_k = r_k;
-  p.wkv.out = {ln_w, ln_b, 64e-5f}, p.wkv.state = 16, p.wkv.y = y.pointer(), p.wkv.step = batch.pointers();
+  p.wkv.out = {ln_w, ln_b, 64e-5f}, p.wkv.state = halves ? 8 : 16, p.wkv.y = y.pointer(), p.wkv.step = batch.pointers();
   p.wkv.sequences = d_serial, p.chunk = d_chunks, p.run = d_runs, p.piece = pieces;
-  if (!serial.empty()) d.launch(Kernel::wkv7_64, {in.heads, int(serial.size()), 1}, &p.wkv);
+  if (!serial.empty())
+    d.launch(halves ? Kernel::wkv7_64_state16 : Kernel::wkv7_64, {in.heads, int(serial.size()), 1}, &p.wkv);
   if (!chunks.empty()) {
     d.launch(Kernel::wkv7_chunk, {in.heads, int(chunks.size()), 1}, &p);
-    d.launch(Kernel::wkv7_carry, {in.heads, int(runs.size()), 2}, &p);
+    d.launch(halves ? Kernel::wkv7_carry_state16 : Kernel::wkv7_carry, {in.heads, int(runs.size()), 2}, &p);
     d.launch(Kernel::wkv7_chunk_out, {in.heads, int(chunks.size()), 1}, &p);
   }
   Result result{y.dense(), v_first.dense(), {}};
   for (size_t s = 0; s < in.lengths.size(); s++) {
-    result.states.push_back(batch.state(s));
+    const Row state = batch.state(s);
+    result.states.push_back(halves ? from_halves(state, in.states[s].size()) : state);
     std::fill_n(result.states.back().begin(), 4, 0.0f);  // not a part of it
   }
   return result;
@@ -120,6 +125,28 @@ TEST(chunks_agree_with_the_serial_kernel) {
         const Result halves = on_device(schedule, in, 1, true, Stored::f16);
         CHECK(distance(halves.y, found.y) < 0x1p-11 && ::same(halves.states[1], found.states[1]));
       }
+}
+
+// From the same halves on, the state is that of float32, rounded in the end.
+TEST(a_state_of_halves_is_rounded_after_the_last_chunk) {
+  Random random;
+  for (const char* schedule : schedules()) {
+    Inputs in(random, {130, 65}, 2, false);
+    for (Row& state : in.states) round_to_halves(state);
+    Result wide = on_device(schedule, in, 1, false);
+    const Result found = on_device(schedule, in, 1, false, Stored::f32, true);
+    for (Row& state : wide.states) round_to_halves(state);
+    CHECK(same(found, wide));
+    // Without decay and removal what is added is added to the largest half.
+    for (Row* x : {&in.w, &in.a}) std::fill(x->begin(), x->end(), -60.0f);
+    for (Row* x : {&in.v, &in.k})
+      for (float& v : *x) v *= 20;
+    for (Row& state : in.states)
+      for (float& v : state) v = v < 0 ? -65504.0f : 65504.0f;
+    for (const Row& state : on_device(schedule, in, 1, true, Stored::f32, true).states)
+      CHECK(std::ranges::count(state, 65504) > 1000 && std::ranges::count(state, -65504) > 1000 &&
+            std::ranges::all_of(state, [](float v) { return std::fabs(v) <= 65504; }));
+  }
 }
 
 TEST(chunks_agree_with_the_serial_kernel_where_numbers_are_extreme) {

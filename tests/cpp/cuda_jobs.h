@@ -51,3 +51,41 @@ inline double act(Activation a, double x) {
 }
 
 constexpr double kTolerance = 3e-5;
+
+// What follows the sums of products of w with t tokens, of jobs that `multiply` launches together: the residual and its
+// statistics, with a gate and without, and a few activations and operands.
+template <class Multiply>
+void check_what_follows(Device& d, Random& random, const Weights& w, int t, const Multiply& multiply) {
+  const int n = w.n;
+  const Row x = activations(random, w.format, t * w.k, 0), expected = product(w, x, t);
+  const Row old = random.row(size_t(t * n)), gates = random.row(size_t(t * n), 2);
+  const DeviceOperand operand(d, cuda::operand_of(w.format), t, w.k, x);
+  const Rows gate(d, t, n, gates);
+  Rows sum(d, t, n, old), gated(d, t, n, old);
+  multiply({{&w, &operand, nullptr, &sum}, {&w, &operand, nullptr, &gated, &gate}});
+  Row plain, with_gate;
+  for (size_t i = 0; i < expected.size(); i++) {
+    plain.push_back(old[i] + expected[i]);
+    with_gate.push_back(float(double(old[i]) + double(gates[i]) * double(expected[i])));
+  }
+  CHECK(distance(sum.dense(), plain) < kTolerance && sum.has_statistics());
+  CHECK(distance(gated.dense(), with_gate) < kTolerance && gated.has_statistics());
+
+  for (Stored next : kOperands) {
+    const Activation a = Activation(random.below(5));
+    Rows y(d, t, n);
+    const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);
+    multiply({{&w, &operand, &y, nullptr, nullptr, nullptr, a},
+              {&w, &operand, nullptr, nullptr, nullptr, &out, a},
+              {&w, &operand, nullptr, nullptr, &gate, &out_gated, a}});
+    Row active, active_gated;
+    for (size_t i = 0; i < expected.size(); i++) {
+      active.push_back(float(act(a, double(expected[i]))));
+      active_gated.push_back(float(act(a, double(expected[i])) * double(gates[i])));
+    }
+    const double step = next == Stored::f32 ? 0 : next == Stored::f16 ? 0x1p-11 : 0x1p-8;
+    CHECK(distance(y.dense(), active) < 3 * kTolerance);
+    CHECK(distance(out.dense(), active) < 3 * kTolerance + step);
+    CHECK(distance(out_gated.dense(), active_gated) < 3 * kTolerance + step);
+  }
+}

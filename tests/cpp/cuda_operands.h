@@ -104,6 +104,29 @@ struct DeviceOperand {
   }
 };
 
+// States as kernels whose names end so keep them: the same numbers in halves, in the bytes of floats; and back.
+inline bool keeps_halves(Kernel kernel) {
+  return std::string_view(cuda::kKernels[size_t(kernel)].name).ends_with("_state16");
+}
+inline Row in_halves(const Row& numbers) {
+  std::vector<uint16_t> halves((numbers.size() + 1) / 2 * 2);
+  std::transform(numbers.begin(), numbers.end(), halves.begin(),
+                 [](float v) { return f32_to_f16(as_operand(Stored::f16, v)); });
+  Row bytes(halves.size() / 2);
+  std::memcpy(bytes.data(), halves.data(), halves.size() * 2);
+  return bytes;
+}
+inline Row from_halves(const Row& bytes, size_t count) {
+  std::vector<uint16_t> halves(bytes.size() * 2);
+  std::memcpy(halves.data(), bytes.data(), halves.size() * 2);
+  Row numbers(count);
+  std::transform(halves.begin(), halves.begin() + int64_t(count), numbers.begin(), f16_to_f32);
+  return numbers;
+}
+inline void round_to_halves(Row& numbers) {
+  for (float& v : numbers) v = as_operand(Stored::f16, v);
+}
+
 // A ragged batch: sequences of so many rows, states in buffers of their own.
 struct Sequences {
   std::vector<int32_t> start = {0}, sequence, token;

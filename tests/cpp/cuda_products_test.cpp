@@ -42,41 +42,9 @@ TEST(what_follows_the_sums) {
   for (const char* schedule : schedules())
     for (Stored f : kStored)
       for (auto [n, t] : {std::pair{37, 3}, {64, 9}, {100, 20}}) {
-        const int k = 70;
         Device d(schedule);
-        const Weights w(d, random, f, Order::rows, n, k);
-        const Row x = activations(random, f, t * k, 0), expected = product(w, x, t);
-        const Row old = random.row(size_t(t * n)), gates = random.row(size_t(t * n), 2);
-        const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
-        const Rows gate(d, t, n, gates);
-        Rows sum(d, t, n, old), gated(d, t, n, old);
-        multiply(d, {{&w, &operand, nullptr, &sum}, {&w, &operand, nullptr, &gated, &gate}});
-        Row plain, with_gate;
-        for (size_t i = 0; i < expected.size(); i++) {
-          plain.push_back(old[i] + expected[i]);
-          with_gate.push_back(float(double(old[i]) + double(gates[i]) * double(expected[i])));
-        }
-        CHECK(distance(sum.dense(), plain) < kTolerance && sum.has_statistics());
-        CHECK(distance(gated.dense(), with_gate) < kTolerance && gated.has_statistics());
-
-        for (int i = 0; i < 2; i++) {
-          const Activation a = Activation(random.below(5));
-          const Stored next = kOperands[random.below(3)];
-          Rows y(d, t, n);
-          const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);
-          multiply(d, {{&w, &operand, &y, nullptr, nullptr, nullptr, a},
-                       {&w, &operand, nullptr, nullptr, nullptr, &out, a},
-                       {&w, &operand, nullptr, nullptr, &gate, &out_gated, a}});
-          Row active, active_gated;
-          for (size_t i = 0; i < expected.size(); i++) {
-            active.push_back(float(act(a, double(expected[i]))));
-            active_gated.push_back(float(act(a, double(expected[i])) * double(gates[i])));
-          }
-          const double step = next == Stored::f32 ? 0 : next == Stored::f16 ? 0x1p-11 : 0x1p-8;
-          CHECK(distance(y.dense(), active) < 3 * kTolerance);
-          CHECK(distance(out.dense(), active) < 3 * kTolerance + step);
-          CHECK(distance(out_gated.dense(), active_gated) < 3 * kTolerance + step);
-        }
+        const Weights w(d, random, f, Order::rows, n, 70);
+        check_what_follows(d, random, w, t, [&](const std::vector<Job>& jobs) { multiply(d, jobs); });
       }
 }
 

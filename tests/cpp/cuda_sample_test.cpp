@@ -14,6 +14,7 @@ struct Draw {
   uint64_t seed = 7, counter = 0;
   std::vector<TokenBias> bias = {};
   size_t tops = 0;
+  int32_t given = -1;
 };
 struct Drawn {
   cuda::SampleResult result = {};
@@ -36,7 +37,7 @@ std::vector<Drawn> on_device(Device& d, const std::vector<Row>& logits, const st
     tops.push_back(std::make_unique<Buffer<cuda::TokenNumber>>(d, draw.tops));
     jobs.push_back({rows[i]->data(), biases[i]->data(), tops[i]->data(),
                     draw.temperature == 0 ? 0 : 1 / double(draw.temperature), philox_uniform(draw.seed, draw.counter),
-                    draw.top_p, draw.min_p, draw.top_k, int32_t(bias.size()), int32_t(draw.tops), 0});
+                    draw.top_p, draw.min_p, draw.top_k, int32_t(bias.size()), int32_t(draw.tops), draw.given});
   }
   const Buffer<cuda::SampleJobParams> d_jobs(d, jobs);
   const Buffer<cuda::SampleResult> results(d, count);
@@ -57,15 +58,16 @@ void compare(Device& d, const std::vector<Row>& logits, const std::vector<Draw>&
     const auto n = int64_t(logits[i].size());
     std::vector<TokenLogprob> top(draws[i].tops);
     const Draw& w = draws[i];
-    const SampleJob job{{const_cast<float*>(logits[i].data()), DType::f32, 1, n, n},
-                        w.temperature,
-                        w.top_p,
-                        w.top_k,
-                        w.min_p,
-                        w.seed,
-                        w.counter,
-                        w.bias,
-                        top};
+    SampleJob job{{const_cast<float*>(logits[i].data()), DType::f32, 1, n, n},
+                  w.temperature,
+                  w.top_p,
+                  w.top_k,
+                  w.min_p,
+                  w.seed,
+                  w.counter,
+                  w.bias,
+                  top};
+    job.given = w.given;
     const TokenLogprob expected = cpu::sample_row(choose_kernels(), job, scratch);
     CHECK(found[i].result.code == SampleCode::drawn);
     CHECK(found[i].result.token == expected.token);
@@ -109,6 +111,7 @@ TEST(tokens_are_those_of_the_cpu) {
                                {},
                                random.below(2) ? size_t(std::min(n, 5)) : 0});
               if (n > 3 && random.below(2)) draws.back().bias = {{0, 1.5f}, {2, -kInf}, {n - 1, 3}};
+              if (random.below(4) == 0) draws.back().given = random.below(n);
               if (n > 3 && random.below(2)) logits.back()[1] = logits.back()[size_t(n - 2)] = -kInf;
             }
       compare(d, logits, draws);

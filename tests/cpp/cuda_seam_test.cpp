@@ -192,9 +192,12 @@ TEST(features_are_words) {
   setenv("RWKV_CUDA_FEATURES", "graphs", 1);
   CHECK(features_of_environment().graphs && !features_of_environment().dependent);
   setenv("RWKV_CUDA_FEATURES", "graphs,magic", 1);
-  CHECK(refusal(features_of_environment) == "RWKV_CUDA_FEATURES: expected graphs, pdl and fused, found 'magic'");
+  CHECK(refusal(features_of_environment) ==
+        "RWKV_CUDA_FEATURES: expected graphs, pdl, cublaslt and nofused, found 'magic'");
+  setenv("RWKV_CUDA_FEATURES", "nofused,pdl", 1);
+  CHECK(!features_of_environment().fused && features_of_environment().dependent);
   unsetenv("RWKV_CUDA_FEATURES");
-  CHECK(!features_of_environment().graphs);
+  CHECK(!features_of_environment().graphs && features_of_environment().fused);
 }
 
 CHECK_MAIN

@@ -48,41 +48,10 @@ TEST(what_follows_the_sums) {
   Random random;
   for (const char* schedule : schedules())
     for (Stored f : kStored) {
-      const int k = 70, n = random.below(2) ? 37 : 166, t = random.below(2) ? 65 : 130;
-      const Order o = kOrders[random.below(2)];
       Device d(schedule);
-      const Weights w(d, random, f, o, n, k);
-      const Row x = activations(random, f, t * k, 0), expected = product(w, x, t);
-      const Row old = random.row(size_t(t * n)), gates = random.row(size_t(t * n), 2);
-      const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
-      const Rows gate(d, t, n, gates);
-      Rows sum(d, t, n, old), gated(d, t, n, old);
-      multiply(d, {{&w, &operand, nullptr, &sum}, {&w, &operand, nullptr, &gated, &gate}});
-      Row plain, with_gate;
-      for (size_t i = 0; i < expected.size(); i++) {
-        plain.push_back(old[i] + expected[i]);
-        with_gate.push_back(float(double(old[i]) + double(gates[i]) * double(expected[i])));
-      }
-      CHECK(distance(sum.dense(), plain) < kTolerance && sum.has_statistics());
-      CHECK(distance(gated.dense(), with_gate) < kTolerance && gated.has_statistics());
-
-      for (Stored next : kOperands) {
-        const Activation a = Activation(random.below(5));
-        Rows y(d, t, n);
-        const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);
-        multiply(d, {{&w, &operand, &y, nullptr, nullptr, nullptr, a},
-                     {&w, &operand, nullptr, nullptr, nullptr, &out, a},
-                     {&w, &operand, nullptr, nullptr, &gate, &out_gated, a}});
-        Row active, active_gated;
-        for (size_t i = 0; i < expected.size(); i++) {
-          active.push_back(float(act(a, double(expected[i]))));
-          active_gated.push_back(float(act(a, double(expected[i])) * double(gates[i])));
-        }
-        const double step = next == Stored::f32 ? 0 : next == Stored::f16 ? 0x1p-11 : 0x1p-8;
-        CHECK(distance(y.dense(), active) < 3 * kTolerance);
-        CHECK(distance(out.dense(), active) < 3 * kTolerance + step);
-        CHECK(distance(out_gated.dense(), active_gated) < 3 * kTolerance + step);
-      }
+      const Weights w(d, random, f, kOrders[random.below(2)], random.below(2) ? 37 : 166, 70);
+      check_what_follows(d, random, w, random.below(2) ? 65 : 130,
+                         [&](const std::vector<Job>& jobs) { multiply(d, jobs); });
     }
 }
 

@@ -1,5 +1,8 @@
 // The recurrences against the CPU's kernels, whose definitions their own tests have in float64; and any cut of the
-// tokens against any other, bit for bit.
+// tokens against any other, bit for bit. States in halves: against the CPU with a state that is rounded after each
+// token, where a number that was nearly in the middle of two halves may have become the other one; and against a state
+// of float32, from which each token moves a number by at most half of the distance of two halves, 2^-11 of it. The
+// decay and the removal of a key let that shrink, so T tokens and the state they began with make T + 1 of them.
 #include "cuda_operands.h"
 
 namespace {
@@ -52,6 +55,9 @@ struct Result {
   Row y, v_first;
   std::vector<Row> states;
 };
+// The distance of two halves, and half of it, as a share of the larger.
+constexpr double kOtherHalf = 0x1p-10, kHalfStep = 0x1p-11;
+
 bool same(const Result& a, const Result& b) {
   bool all = ::same(a.y, b.y) && ::same(a.v_first, b.v_first);
   for (size_t s = 0; s < a.states.size(); s++) all &= ::same(a.states[s], b.states[s]);
@@ -104,39 +110,45 @@ struct Wkv7Inputs {
   }
 };
 
-Result on_cpu(const Wkv7Inputs& in) {
+// Token by token if the state is to be rounded after each.
+Result on_cpu(const Wkv7Inputs& in, bool halves = false) {
   Result result{Row(in.r.size()), in.first ? in.v : in.v_first, in.states};
   int begin = 0;
   for (size_t s = 0; s < 3; begin += kLengths[s], s++)
     for (int h = 0; h < in.heads; h++) {
-      const auto at = [&](const Row& x) { return x.data() + begin * in.c + h * in.n; };
       const auto channel = [&](const Row& x) { return x.data() + h * in.n; };
       float* state = result.states[s].data() + h * in.n * in.n;
       Row turning = turned(state, in.n);
-      choose_kernels().wkv7({in.n,
-                             kLengths[s],
-                             size_t(in.c),
-                             at(in.r),
-                             at(in.w),
-                             at(in.k),
-                             at(in.v),
-                             at(in.a),
-                             at(in.g),
-                             in.first ? nullptr : at(in.v_mix),
-                             result.v_first.data() + begin * in.c + h * in.n,
-                             channel(in.w0),
-                             channel(in.a0),
-                             channel(in.v0),
-                             channel(in.k_k),
-                             channel(in.k_a),
-                             channel(in.r_k),
-                             channel(in.ln_w),
-                             channel(in.ln_b),
-                             64e-5f,
-                             turning.data(),
-                             turning.data(),
-                             result.y.data() + begin * in.c + h * in.n,
-                             size_t(in.c)});
+      if (halves) round_to_halves(turning);
+      const int step = halves ? 1 : kLengths[s];
+      for (int t = begin; t < begin + kLengths[s]; t += step) {
+        const auto at = [&](auto& x) { return x.data() + t * in.c + h * in.n; };
+        choose_kernels().wkv7({in.n,
+                               step,
+                               size_t(in.c),
+                               at(in.r),
+                               at(in.w),
+                               at(in.k),
+                               at(in.v),
+                               at(in.a),
+                               at(in.g),
+                               in.first ? nullptr : at(in.v_mix),
+                               at(result.v_first),
+                               channel(in.w0),
+                               channel(in.a0),
+                               channel(in.v0),
+                               channel(in.k_k),
+                               channel(in.k_a),
+                               channel(in.r_k),
+                               channel(in.ln_w),
+                               channel(in.ln_b),
+                               64e-5f,
+                               turning.data(),
+                               turning.data(),
+                               at(result.y),
+                               size_t(in.c)});
+        if (halves) round_to_halves(turning);
+      }
       turn_back(turning, in.n, state);
     }
   return result;
@@ -154,7 +166,7 @@ Result on_device(const char* schedule, const Wkv7Inputs& in, Kernel kernel, bool
     // In the first of two calls only the first and the last sequence take part.
     const std::vector<size_t> who = cut.lengths.size() == 2 ? std::vector<size_t>{0, 2} : std::vector<size_t>{0, 1, 2};
     std::vector<Row> states;
-    for (size_t s : who) states.push_back(result.states[s]);
+    for (size_t s : who) states.push_back(keeps_halves(kernel) ? in_halves(result.states[s]) : result.states[s]);
     const Sequences batch(d, cut.lengths, states, in_place);
     const int t = batch.rows();
     const auto rows = [&](const Row& x) { return Rows(d, t, in.c, rows_of(x, cut.rows, in.c)); };
@@ -189,7 +201,10 @@ Result on_device(const char* schedule, const Wkv7Inputs& in, Kernel kernel, bool
       std::copy_n(found.begin() + int(i) * in.c, in.c, result.y.begin() + cut.rows[i] * in.c);
       std::copy_n(firsts.begin() + int(i) * in.c, in.c, result.v_first.begin() + cut.rows[i] * in.c);
     }
-    for (size_t s = 0; s < who.size(); s++) result.states[who[s]] = batch.state(s);
+    for (size_t s = 0; s < who.size(); s++) {
+      Row& state = result.states[who[s]];
+      state = keeps_halves(kernel) ? from_halves(batch.state(s), state.size()) : batch.state(s);
+    }
   }
   return result;
 }
@@ -230,6 +245,48 @@ TEST(wkv7_with_one_key_for_all_and_the_greatest_and_least_decay) {
       }
 }
 
+TEST(wkv7_with_a_state_of_halves) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (int n : {5, 16, 64})
+      for (bool first : {true, false}) {
+        const Wkv7Inputs in(random, n, n == 64 ? 1 : 3, first);
+        const Result expected = on_cpu(in, true), wide = on_cpu(in);
+        for (Kernel kernel : {Kernel::wkv7_state16, Kernel::wkv7_64_state16}) {
+          if (kernel == Kernel::wkv7_64_state16 && n != 64) continue;
+          const Result whole = on_device(schedule, in, kernel, false, false, Stored::f32);
+          CHECK(close(whole, expected, kOtherHalf));
+          for (size_t s = 0; s < 3; s++)
+            CHECK(distance(whole.states[s], wide.states[s]) < (kLengths[s] + 1) * kHalfStep);
+          CHECK(same(on_device(schedule, in, kernel, true, true, Stored::f32), whole));
+        }
+      }
+}
+
+TEST(what_does_not_fit_a_half_becomes_the_largest) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (int n : {16, 64})
+      for (Kernel kernel : {Kernel::wkv7_state16, Kernel::wkv7_64_state16}) {
+        if (kernel == Kernel::wkv7_64_state16 && n != 64) continue;
+        Wkv7Inputs in(random, n, 1, true);
+        for (float& v : in.v) v = v < 0 ? -1e5f : 1e5f;
+        const Result found = on_device(schedule, in, kernel, false, true, Stored::f32);
+        int most = 0;
+        for (const Row& state : found.states)
+          for (float v : state) {
+            CHECK(std::fabs(v) <= 65504);
+            most += std::fabs(v) == 65504;
+          }
+        CHECK(most > 3 * n * n / 4);
+        for (float v : found.y) CHECK(std::isfinite(v));
+        // What is not finite is not made finite.
+        in.v[0] = kNan;
+        const Row spoiled = on_device(schedule, in, kernel, false, true, Stored::f32).states[0];
+        for (int i = 0; i < n * n; i++) CHECK(std::isnan(spoiled[size_t(i)]) == (i < n));
+      }
+}
+
 // ---- RWKV-5 and 6 ----
 
 TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
@@ -237,7 +294,7 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
   for (const char* schedule : schedules())
     for (int n : {5, 16, 64})
       for (bool six : {true, false})
-        for (bool in_place : {true, false}) {
+        for (auto [in_place, halves] : {std::pair{true, false}, {false, false}, {true, true}, {false, true}}) {
           const int heads = n == 64 ? 1 : 3, c = n * heads;
           Device d(schedule);
           Inputs in{d, random, 15, c};
@@ -245,7 +302,9 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
           const Vector decay(in, 1, -1), bonus(in), ln_w(in), ln_b(in);
           std::vector<Row> states;
           for (int s = 0; s < 3; s++) states.push_back(random.row(size_t(3 + heads * n * n)));
-          const Sequences batch(d, kLengths, states, in_place);
+          std::vector<Row> there = states;
+          if (halves) std::ranges::transform(there, there.begin(), in_halves);
+          const Sequences batch(d, kLengths, there, in_place);
           const DeviceOperand y(d, Stored::f32, 15, c);
           const cuda::Wkv6Params p{r.device(),
                                    k.device(),
@@ -259,29 +318,43 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
                                    decay.buffer,
                                    bonus.buffer,
                                    {ln_w.buffer, ln_b.buffer, 1e-5f},
-                                   12,
+                                   halves ? 6u : 12u,
                                    y.pointer(),
                                    batch.pointers()};
-          d.launch(Kernel::wkv6, {heads, 3, 1}, &p);
+          d.launch(halves ? Kernel::wkv6_state16 : Kernel::wkv6, {heads, 3, 1}, &p);
           Result found{y.dense(), {}, {}}, expected{Row(r.host.size()), {}, states};
           int begin = 0;
           for (size_t s = 0; s < 3; begin += kLengths[s], s++) {
-            found.states.push_back(batch.state(s));
+            const Row state = batch.state(s);
+            found.states.push_back(halves ? from_halves(state, states[s].size()) : state);
+            if (halves) round_to_halves(expected.states[s]);
             if (!in_place)
               std::fill_n(expected.states[s].begin(), 3, 0.0f), std::fill_n(found.states[s].begin(), 3, 0.0f);
             for (int h = 0; h < heads; h++) {
-              const auto at = [&](const Row& x) { return x.data() + begin * c + h * n; };
               float* state = expected.states[s].data() + 3 + h * n * n;
               Row turning = turned(state, n);
-              choose_kernels().wkv6({n, kLengths[s], size_t(c), at(r.host), at(k.host), at(v.host),
-                                     six ? at(g.host) : nullptr, six ? at(w.host) : nullptr, decay.host.data() + h * n,
-                                     bonus.host.data() + h * n, ln_w.host.data() + h * n, ln_b.host.data() + h * n,
-                                     1e-5f, turning.data(), turning.data(), expected.y.data() + begin * c + h * n,
-                                     size_t(c)});
+              const auto step = [&](int t, int count, float* from, float* y) {
+                const auto at = [&](const Row& x) { return x.data() + t * c + h * n; };
+                choose_kernels().wkv6({n, count, size_t(c), at(r.host), at(k.host), at(v.host),
+                                       six ? at(g.host) : nullptr, six ? at(w.host) : nullptr,
+                                       decay.host.data() + h * n, bonus.host.data() + h * n, ln_w.host.data() + h * n,
+                                       ln_b.host.data() + h * n, 1e-5f, from, from, y, size_t(c)});
+              };
+              Row wide = turning, unused(size_t(kLengths[s] * c));
+              for (int t = begin, count = halves ? 1 : kLengths[s]; t < begin + kLengths[s]; t += count) {
+                step(t, count, turning.data(), expected.y.data() + t * c + h * n);
+                if (halves) round_to_halves(turning);
+              }
               turn_back(turning, n, state);
+              if (!halves) continue;
+              step(begin, kLengths[s], wide.data(), unused.data());
+              Row sum(size_t(n * n));
+              turn_back(wide, n, sum.data());
+              const float* kept = found.states[s].data() + 3 + h * n * n;
+              CHECK(distance(Row(kept, kept + n * n), sum) < (kLengths[s] + 1) * kHalfStep);
             }
           }
-          CHECK(close(found, expected, 2e-5));
+          CHECK(close(found, expected, halves ? kOtherHalf : 2e-5));
         }
 }
 

@@ -1,8 +1,12 @@
 // The engine through its C++ interface: what a program relies on that links the library without Python.
 #include "engine/engine.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "allocations.h"
 #include "check.h"
+#include "engine/state_file.h"
 #include "model/model.h"
 #include "tiny_model.h"
 
@@ -46,6 +50,49 @@ TEST(pieces_give_the_bits_of_the_whole) {
       CHECK(engine->equal(*whole, *pieces));
       CHECK(whole->tokens_seen() == 100);
     }
+}
+
+TEST(scores_are_of_the_logits_and_move_no_state) {
+  for (const char* version : tiny::kVersions) {
+    const auto engine = open({.version = version});
+    const auto t = tokens(700);
+    const auto begun = engine->new_state(), fresh = engine->new_state();
+    run(*engine, *begun, std::span(t).first(5));
+    std::vector<rwkv::Sequence> sequences = {{std::span(t).first(0), fresh.get()},
+                                             {std::span(t).first(1), fresh.get()}};
+    for (int i = 0; i < 40; i++) sequences.push_back({std::span(t).first(size_t(i % 3)), begun.get()});
+    sequences.push_back({t, fresh.get()});
+    sequences.push_back({std::span(t).subspan(5), begun.get()});
+    const auto scores = engine->score(sequences);
+
+    const auto rows = run(*engine, *engine->new_state(), t, rwkv::Output::all);
+    const auto& whole = scores[42];
+    CHECK(whole.size() == 699);
+    for (size_t i = 0; i < whole.size(); i++) {
+      const std::span row(rows.data() + i * 40, 40);
+      double sum = 0;
+      for (float x : row) sum += std::exp(double(x));
+      CHECK(std::abs(double(whole[i].logprob) - (double(row[size_t(t[i + 1])]) - std::log(sum))) < 1e-6);
+      CHECK(whole[i].greedy == (std::ranges::max_element(row) - row.begin() == t[i + 1]));
+    }
+    CHECK(scores[0].empty() && scores[1].empty());
+    for (size_t i = 0; i < 40; i++) CHECK(scores[2 + i].size() == i % 3);
+    CHECK(scores[43].size() == 695);
+    for (size_t i = 0; i < 695; i++) CHECK(scores[43][i].logprob == whole[i + 4].logprob);
+    CHECK(fresh->tokens_seen() == 0 && begun->tokens_seen() == 5 && begun->last_logits());
+  }
+  const auto engine = open();
+  const int32_t outside[] = {1, 40};
+  const auto state = engine->new_state(), other = open()->new_state();
+  const rwkv::Sequence wrong[] = {{outside, state.get()}}, foreign[] = {{outside, other.get()}};
+  CHECK_THROWS(engine->score(wrong), rwkv::Error, "token 1: expected an id from 0 to 39, found 40");
+  const int32_t negative[] = {5, -1};
+  const rwkv::Sequence below[] = {{negative, state.get()}};
+  CHECK_THROWS(engine->score(below), rwkv::Error, "token 1: expected an id from 0 to 39, found -1");
+  const std::vector<float> vectors(size_t(engine->config().n_embd), 1.0f);
+  const rwkv::Sequence embedded[] = {{.tokens = {}, .state = state.get(), .embeddings = vectors}};
+  CHECK_THROWS(engine->score(embedded), rwkv::Error, "expected tokens, found embeddings");
+  CHECK_THROWS(engine->score(foreign), rwkv::StateError, "of this engine");
 }
 
 TEST(more_rows_than_a_panel) {
@@ -107,6 +154,31 @@ TEST(saved_and_restored) {
   CHECK(run(*engine, *a, tokens(5)) == run(*engine, *b, tokens(5)));
   auto c = engine->state_from_parts(engine->parts(*a));
   CHECK(run(*engine, *c, tokens(5)) == run(*engine, *b, tokens(5)));
+}
+
+TEST(halves_by_name_and_files_without_the_model) {
+  for (const char* version : tiny::kVersions) {
+    const auto engine = open({.version = version});
+    auto state = engine->new_state();
+    run(*engine, *state, tokens(20));
+    const auto wide = engine->to_bytes(*state), narrow = engine->to_bytes(*state, rwkv::DType::f16);
+    CHECK(narrow.size() < wide.size());
+    const rwkv::StateFile file(wide), half(narrow);
+    CHECK(file.to_bytes(rwkv::DType::f32) == wide && file.to_bytes(rwkv::DType::f16) == narrow);
+    CHECK(half.to_bytes(rwkv::DType::f16) == narrow && half.type() == rwkv::DType::f16);
+    CHECK(file.model().fingerprint == engine->fingerprint() && file.info().tokens_seen == 20);
+    CHECK(file.last_logits() == half.last_logits());
+    const auto exact = engine->parts(*state), restored = engine->parts(*engine->state_from_bytes(narrow));
+    const auto rounded = half.parts();
+    for (size_t p = 0; p < exact.size(); p++) {
+      const bool kept = exact[p].name == "att.pp";
+      for (size_t i = 0; i < exact[p].values.size(); i++) {
+        const float value = exact[p].values[i];
+        CHECK(rounded[p].values[i] == (kept ? value : rwkv::f16_to_f32(rwkv::f32_to_f16(value))));
+      }
+      CHECK(restored[p].values == rounded[p].values && file.parts()[p].values == exact[p].values);
+    }
+  }
 }
 
 TEST(what_is_not_finite_changes_nothing) {
@@ -261,6 +333,9 @@ TEST(calls_that_cannot_be) {
   CHECK_THROWS(open({}, "cpu fp16i8"), rwkv::StrategyError, "(fp32, fp16, bf16, int8, int4), found 'fp16i8'");
   CHECK_THROWS(open({}, "cuda fp16i9"), rwkv::StrategyError,
                "(fp32, fp16, bf16, int8, int4, fp16i8, bf16i8, fp16i4, bf16i4), found 'fp16i9'");
+  CHECK_THROWS(open({}, "cpu fp16 state16"), rwkv::StrategyError,
+               "expected state16 for cuda only, found it for cpu, whose states are float32");
+  CHECK_THROWS(open({}, "cuda fp16 state8"), rwkv::StrategyError, "expected state16 or a number of layers such as *10");
   CHECK_THROWS(open({}, "cuda fp16 *x+"), rwkv::StrategyError, "such as *10 or *10+, found '*x+'");
   const auto other = open();
   CHECK_THROWS(run(*other, *state, tokens(1)), rwkv::StateError, "of this engine");

@@ -59,8 +59,8 @@ class RemoteBackend final : public Backend {
   void read(const Tensor& x, float* host) override { inner_.read(in(x), of_host(host)); }
   void write(const Tensor& x, const float* host) override { inner_.write(in(x), of_host(host)); }
   void copy_rows(const Tensor& from, const Tensor& to) override { inner_.copy_rows(in(from), in(to)); }
-  void read_foreign(const float* device, size_t count, float* host) override {
-    inner_.read_foreign(in(device), count, of_host(host));
+  void read_foreign(const void* device, size_t bytes, void* host) override {
+    inner_.read_foreign(in(static_cast<const std::byte*>(device)), bytes, of_host(static_cast<std::byte*>(host)));
   }
   void read_state(const StatePart& part, const std::byte* device, float* host) const override {
     inner_.read_state(part, in(device), of_host(host));
@@ -122,12 +122,12 @@ class RemoteBackend final : public Backend {
   void wkv4(const Wkv4& p, const Batch& batch, Operand y) override {
     inner_.wkv4({in(p.r), in(p.k), in(p.v), in(p.decay), in(p.bonus), p.a, p.b, p.m}, in(batch), in(y));
   }
-  void wkv6(const Wkv6& p, size_t state, const Batch& batch, Operand y) override {
+  void wkv6(const Wkv6& p, StatePlace state, const Batch& batch, Operand y) override {
     inner_.wkv6(
         {in(p.r), in(p.k), in(p.v), in(p.g), in(p.w), in(p.decay), in(p.bonus), in(p.out), p.heads, p.head_size}, state,
         in(batch), in(y));
   }
-  void wkv7(const Wkv7& p, size_t state, const Batch& batch, Operand y) override {
+  void wkv7(const Wkv7& p, StatePlace state, const Batch& batch, Operand y) override {
     inner_.wkv7({in(p.r), in(p.w), in(p.k), in(p.v), in(p.a), in(p.g), in(p.v_mix), in(p.v_first), in(p.w0), in(p.a0),
                  in(p.v0), in(p.k_k), in(p.k_a), in(p.r_k), in(p.out), p.heads, p.head_size},
                 state, in(batch), in(y));

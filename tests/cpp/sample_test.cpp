@@ -349,6 +349,39 @@ TEST(a_bad_bias_is_refused) {
                "bias: expected one of 3 tokens to stay above -inf, found all banned");
 }
 
+TEST(the_probability_of_a_given_token) {
+  std::mt19937 random(8);
+  const Kernels& kernels = choose_kernels();
+  SampleScratch scratch;
+  for (size_t n : {1, 5, 130, 700}) {
+    const Row logits = random_logits(random, n, 3);
+    const std::vector<double> p = softmax(logits);
+    for (int given = 0; given < int(n); given += 1 + int(n) / 40) {
+      // Nothing of how a token would be drawn matters.
+      for (const Draw& d : {Draw{}, Draw{0}, Draw{0.5f, 0.1f, 3, 0.2f, 1, 2, {{0, -5}}}}) {
+        std::array<TokenLogprob, 1> top;
+        SampleJob job = job_of(logits, d, top);
+        job.given = given;
+        const TokenLogprob found = sample_row(kernels, job, scratch);
+        CHECK(found.token == given);
+        CHECK(near(double(found.logprob), std::log(p[size_t(given)]), 1e-5));
+        CHECK(top[0].token == ranking(logits)[0]);
+      }
+    }
+    // The bits are those of a token that is drawn.
+    const TokenLogprob drawn = draw(logits, {1, 1, 0, 0, 4, 5});
+    SampleJob job = job_of(logits, {});
+    job.given = drawn.token;
+    CHECK(sample_row(kernels, job, scratch).logprob == drawn.logprob);
+    job.given = int(n);
+    CHECK_THROWS(sample_row(kernels, job, scratch), Error, "given: expected a token below");
+  }
+  const Row banned = {-kInf, 0, 0};
+  SampleJob job = job_of(banned, {});
+  job.given = 0;
+  CHECK(sample_row(kernels, job, scratch).logprob == -kInf);
+}
+
 // ---- the verb ----
 
 namespace {

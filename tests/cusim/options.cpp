@@ -31,6 +31,7 @@ bool apply(const std::string& word, Options& o) {
   if (key == "devices") return number(value, n) && n < 64 && (o.devices = int(n), true);
   if (key == "memory") return number(value, o.memory);
   if (key == "trace") return !(o.trace = value).empty();
+  if (key == "allocations") return !(o.allocations = value).empty();
   if (key == "fail") return number(value, o.fail);
   return false;
 }

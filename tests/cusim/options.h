@@ -7,6 +7,7 @@
 //   memory:BYTES             of each
 //   fail:N                   the N-th call that may fail does, counted from 1
 //   trace:FILE               the names of all kernels go there, as they run, and `replay`
+//   allocations:FILE         the bytes of whatever is allocated or pinned go there
 //   protect                  memory of the device is out of the host's reach
 #pragma once
 #include <cstdint>
@@ -21,7 +22,7 @@ struct Options {
   bool late_stream = false, protect = false;
   int devices = 1;
   uint64_t memory = uint64_t(8) << 30, fail = 0;
-  std::string trace;
+  std::string trace, allocations;
 };
 
 // The word that is none of the above, or nothing.

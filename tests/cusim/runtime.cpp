@@ -108,8 +108,8 @@ std::string refusal(const Launch& l) {
   return {};
 }
 
-void note(const Device& d, const char* word) {
-  if (!d.options.trace.empty()) std::ofstream(d.options.trace, std::ios::app) << word << "\n";
+void note(const std::string& file, const std::string& word) {
+  if (!file.empty()) std::ofstream(file, std::ios::app) << word << "\n";
 }
 
 std::string run_kernel(Device& d, const Kept& kept) {
@@ -118,7 +118,7 @@ std::string run_kernel(Device& d, const Kept& kept) {
   const Entry& e = entries()[l.kernel];
   static std::mutex machine;  // one for all devices
   const std::lock_guard lock(machine);
-  note(d, info.name);
+  note(d.options.trace, info.name);
 #ifdef CUSIM_RACE
   watch_nothing();
   d.memory.each(watch);
@@ -186,6 +186,7 @@ void close(void* device) { delete &device_of(device); }
 bool allocate(void* device, uint64_t bytes, void** memory, Fault* fault) {
   Device& d = device_of(device);
   if (!enter(d, fault)) return false;
+  note(d.options.allocations, std::to_string(bytes));
   *memory = d.memory.allocate(bytes);
   if (*memory) return true;
   fail(fault, Failure::memory, "out of memory");
@@ -202,6 +203,7 @@ void release(void* device, void* memory) {
 bool pin(void* device, uint64_t bytes, void** memory, Fault* fault) {
   Device& d = device_of(device);
   if (!enter(d, fault)) return false;
+  note(d.options.allocations, std::to_string(bytes));
   *memory = d.pinned.allocate(bytes);
   return *memory || fail(fault, Failure::memory, "out of the host's memory");
 }
@@ -257,13 +259,19 @@ bool synchronise(void* device, Fault* fault) {
   return *fault = d.failure, false;
 }
 
+// What other libraries do they do at once, so everything before has happened.
+bool stream(void* device, void** stream, Fault* fault) {
+  *stream = nullptr;
+  return synchronise(device, fault);
+}
+
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   if (!enter(device_of(device), fault)) return false;
   *graph = new Graph(launches, launches + count);
   return true;
 }
 bool replay(void* device, void* graph, Fault* fault) {
-  note(device_of(device), "replay");
+  note(device_of(device).options.trace, "replay");
   for (const Kept& kept : *static_cast<const Graph*>(graph)) {
     Launch l = kept.launch;
     l.params = kept.params.data();
@@ -273,10 +281,11 @@ bool replay(void* device, void* graph, Fault* fault) {
 }
 void forget(void*, void* graph) { delete static_cast<Graph*>(graph); }
 
-constexpr DeviceApi kApi = {kAbi,     sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count,  open,   close,
-                            describe, allocate,          release,         pin,         unpin,  upload, download,
-                            launch,   synchronise,       synchronise,     record,      replay, forget, stage,
-                            await};
+// clang-format off
+constexpr DeviceApi kApi = {
+    kAbi, sizeof(DeviceApi), RWKV_CUDA_BUILD, "simulator", count, open, close, describe, allocate, release, pin, unpin,
+    upload, download, launch, synchronise, synchronise, stream, record, replay, forget, stage, await};
+// clang-format on
 
 }  // namespace
 

@@ -279,6 +279,21 @@ def write_pth(
     write_zip(path, pth_entries(pickled({wrap: value, "epoch": 1} if wrap else value), storages), root)
 
 
+def write_list(path, items, dtype="f32", *, as_tuple=False, views=False, extra=()):
+    """Writes a list of arrays as torch.save does; `views` begin 24 bytes into their storages, `extra` are other values."""
+    storages, values = [], []
+    for key, array in enumerate(items):
+        stored = _stored(array, dtype)
+        before = b"\xff" * (24 if views else 0)
+        storages.append(before + stored.tobytes())
+        offset = len(before) // stored.itemsize
+        stride = [step // stored.itemsize for step in stored.strides]
+        values.append(tensor(storage(dtype, key, stored.size + offset), offset, stored.shape, stride))
+    values += extra
+    write_zip(path, pth_entries(pickled(tuple(values) if as_tuple else values), storages))
+    return path
+
+
 # ---- safetensors ----
 
 

@@ -23,6 +23,7 @@ import pytest
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "reference"))
 
+import adapter_merges  # noqa: F401 (for the tests)
 import checkpoint_files
 import rwkv4
 import rwkv5

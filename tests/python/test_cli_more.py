@@ -201,10 +201,18 @@ def commands():
     return make_parser()._subparsers._group_actions[0].choices
 
 
+def all_parsers():
+    """Of every command, and of every command of a command."""
+    for name, parser in commands().items():
+        yield name, parser
+        if parser._subparsers is not None:
+            yield from parser._subparsers._group_actions[0].choices.items()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_every_command_and_option(shell):
     script = run("completion", shell).stdout.decode()
-    for name, parser in commands().items():
+    for name, parser in all_parsers():
         assert name in script
         for action in parser._actions:
             for option in action.option_strings:
@@ -221,6 +229,12 @@ def test_completion_knows_every_command_and_option(shell):
         ("rwkv-engine generate --top-", "--top-logprobs --top-p --top-k"),
         ("rwkv-engine completion ", "bash zsh fish"),
         ("rwkv-engine inspect mod", ""),
+        ("rwkv-engine state ", "show verify convert diff"),
+        ("rwkv-engine state s", "show"),
+        ("rwkv-engine state show --", "--help --parts --json"),
+        ("rwkv-engine state convert --dtype ", "fp32 fp16"),
+        ("rwkv-engine state convert a.state", ""),
+        ("rwkv-engine convert --dtype ", ""),
     ],
 )
 def test_completion_completes(line, expected):

@@ -224,14 +224,6 @@ def test_a_file_that_the_rwkv_package_converted(tmp_path):
     refusal(path, "original checkpoint", "rwkv package has converted", "'cuda fp16i8'")
 
 
-def test_embedding_rwkv(tmp_path):
-    weights = {
-        ("" if name.startswith("head.") else "rwkv.") + name: t
-        for name, t in weights_of(SEVEN).items()
-    }
-    refusal(save(tmp_path / "a.pth", weights), "EmbeddingRWKV", "language model")
-
-
 @pytest.mark.parametrize(
     "key, value, words",
     [

@@ -33,7 +33,7 @@ SHAPES = {
     "7a": DEEP,
 }
 # Of the largest logit, from the CPU's with fp32: what the format alone may cost.
-TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 5e-2, "fp16i8": 0.1, "fp16i4": 0.5}
+TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "fp16 state16": 1e-2, "bf16": 5e-2, "fp16i8": 0.1, "fp16i4": 0.5}
 
 
 @pytest.fixture(params=SHAPES)
@@ -68,7 +68,7 @@ def test_up_to_64_rows_are_one_arithmetic(device, count):
     assert snapshot(e, m.tokens(count)) == snapshot(e, m.tokens(count), [1] * (count - 20) + [20])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16i4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16 state16", "fp16i4"])
 def test_rows_have_the_same_bits_in_any_company(device, shape, precision):
     """Alone, in pieces, in a batch, from a fork: decode and prefill of up to 64 rows are one arithmetic."""
     m, e = model(**shape), engine(f"cuda {precision}", **shape)
@@ -278,7 +278,7 @@ def test_operands_made_on_the_way_change_no_bit(device, shape, precision, schedu
         return seen, [state.to_bytes() for state in states]
 
     plain = run()
-    monkeypatch.setenv("RWKV_CUDA_FEATURES", "fused")
+    monkeypatch.setenv("RWKV_CUDA_FEATURES", "nofused")
     assert run() == plain
 
 
@@ -296,8 +296,8 @@ def test_a_step_that_comes_again_is_one_graph(device, tmp_path, monkeypatch):
     assert replayed == [0, 0, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("features", ["", "fused"])
-@pytest.mark.parametrize(("name", "layers"), {"4": (7, 5), "5.1": (7, 5), "6": (11, 9), "7": (8, 6), "7a": (11, 10)}.items())
+@pytest.mark.parametrize("features", ["", "nofused"])
+@pytest.mark.parametrize(("name", "layers"), {"4": (5, 7), "5.1": (5, 7), "6": (9, 11), "7": (6, 8), "7a": (10, 11)}.items())
 def test_a_step_is_a_few_launches(device, name, layers, features, tmp_path, monkeypatch):
     """A number for each layer, and embedding, final norm, head, logits to keep, and the look for what is not finite."""
     trace = tmp_path / "trace"
@@ -309,7 +309,7 @@ def test_a_step_is_a_few_launches(device, name, layers, features, tmp_path, monk
         trace.unlink(missing_ok=True)
         e.forward(tokens, state)
     rest = 6 if name == "7a" else 5  # which needs the embedding once more
-    assert len(trace.read_text().split()) == layers[features == "fused"] * SHAPES[name]["L"] + rest
+    assert len(trace.read_text().split()) == layers[features == "nofused"] * SHAPES[name]["L"] + rest
 
 
 # ---- memory, errors, threads, processes ----

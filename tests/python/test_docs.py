@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import pkgutil
@@ -32,6 +33,8 @@ def blocks(language):
 
 @pytest.mark.parametrize("module", ["", *MODULES])
 def test_docstrings(module):
+    if module == "lm_eval":  # the one that the package's own dependencies do not suffice for
+        importlib.util.find_spec("lm_eval") or pytest.skip("lm-eval is not installed")
     found = importlib.import_module(f"rwkv_engine.{module}" if module else "rwkv_engine")
     failed, _ = doctest.testmod(found)
     assert failed == 0

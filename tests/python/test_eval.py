@@ -1,4 +1,5 @@
-"""`evaluation.compare` and `rwkv-engine eval`: against formulas written down plainly, and distributions known by hand."""
+"""`evaluation.compare`, `perplexity` and `rwkv-engine eval`: against formulas written down plainly, and distributions
+known by hand."""
 
 import dataclasses
 import json
@@ -12,7 +13,7 @@ from test_cli import assert_one_sentence, run
 
 import rwkv_engine as rwkv
 from rwkv_engine import evaluation
-from rwkv_engine.evaluation import compare
+from rwkv_engine.evaluation import compare, perplexity
 
 TOKENS = model(**SMALL).tokens(100, seed=3)
 
@@ -128,6 +129,22 @@ def test_progress_may_stop_it():
         compare(engine(**SMALL), [], TOKENS, stop)
 
 
+def test_perplexity_is_what_compare_finds():
+    demo = rwkv.Engine("demo", "cpu fp32")
+    text = "def main():\n    return 'é'\n"
+    ids = demo.tokenizer.encode(text)
+    (expected,) = compare(demo, [], text)
+    found = perplexity(demo, text)
+    assert found == perplexity(demo, np.array(ids))
+    assert (found.tokens, found.bytes) == (len(ids) - 1, len(text.encode()) - len(demo.tokenizer.decode_bytes(ids[:1])))
+    assert (found.loss, found.perplexity) == pytest.approx((expected.loss, expected.perplexity), rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(expected.loss * found.tokens / math.log(2) / found.bytes)
+    assert math.isinf(perplexity(demo, [5, 0]).bits_per_byte)  # token 0 is no bytes
+    for tokens in ([], [1]):
+        with pytest.raises(rwkv.Error, match=f"at least 2 tokens, found {len(tokens)}"):
+            perplexity(demo, tokens)
+
+
 # ---- the command ----
 
 
@@ -161,7 +178,8 @@ def test_perplexity_alone(text):
     assert run("eval", "--file", "-", *words, stdin=text.read_bytes()).stdout == done.stdout
     rows = json.loads(done.stdout)
     assert [row["strategy"] for row in rows] == ["cpu fp32", "cpu bf16"]
-    assert all(set(row) == {"strategy", "tokens", "loss", "perplexity"} and row["tokens"] == 49 for row in rows)
+    names = {"strategy", "tokens", "bytes", "loss", "perplexity", "bits_per_byte"}
+    assert all(set(row) == names and row["tokens"] == 49 for row in rows)
     assert rows[0]["perplexity"] != rows[1]["perplexity"]
 
 

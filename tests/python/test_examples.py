@@ -227,3 +227,99 @@ def test_an_empty_document(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.touch()
     assert float(run("read_document", empty, "--state", os.fspath(tmp_path / "s")).split()[0]) == 0
+
+
+# ---- search_folder ----
+
+DOCUMENTS = {
+    "a.py": "import os\n\n\ndef names(folder):\n    return sorted(os.listdir(folder))\n",
+    "b/same.py": "class Empty:\n    pass\n",
+    "b/c/same.py": "class Empty:\n    pass\n",
+    "notes.txt": "größer: 你好\n" * 300,
+}
+
+
+@pytest.fixture
+def documents_folder(tmp_path):
+    for name, text in DOCUMENTS.items():
+        path = tmp_path / "documents" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (tmp_path / "documents" / "image.bin").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / "documents" / "empty.txt").touch()
+    return tmp_path / "documents"
+
+
+def searched(folder, query="import os", *options):
+    """What is printed, and how many documents were read for it."""
+    arguments = (folder, query, "--index", folder.parent / "index", *options)
+    done = subprocess.run(
+        command("search_folder", *arguments), env=child_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    return [(float(s), float(c), pathlib.Path(p).relative_to(folder).as_posix()) for s, c, p in rows], done.stderr.count("reading")
+
+
+def test_documents_are_found_by_meaning_and_by_likelihood(engine, documents_folder):
+    found, _ = searched(documents_folder)
+    assert {name for _, _, name in found} == set(DOCUMENTS)
+    assert [score for score, _, _ in found] == sorted((score for score, _, _ in found), reverse=True)
+    for score, cosine, name in found:
+        vectors = engine.embed([DOCUMENTS[name], "import os"])
+        assert cosine == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-4)
+        query = engine.tokenizer.encode("\nimport os")
+        assert score == pytest.approx(logprob_after(engine, DOCUMENTS[name], query), abs=1e-3)
+    best, _ = searched(documents_folder, "import os", "--best", 2)
+    cosines = sorted((cosine for _, cosine, _ in found), reverse=True)
+    assert sorted((cosine for _, cosine, _ in best), reverse=True) == cosines[:2]
+
+
+def logprob_after(engine, document, tokens):
+    """Of all but the first of the tokens, the document before them, read in one call."""
+    ids = engine.tokenizer.encode(document)
+    rows = engine.forward(ids + tokens[:-1], engine.new_state(), output="all")[len(ids) :].astype(np.float64)
+    return sum(float(row[token] - np.log(np.exp(row).sum())) for row, token in zip(rows, tokens[1:], strict=True))
+
+
+def test_only_what_is_new_is_read(documents_folder):
+    first, read = searched(documents_folder)
+    assert read == 3, "two have the same contents"
+    assert searched(documents_folder) == (first, 0)
+    (documents_folder / "a.py").rename(documents_folder / "moved.py")
+    moved, read = searched(documents_folder)
+    assert read == 0 and {row[:2] for row in moved} == {row[:2] for row in first}
+    (documents_folder / "notes.txt").write_bytes(b"not UTF-8: \xff")
+    (documents_folder / "moved.py").unlink()
+    changed, read = searched(documents_folder)
+    assert read == 1 and {row[2] for row in changed} == {"notes.txt", "b/same.py", "b/c/same.py"}
+    (index,) = (documents_folder.parent / "index").iterdir()
+    assert sorted(path.suffix for path in index.iterdir()) == [".npy", ".npy", ".state", ".state"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".part"])
+def test_an_index_that_was_left_half_way(documents_folder, suffix):
+    first, _ = searched(documents_folder)
+    (index,) = (documents_folder.parent / "index").iterdir()
+    entry = next(index.glob("*.npy"))
+    entry.rename(entry.with_suffix(".part"))
+    if suffix == ".npy":
+        entry.with_suffix(".part").unlink()
+    assert searched(documents_folder) == (first, 1)
+    assert not list(index.glob("*.part"))
+
+
+def test_states_in_memory_serve_many_queries(engine):
+    searching = imported("search_folder")
+    state = engine.new_state()
+    engine.embed("import os", states=[state])
+    before = state.to_bytes()
+    first, again = searching.logprobs(engine, [state], "x = 1"), searching.logprobs(engine, [state], "x = 1")
+    assert first == again and state.to_bytes() == before
+
+
+def test_nothing_to_search(tmp_path):
+    done = subprocess.run(
+        command("search_folder", tmp_path, "x", "--index", tmp_path / "i"), env=child_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "found none" in done.stderr and "Traceback" not in done.stderr

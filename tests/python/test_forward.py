@@ -113,6 +113,13 @@ def test_a_batch_matches_the_definition():
     assert relative(found, np.array([m.reference(row)[0][-1] for row in rows])) <= 1e-5
 
 
+def test_a_batch_may_be_an_array():
+    m, e = model(**SMALL), engine(**SMALL)
+    for rows in (np.zeros((1, 1), np.int64), np.array([m.tokens(3), m.tokens(3, seed=1)])):
+        found = e.forward_batch(rows, [e.new_state() for _ in rows])
+        assert bits(found) == bits(e.forward_batch(rows.tolist(), [e.new_state() for _ in rows]))
+
+
 def test_a_state_carries_on():
     m, e = model(**SMALL), engine(**SMALL)
     state, exact = e.new_state(), None

@@ -166,7 +166,8 @@ def test_the_package_needs_numpy_and_nothing_else_to_import():
     # tokenizers brings huggingface_hub; tomli is for Python 3.10
     allowed = {*sys.stdlib_module_names, "numpy", "tokenizers", "huggingface_hub", "tomli"}
     found = set()
-    for path in sources("python", suffixes={".py"}):
+    adapter = ROOT / "python/rwkv_engine/lm_eval.py"  # which nothing else imports
+    for path in set(sources("python", suffixes={".py"})) - {adapter}:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

@@ -473,7 +473,7 @@ def test_the_command_has_a_bar_for_the_download_and_one_for_the_loading(server, 
     monkeypatch.setattr(_shared.Bar, "update", lambda bar, done, total: labels.append(bar._label))
     from argparse import Namespace
 
-    _shared.open_engine(Namespace(model=NAME, strategy="auto", threads=None, tokenizer=None, pin=False))
+    _shared.open_engine(Namespace(model=NAME, strategy="auto", threads=None, tokenizer=None, pin=False, adapter=None))
     assert labels == ["downloading", "loading"]
-    _shared.open_engine(Namespace(model="demo", strategy="auto", threads=None, tokenizer=None, pin=False))
+    _shared.open_engine(Namespace(model="demo", strategy="auto", threads=None, tokenizer=None, pin=False, adapter=None))
     assert labels == ["downloading", "loading", "loading"]

@@ -29,7 +29,9 @@ def sample(done, total):
     global peak, calls
     peak, calls = max(peak, anonymous()), calls + 1
 sparse = {"kept twice": None, "kept once": False}[sys.argv[3]]
-engine = rwkv.Engine(sys.argv[1], sys.argv[2], threads=2, progress=sample, sparse=sparse)
+options = {"threads": 2, "progress": sample, "sparse": sparse}
+options["adapters"] = [rwkv.Adapter(path, alpha=8) for path in sys.argv[4:]]
+engine = rwkv.Engine(sys.argv[1], sys.argv[2], **options)
 sample(0, 0)
 state = engine.new_state()
 engine.forward(list(range(200)), state)
@@ -74,6 +76,22 @@ def test_loading_needs_the_packed_weights_and_little_more(large, strategy, value
     assert after <= allowed, (
         f"{after / 1e6:.0f} MB after 200 tokens, packed weights {packed / 1e6:.0f} MB"
     )
+
+
+def test_merging_needs_the_adapter_besides(large, tmp_path):
+    path, weights = large
+    parts, rng = {}, np.random.default_rng(0)
+    for name, t in weights.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and t.ndim == 2:
+            for part, shape in (("A", (16, t.shape[1])), ("B", (t.shape[0], 16))):
+                parts[name.replace("weight", "lora_" + part)] = rng.normal(0, 0.01, shape)
+    adapter = save(tmp_path / "lora.pth", parts)
+    arguments = (path, "cpu bf16", "kept once")
+    _, plain, plain_after = map(int, python(LOADING, *arguments).split())
+    _, peak, after = map(int, python(LOADING, *arguments, adapter).split())
+    floats = sum(4 * t.size for t in parts.values())
+    assert peak <= plain + 2 * floats + 16e6, f"{(peak - plain) / 1e6:.0f} MB more than without"
+    assert after <= plain_after + floats + 16e6
 
 
 STREAM = (

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import child_environment, engine, model, relative
+from helpers import child_environment, engine, model, relative, rwkv, save
 
 pytestmark = [
     pytest.mark.oracle,
@@ -81,3 +81,32 @@ def test_same_logits_as_the_rwkv_package(case, jit, tmp_path):
 
 def assert_same(found, expected):
     assert relative(found, expected.reshape(found.shape)) <= 1e-4
+
+
+@pytest.mark.parametrize("version", ["5.0", "5.1", "5.2", "6"])
+def test_a_tuned_state_lies_as_the_rwkv_package_takes_it(version, tmp_path):
+    """It has no such thing for RWKV-7."""
+    m = model(**CASES[version])
+    rng = np.random.default_rng(2)
+    tuned = {
+        f"blocks.{i}.att.time_state": rng.normal(0, 0.5, (4, 64, 64)).astype(np.float32)
+        for i in range(4)
+    }
+    path = save(tmp_path / "tuned.pth", {**m.weights, **tuned})
+    tokens = m.tokens(16)
+    np.save(tmp_path / "tokens.npy", tokens)
+    arguments = [path, tmp_path / "tokens.npy", tmp_path / "expected.npz", 1, 0, 3, 0]
+    subprocess.run(
+        [sys.executable, "-c", ORACLE, *map(str, arguments)],
+        check=True,
+        timeout=600,
+        stdout=subprocess.DEVNULL,
+        env=child_environment(),
+    )
+    expected = np.load(tmp_path / "expected.npz")["logits"][: len(tokens)]
+    inside = rwkv.Engine(path, "cpu fp32", threads=2)
+    plain = engine("cpu fp32", **CASES[version])
+    found = inside.forward(tokens, inside.new_state(), output="all")
+    assert relative(found, expected) <= 1e-4
+    assert (plain.forward(tokens, plain.new_state(init=tuned), output="all") == found).all()
+    assert relative(plain.forward(tokens, plain.new_state(), output="all"), expected) > 1e-2

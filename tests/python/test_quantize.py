@@ -220,7 +220,7 @@ def test_progress_reaches_its_end_and_may_end_the_work(tmp_path):
     rwkv.quantize("demo", tmp_path / "a.safetensors", "int8", progress=lambda *at: seen.append(at))
     assert len(seen) > 5 and seen == sorted(seen) and seen[-1][0] == seen[-1][1] > 0
 
-    for last in [1, len(seen) - 3]:
+    for last in [1, 4]:  # how many there are depends on which thread reads what
         calls = iter(range(last))
 
         def stop(done, total, calls=calls):

@@ -2,8 +2,8 @@
 // each.
 //
 // Sets without dot products of bytes multiply as numbers of 16 bits, which is exact: weights are split on the way, even
-// and odd bytes; activations come so, see Activations in linear.inl. int4 needs no such thing: its
-// sums of four products fit into 16 bits.
+// and odd bytes; activations come so, see Activations in linear.inl, and shorts.inl for many tokens. int4 needs no such
+// thing: its sums of four products fit into 16 bits.
 #pragma once
 #include "cpu/kernels/multiply.inl"
 
@@ -15,6 +15,8 @@ constexpr int kParts8 = 1;  // words that four activations take
 #else
 constexpr int kParts8 = 2;
 #endif
+template <Format F>
+constexpr bool kShorts = F == Format::i8 && kParts8 == 2;
 template <Format F>
 constexpr int kPartsOf = F == Format::i8 ? kParts8 : 1;
 template <Format F>
@@ -48,12 +50,24 @@ inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
     }
 #pragma GCC unroll 64
     for (int m = 0; m < M; m++) {
-      const Ints a = all(x[m * kTokenWords<Format::i8> + half]);
+      const int& a = x[m * kTokenWords<Format::i8> + half];
+      if constexpr (V == 2) {
+        dot_shorts(dots[m], b, a);
+      } else {
 #pragma GCC unroll 64
-      for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], a);
+        for (int v = 0; v < V; v++) dots[m][v] = dot_shorts(dots[m][v], b[v], all(a));
+      }
     }
   }
 #endif
+}
+
+// A group of m tokens with numbers of 16 bits: of every four columns of a token the even two, then the odd two.
+// Returns where the next group goes.
+inline int* widen_group(const std::byte* x, int m, int* to) {
+  for (int i = 0; i < m * kGroup; i += 2 * kLanes, to += kLanes) store_ints(to, even_odd_shorts(x + i));
+  memcpy(to, x + m * kGroup, size_t(m) * 8);  // scales and corrections
+  return to + 2 * m;
 }
 
 inline Ints low_halves(Ints bytes) { return bit_and(bytes, all(0x0f0f0f0f)); }

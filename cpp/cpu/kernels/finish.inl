@@ -45,6 +45,14 @@ void finish_tile(const Product& p, int panel, int token, int m, int first, int w
   pack_rows(p.out_format, p.sums(token, begin / kPanel), p.ldy, m, begin, end - begin, p.out_k, tile, width, at);
 }
 
+// Sums lie in as many rows as there are tokens: no hardware sees them coming.
+inline void fetch_sums(const Product& p, int panel, int token, int end) {
+  for (; token < end; token++) {
+    const auto* y = reinterpret_cast<const std::byte*>(p.sums(token, panel));
+    for (int i = 0; i < kPanel * 4; i += 64) prefetch_l1(y + i);
+  }
+}
+
 // One panel's sums of the `m` tokens from `token` on are complete. The tiles of the operand that they go to need not be
 // those of the product.
 void finish(const Product& p, int panel, int token, int m) {

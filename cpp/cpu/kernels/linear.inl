@@ -13,6 +13,9 @@
 #ifdef RWKV_TILES
 #include "cpu/kernels/tiles.inl"
 #endif
+#ifndef RWKV_DOT_BYTES
+#include "cpu/kernels/shorts.inl"
+#endif
 
 namespace rwkv::cpu {
 namespace {
@@ -41,7 +44,7 @@ Call call_for(int m) {
 // The columns [k0, k0 + kn) of a tile as multiply() wants them: as they are, or widened, a block at a time.
 template <Format F>
 struct Activations {
-  static constexpr bool kOther = F == Format::bf16 ? kWiden : F == Format::i8 ? kParts8 == 2 : false;
+  static constexpr bool kOther = F == Format::bf16 ? kWiden : kShorts<F>;
   alignas(64) uint32_t wide[kOther ? kWide : 1];
   const std::byte* held = nullptr;
 
@@ -56,10 +59,12 @@ struct Activations {
     if (!kOther) return x;
     if (x == held) return wide;
     held = x;
-    if constexpr (F == Format::i8)
-      for (int k = 0, at = 0; k < kn; k += kGroup) at = widen_group(x + row_bytes(F, k) * size_t(m), m, at);
-    else
+    if constexpr (kShorts<F>) {
+      int* to = reinterpret_cast<int*>(wide);
+      for (int k = 0; k < kn; k += kGroup) to = widen_group(x + row_bytes(F, k) * size_t(m), m, to);
+    } else {
       widen_pairs(x, kn / 2 * m);
+    }
     return wide;
   }
 
@@ -77,18 +82,6 @@ struct Activations {
       wide[i] = pair & 0xffff0000;
       wide[pairs + i] = pair << 16;
     }
-  }
-
-  // int8 to 16 bits: of four columns of a token the even two, then the odd two. Returns where the next group goes.
-  int widen_group(const std::byte* x, int m, int at) {
-    for (int i = 0; i < m * kGroup; i += 4, at += 2) {
-      int8_t q[4];
-      memcpy(q, x + i, 4);
-      const int16_t halves[4] = {q[0], q[2], q[1], q[3]};
-      memcpy(wide + at, halves, 8);
-    }
-    memcpy(wide + at, x + m * kGroup, size_t(m) * 8);
-    return at + 2 * m;
   }
 };
 
@@ -142,14 +135,6 @@ struct Run {
           group(tiles * i / blocks, tiles * (i + 1) / blocks, k, panel, i + 1 < blocks);
   }
 
-  // The sums of a tile lie in as many rows as it has tokens: no hardware sees them coming.
-  void fetch_sums(int panel, int tile) const {
-    for (int i = start(tile); i < start(tile + 1); i++) {
-      const auto* y = reinterpret_cast<const std::byte*>(p.y + size_t(i) * p.ldy + panel * kPanel);
-      for (int j = 0; j < kPanel * 4; j += kLine) prefetch_l1(y + j);
-    }
-  }
-
   // The tiles [t0, t1) times a group of panels; each panel fetches its like in the group that comes next.
   void group(int t0, int t1, int k, int panel, bool more) {
     const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kPanels ? p1 - panel : kPanels;
@@ -168,7 +153,7 @@ struct Run {
       const Call call = call_for<kMany, false>(m);
       const void* x = activations_of_many.block(packed(t), m, k, kn);
       for (int i = 0; i < count; i++) {
-        if (k > 0 && t + 1 < t1) fetch_sums(panel + i, t + 1);
+        if (k > 0 && t + 1 < t1) fetch_sums(p, panel + i, start(t + 1), start(t + 2));
         for (int row = 0; row < kPanel; row += call.rows) {
           if (fetch[i].at >= weights(next_panel + i, next_k + kn)) fetch[i].lines = 0;
           call.multiply(w[i], row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
@@ -192,6 +177,9 @@ template <Format F>
 void run_bytes(const Product& p, int p0, int p1) {
 #ifdef RWKV_TILES
   if (p.tokens > kFewTokens) return TileProduct<F>(p, p0, p1).run();
+#endif
+#ifndef RWKV_DOT_BYTES
+  if (F == Format::i8 && p.tokens > kSomeTokens) return ShortProduct(p, p0, p1).run();
 #endif
   run<F>(p, p0, p1);
 }

@@ -102,6 +102,12 @@ inline Floats floats(Ints a) { return _mm256_castsi256_ps(a); }
 inline Floats load_f16(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
 inline Ints load_u16(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
 
+// 2 kLanes signed bytes as numbers of 16 bits, of every four the even two before the odd two.
+inline Ints even_odd_shorts(const void* p) {
+  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128(static_cast<const __m128i*>(p)), order));
+}
+
 inline float sum16(const Floats* s) {
   const __m256 a = _mm256_add_ps(s[0], s[1]);
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -122,6 +128,18 @@ inline Ints dot_shorts(Ints acc, Ints w, Ints x) {
   __asm__("vpmaddwd %2, %1, %0" : "=x"(products) : "x"(w), "x"(x));
   __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));
   return acc;
+}
+// The same of two vectors and a lane, in one piece, as g++ would spill sums for values it has early.
+inline void dot_shorts(Ints (&acc)[2], const Ints (&w)[2], const int& x) {
+  Ints a, b;
+  __asm__(
+      "vpbroadcastd %[x], %[a]\n\t"
+      "vpmaddwd %[a], %[w1], %[b]\n\t"
+      "vpmaddwd %[a], %[w0], %[a]\n\t"
+      "vpaddd %[b], %[acc1], %[acc1]\n\t"
+      "vpaddd %[a], %[acc0], %[acc0]"
+      : [acc0] "+x"(acc[0]), [acc1] "+x"(acc[1]), [a] "=&x"(a), [b] "=&x"(b)
+      : [w0] "x"(w[0]), [w1] "x"(w[1]), [x] "m"(x));
 }
 inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
   const Ints pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, x_low), _mm256_maddubs_epi16(high, x_high));

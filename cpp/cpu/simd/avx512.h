@@ -103,6 +103,13 @@ inline Ints load_u16(const void* p) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
 
+// 2 kLanes signed bytes as numbers of 16 bits, of every four the even two before the odd two.
+inline Ints even_odd_shorts(const void* p) {
+  const __m256i order = _mm256_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15,  //
+                                         0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  return _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(_mm256_loadu_si256(static_cast<const __m256i*>(p)), order));
+}
+
 // Sixteen lanes to one number: lane i with i + 8, then i + 4, i + 2, i + 1.
 inline float sum16(const Floats* s) {
   const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(*s), _mm512_extractf32x8_ps(*s, 1));
@@ -139,6 +146,10 @@ inline Ints dot_shorts(Ints acc, Ints w, Ints x) {  // acc + the products of two
   __asm__("vpmaddwd %2, %1, %0" : "=v"(products) : "v"(w), "v"(x));
   __asm__("vpaddd %1, %0, %0" : "+v"(acc) : "v"(products));
   return acc;
+}
+inline void dot_shorts(Ints (&acc)[2], const Ints (&w)[2], const int& x) {
+  const Ints a = all(x);
+  for (int v = 0; v < 2; v++) acc[v] = dot_shorts(acc[v], w[v], a);
 }
 #endif
 // acc + the products of four bytes in [0, 15] and four in [-127, 127], twice

@@ -188,6 +188,14 @@ inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
   return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
 }
 
+inline Ints even_odd_shorts(const void* p) {
+  const auto* bytes = static_cast<const int8_t*>(p);
+  return each<Ints>([&](int i) {
+    const int first = i / 2 * 4 + i % 2;
+    return int(uint16_t(bytes[first]) | uint32_t(uint16_t(bytes[first + 2])) << 16);
+  });
+}
+
 inline float sum16(const Floats* s) {
   const Floats a = add(add(s[0], s[2]), add(s[1], s[3]));
   return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]);

@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from . import bench, chat, completion, convert, eval, generate, inspect, quantize, tokenize
+from . import (
+    bench,
+    chat,
+    completion,
+    convert,
+    embed,
+    eval,
+    generate,
+    inspect,
+    quantize,
+    score,
+    state,
+    tokenize,
+)
 from ._shared import visible
 
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
@@ -29,7 +42,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rwkv-engine", description="Run RWKV language models.")
     parser.add_argument("--version", action="version", version=f"rwkv-engine {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, chat, inspect, convert, quantize, eval, bench, tokenize, completion):
+    for module in (
+        generate,
+        chat,
+        embed,
+        score,
+        inspect,
+        convert,
+        quantize,
+        state,
+        eval,
+        bench,
+        tokenize,
+        completion,
+    ):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(
             name,
@@ -69,8 +95,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         options = parser.parse_args(arguments, argparse.Namespace(parser=parser))
     except SystemExit as end:  # after help, the version or wrong usage
         return int(end.code or 0)
-    options.run(options)
-    return 0
+    return options.run(options) or 0
 
 
 def _sentence(said: object) -> str:

@@ -7,13 +7,16 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from .. import hub
 from .._arguments import DEMO
+from ..adapters import Adapter
 from ..engine import Engine
 from ..errors import Error
 from ..params import SamplingParams
+from ..text import Tokenizer
 from ._progress import Bar
 
 MODEL_HELP = "a file, or hf:owner/repo/file (default: the demo)"
@@ -29,6 +32,31 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
+    add_adapter_option(parser)
+
+
+def add_adapter_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names what is merged into the model."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        type=_adapter,
+        default=[],
+        metavar="PATH",
+        help="merge a fine-tuned adapter; PATH:32 where it does not say its alpha; may be repeated",
+    )
+
+
+def _adapter(text: str) -> Adapter:
+    path, colon, alpha = text.rpartition(":")
+    try:
+        if colon and not pathlib.Path(text).exists():
+            return Adapter(path, alpha=float(alpha))
+    except ValueError:  # a colon of the path itself
+        pass
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Adapter(text)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +110,7 @@ def open_engine(options: argparse.Namespace) -> Engine:
             threads=options.threads,
             pin=options.pin,
             tokenizer=options.tokenizer,
+            adapters=options.adapter,
             progress=bar.update,
         )
 
@@ -119,6 +148,33 @@ def has_colours(stream: TextIO) -> bool:
     """Tell whether colours are welcome there."""
     dumb = os.environ.get("TERM", "dumb") == "dumb"
     return is_terminal(stream) and not dumb and not os.environ.get("NO_COLOR")
+
+
+def plain_token(tokenizer: Tokenizer, id: int) -> dict[str, Any]:
+    """Return a token for JSON; one that is no text of its own has its bytes instead."""
+    data = tokenizer.decode_bytes([id])
+    try:
+        return {"id": id, "text": data.decode()}
+    except UnicodeDecodeError:
+        return {"id": id, "text": None, "bytes": list(data)}
+
+
+def token_literal(tokenizer: Tokenizer, id: int) -> str:
+    """Return a token's bytes as Python writes them, as text where they are some."""
+    data = tokenizer.decode_bytes([id])
+    try:
+        return repr(data.decode())
+    except UnicodeDecodeError:
+        return repr(data)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; all columns but the first are those of numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+        for cells in rows
+    ]
 
 
 def visible(text: str) -> str:

@@ -16,10 +16,14 @@ or for one session: source <(rwkv-engine completion bash)"""
 
 _BASH = """_rwkv_engine() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
-    case "${{COMP_WORDS[1]}} $before" in
+    local command=${{COMP_WORDS[1]}}
+    case $command in
+        {groups}) (( COMP_CWORD > 2 )) && command+=" ${{COMP_WORDS[2]}}" ;;
+    esac
+    case "$command $before" in
 {values}
         *)
-            case "${{COMP_WORDS[1]}} $word" in
+            case "$command $word" in
 {options}
             esac ;;
     esac
@@ -43,6 +47,14 @@ _rwkv_engine() {{
     local command=$words[2]
     shift words
     (( CURRENT-- ))
+    case $command in
+        {groups})
+            if (( CURRENT > 2 )); then
+                command+=" $words[2]"
+                shift words
+                (( CURRENT-- ))
+            fi ;;
+    esac
     case $command in
 {cases}
     esac
@@ -76,8 +88,11 @@ class _Argument:
 @dataclass(frozen=True, slots=True)
 class _Command:
     name: str
+    """Of a command's own commands, "state show" and so on."""
     help: str
     arguments: tuple[_Argument, ...]
+    children: tuple[str, ...] = ()
+    """What its own commands are called."""
 
     @property
     def options(self) -> list[str]:
@@ -101,19 +116,47 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _commands(parser: argparse.ArgumentParser) -> list[_Command]:
-    """Return what the parser knows."""
-    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    """Return what the parser knows, the commands of a command before it: patterns match them."""
+    found = []
+    for name, help, own in _subparsers(parser):
+        children = _subparsers(own)
+        for child, text, inner in children:
+            found.append(_Command(f"{name} {child}", text, _arguments(inner)))
+        names = tuple(child for child, _, _ in children)
+        found.append(_Command(name, help, _arguments(own), names))
+    return found
+
+
+def _arguments(parser: argparse.ArgumentParser) -> tuple[_Argument, ...]:
+    return tuple(map(_argument, parser._actions))
+
+
+def _subparsers(
+    parser: argparse.ArgumentParser,
+) -> list[tuple[str, str, argparse.ArgumentParser]]:
+    """Return the name, the help and the parser of each of its commands."""
     return [
-        _Command(name, helps[name], tuple(map(_argument, command._actions)))
-        for name, command in action.choices.items()
+        (choice.dest, choice.help or "", action.choices[choice.dest])
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for choice in action._choices_actions
     ]
+
+
+def _outer(commands: list[_Command]) -> list[_Command]:
+    return [command for command in commands if " " not in command.name]
+
+
+def _groups(commands: list[_Command]) -> str:
+    """Return those that have commands of their own, as shells write alternatives."""
+    return "|".join(command.name for command in commands if command.children)
 
 
 def _argument(action: argparse.Action) -> _Argument:
     words = tuple(map(str, action.choices or ()))
     takes = "" if action.nargs == 0 else str(action.metavar or action.dest)
-    repeats = isinstance(action, argparse._AppendAction)
+    places = not action.option_strings and action.nargs == "+"
+    repeats = places or isinstance(action, argparse._AppendAction)
     return _Argument(tuple(action.option_strings), action.help or "", takes, words, repeats)
 
 
@@ -134,19 +177,25 @@ def _bash(commands: list[_Command]) -> str:
             options.append(f"                '{command.name} '*) words='{words}' ;;")
     # Where there are no words the shell completes file names.
     values.append(f"        {'|'.join(files)}) ;;")
-    names = " ".join([*(command.name for command in commands), "--help", "--version"])
-    return _BASH.format(values="\n".join(values), options="\n".join(options), commands=names)
+    names = " ".join([*(command.name for command in _outer(commands)), "--help", "--version"])
+    return _BASH.format(
+        values="\n".join(values),
+        options="\n".join(options),
+        commands=names,
+        groups=_groups(commands),
+    )
 
 
 def _zsh(commands: list[_Command]) -> str:
     names = [
-        f"            {_quoted(f'{command.name}:{_escaped(command.help)}')}" for command in commands
+        f"            {_quoted(f'{command.name}:{_escaped(command.help)}')}"
+        for command in _outer(commands)
     ]
     cases = []
     for command in commands:
         specs = [spec for argument in command.arguments for spec in _zsh_specs(argument)]
-        cases.append(f"        {command.name}) _arguments {' '.join(specs)} ;;")
-    return _ZSH.format(commands="\n".join(names), cases="\n".join(cases))
+        cases.append(f"        {_quoted(command.name)}) _arguments {' '.join(specs)} ;;")
+    return _ZSH.format(commands="\n".join(names), cases="\n".join(cases), groups=_groups(commands))
 
 
 def _zsh_specs(argument: _Argument) -> list[str]:
@@ -154,18 +203,20 @@ def _zsh_specs(argument: _Argument) -> list[str]:
     if argument.is_file:
         action = "_files"
     after = f":{_escaped(argument.takes)}:{action}" if argument.takes else ""
-    if not argument.names:
-        return [_quoted(after)]
     many = "*" if argument.repeats else ""
+    if not argument.names:
+        return [_quoted(many + after)]
     return [_quoted(f"{many}{name}[{_escaped(argument.help)}]{after}") for name in argument.names]
 
 
 def _fish(commands: list[_Command]) -> str:
     start = "complete -c rwkv-engine -n __fish_use_subcommand"
     lines = ["complete -c rwkv-engine -f", f"{start} -l version", f"{start} -s h -l help"]
-    lines += [f"{start} -a {command.name} -d {_fish_quoted(command.help)}" for command in commands]
+    lines += [
+        f"{start} -a {command.name} -d {_fish_quoted(command.help)}" for command in _outer(commands)
+    ]
     for command in commands:
-        here = f"complete -c rwkv-engine -n '__fish_seen_subcommand_from {command.name}'"
+        here = f"complete -c rwkv-engine -n {_fish_quoted(_fish_condition(command, commands))}"
         for argument in command.arguments:
             words = f" -a {_fish_quoted(' '.join(argument.words))}" if argument.words else ""
             files = " -F" if argument.is_file else ""
@@ -179,6 +230,17 @@ def _fish(commands: list[_Command]) -> str:
             elif words or files:
                 lines.append(f"{here}{files}{words}")
     return "\n".join(lines) + "\n"
+
+
+def _fish_condition(command: _Command, commands: list[_Command]) -> str:
+    """Return when it is this command that is being written."""
+    seen = [f"__fish_seen_subcommand_from {name}" for name in command.name.split()]
+    if command.children:
+        seen.append(f"not __fish_seen_subcommand_from {' '.join(command.children)}")
+    # Elsewhere a word of the same name may stand for a command of another one.
+    others = [other.name for other in commands if command.name in other.children]
+    seen += [f"not __fish_seen_subcommand_from {name}" for name in others]
+    return "; and ".join(seen)
 
 
 def _escaped(text: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 
 from ..conversion import TYPES, convert
 from ._progress import Bar
-from ._shared import fetch
+from ._shared import add_adapter_option, fetch
 
 HELP = "write a model as a safetensors or GGUF file"
 DESCRIPTION = (
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--modelfile", action="store_true", help="write TARGET's Modelfile for Ollama too")
     option("--template", metavar="T", help="chat template of the Modelfile: a name or a TOML file")
     option("--overwrite", action="store_true", help="replace files that exist")
+    add_adapter_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
             options.model,
             options.target,
             options.type,
+            adapters=options.adapter,
             tokenizer=options.tokenizer,
             modelfile=options.modelfile,
             template=options.template,

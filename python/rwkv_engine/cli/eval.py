@@ -5,27 +5,55 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
-from .._arguments import DEMO
+from .._arguments import DEMO, Progress
 from ..engine import Engine
-from ..evaluation import Comparison, compare
+from ..errors import Error
+from ..evaluation import (
+    compare,
+    last_word,
+    multiple_choice,
+    perplexity,
+    read_questions,
+    read_texts,
+)
 from ._progress import Bar
-from ._shared import MODEL_HELP, PIN_HELP, STRATEGY_HELP, fetch, file_bytes, text_bytes
+from ._shared import (
+    MODEL_HELP,
+    PIN_HELP,
+    STRATEGY_HELP,
+    add_adapter_option,
+    aligned,
+    fetch,
+    file_bytes,
+    text_bytes,
+)
 
-HELP = "measure how well a model predicts a text"
-DESCRIPTION = """Print the perplexity of a text; with --compare, also how far each strategy is from
-"cpu fp32": the Kullback-Leibler divergence in nats per token, mean and largest, and how often
-both find the same token the most likely."""
-EXAMPLE = 'example: rwkv-engine eval --file book.txt --compare --strategy "cpu bf16"'
+HELP = "measure how well a model predicts a text, or answers questions"
+DESCRIPTION = """Print the perplexity of a text and how many bits its bytes need; with
+--compare, how far each strategy is from "cpu fp32": the Kullback-Leibler divergence in nats per
+token, mean and largest, and how often both find the same token the most likely.
+
+--lambada reads lines of {"text": ...} and predicts the last word of each text. --choices reads
+lines of {"context": ..., "choices": [...], "answer": 0 or "A"} and looks which choice is the
+most likely, also for each byte. Both put token 0 before each document."""
+EXAMPLE = """examples:
+  rwkv-engine eval --file book.txt --compare --strategy "cpu bf16"
+  rwkv-engine eval --lambada lambada_test.jsonl --strategy "cpu int8\""""
 
 REFERENCE = "cpu fp32"
+Evaluate: TypeAlias = Callable[[list[Engine], Progress], list[Any]]  # a result for each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
+    what = parser.add_mutually_exclusive_group(required=True).add_argument
+    what("--file", metavar="FILE", help="a text; - reads standard input")
+    what("--lambada", metavar="FILE", help="texts whose last word is predicted: JSON lines")
+    what("--choices", metavar="FILE", help="questions with choices: JSON lines")
     option = parser.add_argument
-    option("--file", required=True, metavar="FILE", help="the text; - reads standard input")
     option("--model", default=DEMO, metavar="PATH", help=MODEL_HELP)
     option(
         "--strategy",
@@ -35,10 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--compare", action="store_true", help=f'compare with "{REFERENCE}"')
     option("--tokens", type=_count, metavar="N", help="read so many at most (default: all)")
+    option("--delimiter", default=" ", metavar="TEXT", help="before each choice (default: a blank)")
     option("--threads", type=int, metavar="N", help="default: one per core")
     option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
     option("--json", action="store_true", help="as a JSON list")
+    add_adapter_option(parser)
 
 
 def _count(text: str) -> int:
@@ -50,26 +80,49 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    data = text_bytes("-") if options.file == "-" else file_bytes(options.file)
+    evaluate = _evaluation(options)
     fetch(options.model)
     strategies = options.strategy or ["cpu bf16"]
     if options.compare:
         strategies = [REFERENCE, *strategies]
-        found = _evaluate(strategies, data, options)
+        found = _run(strategies, evaluate, options)
     else:  # one model in memory at a time
-        found = [_evaluate([strategy], data, options)[0] for strategy in strategies]
+        found = [_run([strategy], evaluate, options)[0] for strategy in strategies]
     rows = [
-        _row(strategy, one, options.compare)
+        {"strategy": strategy, **dataclasses.asdict(one)}
         for strategy, one in zip(strategies, found, strict=True)
     ]
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(f"{found[0].tokens:,} tokens predicted")
+        print(_title(rows[0]))
         print("\n".join(_table(rows)))
 
 
-def _evaluate(strategies: list[str], data: bytes, options: argparse.Namespace) -> list[Comparison]:
+def _evaluation(options: argparse.Namespace) -> Evaluate:
+    """Return what is done with engines, after reading the file."""
+    if options.file is None:
+        for name in ("compare", "tokens"):
+            if getattr(options, name):
+                raise Error(f"--{name}: expected --file with it, found none")
+    if options.lambada is not None:
+        texts = read_texts(options.lambada)
+        return lambda engines, progress: [last_word(engines[0], texts, progress)]
+    if options.choices is not None:
+        questions = read_questions(options.choices, options.delimiter)
+        return lambda engines, progress: [multiple_choice(engines[0], questions, progress)]
+    data = text_bytes("-") if options.file == "-" else file_bytes(options.file)
+
+    def of_text(engines: list[Engine], progress: Progress) -> list[Any]:
+        tokens = engines[0].tokenizer.encode(data)[: options.tokens]
+        if options.compare:
+            return list(compare(engines[0], engines[1:], tokens, progress))
+        return [perplexity(engines[0], tokens, progress)]
+
+    return of_text
+
+
+def _run(strategies: list[str], evaluate: Evaluate, options: argparse.Namespace) -> list[Any]:
     with Bar("loading") as bar:
         engines = [
             Engine(
@@ -78,38 +131,32 @@ def _evaluate(strategies: list[str], data: bytes, options: argparse.Namespace) -
                 threads=options.threads,
                 pin=options.pin,
                 tokenizer=options.tokenizer,
+                adapters=options.adapter,
                 progress=bar.update,
             )
             for strategy in strategies
         ]
-    tokens = engines[0].tokenizer.encode(data)[: options.tokens]
     with Bar("reading") as bar:
-        return compare(engines[0], engines[1:], tokens, bar.update)
+        return evaluate(engines, bar.update)
 
 
-def _row(strategy: str, found: Comparison, compared: bool) -> dict[str, Any]:
-    row = {"strategy": strategy, **dataclasses.asdict(found)}
-    if not compared:
-        for name in ("kl_divergence", "largest_kl_divergence", "top1_agreement"):
-            del row[name]
-    return row
+def _title(row: dict[str, Any]) -> str:
+    counts = {"tokens": "tokens predicted", "documents": "last words", "questions": "questions"}
+    return next(f"{row[name]:,} {words}" for name, words in counts.items() if name in row)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     formats = {
         "strategy": ("strategy", "{}"),
+        "accuracy": ("accuracy", "{:.2%}"),
+        "normalized_accuracy": ("by bytes", "{:.2%}"),
         "perplexity": ("perplexity", "{:.4f}"),
+        "bits_per_byte": ("bits per byte", "{:.4f}"),
         "kl_divergence": ("KL divergence", "{:.3g}"),
         "largest_kl_divergence": ("largest", "{:.3g}"),
         "top1_agreement": ("top-1 agreement", "{:.2%}"),
     }
-    columns = [
-        [title, *(form.format(row[name]) for row in rows)]
-        for name, (title, form) in formats.items()
-        if name in rows[0]
-    ]
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
-        for cells in zip(*columns, strict=True)
-    ]
+    shown = {name: of for name, of in formats.items() if name in rows[0]}
+    titles = [title for title, _ in shown.values()]
+    cells = [[form.format(row[name]) for name, (_, form) in shown.items()] for row in rows]
+    return aligned([titles, *cells])

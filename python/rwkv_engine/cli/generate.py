@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--prompt-file", metavar="FILE", help="read the prompt from a file")
     option("-n", type=int, default=1, metavar="N", help="texts of one prompt (default: 1)")
     option("--state", metavar="FILE", help="go on from a state that --save wrote")
+    option("--init", metavar="FILE", help="begin with a tuned state, a .pth or safetensors file")
     option("--save", metavar="FILE", help="write the state after the text")
     option("--json", action="store_true", help="print a JSON object, or a list with -n")
     option("--top-logprobs", type=int, metavar="N", help="likely tokens in --json")
@@ -48,9 +49,12 @@ def run(options: argparse.Namespace) -> None:
     params = SamplingParams(**given_params(options))
     if options.n != 1 and options.save is not None:
         raise Error(f"--save: expected one text, found -n {options.n}")
+    if options.state is not None and options.init is not None:
+        raise Error("expected --state or --init, found both")
     text = _prompt(options)
     engine = open_engine(options)
-    state = engine.new_state() if options.state is None else engine.load_state(options.state)
+    start = options.state
+    state = engine.new_state(options.init) if start is None else engine.load_state(start)
     prompt = engine.tokenizer.encode(text)
     with Bar("reading") as bar:
         if options.n == 1 and not options.json:

@@ -6,7 +6,7 @@ import argparse
 
 from ..quantization import PRECISIONS, quantize
 from ._progress import Bar
-from ._shared import fetch
+from ._shared import add_adapter_option, fetch
 
 HELP = "quantise a model once, to open at once"
 DESCRIPTION = (
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="the new file: .safetensors")
     parser.add_argument("precision", choices=PRECISIONS, help="of the large matrices")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    add_adapter_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
             options.model,
             options.target,
             options.precision,
+            adapters=options.adapter,
             overwrite=options.overwrite,
             progress=bar.update,
         )

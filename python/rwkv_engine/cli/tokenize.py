@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
 
 from .._arguments import DEMO
 from ..errors import Error
 from ..inspection import inspect
 from ..text import Tokenizer, tokenizer_for
-from ._shared import fetch, file_bytes, show, text_bytes
+from ._shared import fetch, file_bytes, plain_token, show, text_bytes, token_literal
 
 HELP = "turn text into token ids and back"
 DESCRIPTION = "Print the token ids of TEXT with the bytes they stand for, one a line."
@@ -46,9 +45,9 @@ def run(options: argparse.Namespace) -> None:
     if options.count:
         print(len(ids))
     elif options.json:
-        print(json.dumps([_plain(tokenizer, id) for id in ids]))
+        print(json.dumps([plain_token(tokenizer, id) for id in ids]))
     else:
-        sys.stdout.writelines(f"{id}\t{_literal(tokenizer.decode_bytes([id]))}\n" for id in ids)
+        sys.stdout.writelines(f"{id}\t{token_literal(tokenizer, id)}\n" for id in ids)
 
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:
@@ -68,20 +67,3 @@ def _decode(tokenizer: Tokenizer, ids: list[int]) -> None:
         )
     show(tokenizer.decode(ids))
     print()
-
-
-def _plain(tokenizer: Tokenizer, id: int) -> dict[str, Any]:
-    """Return a token for JSON; one that is no text of its own has its bytes instead."""
-    data = tokenizer.decode_bytes([id])
-    try:
-        return {"id": id, "text": data.decode()}
-    except UnicodeDecodeError:
-        return {"id": id, "text": None, "bytes": list(data)}
-
-
-def _literal(data: bytes) -> str:
-    """Return bytes as Python writes them, as text where they are some."""
-    try:
-        return repr(data.decode())
-    except UnicodeDecodeError:
-        return repr(data)

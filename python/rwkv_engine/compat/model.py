@@ -12,11 +12,12 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from .._arguments import DEMO, Path
+from .._rwkv_list import Layout
 from ..engine import Engine
 from ..errors import Error, StateError
 from ..state import State as EngineState
-from .state import Layout, State
-from .tensor import Tensor
+from .state import State, items_of
+from .tensor import Tensor, as_tensor
 
 _Given: TypeAlias = State | Sequence[Any] | None
 
@@ -144,7 +145,8 @@ class RWKV:
         if isinstance(state, State):
             return state.handle(self.engine)
         if isinstance(state, (list, tuple)):
-            return self.engine.state_from_numpy(self._layout.parts_of(state))
+            items = [as_tensor(item) for item in state]
+            return self.engine.state_from_numpy(self._layout.parts_of(items))
         raise TypeError(f"state: expected a State, a list of arrays or None, found {type(state)}")
 
     def _result(self, given: _Given, handle: EngineState) -> Any:
@@ -152,7 +154,7 @@ class RWKV:
             given.become(self.engine, self._layout, handle)
             return given
         if self._in_place and isinstance(given, list):
-            given[:] = self._layout.items_of(handle.to_numpy())
+            given[:] = items_of(self._layout, handle.to_numpy())
             return given
         return State(self.engine, self._layout, handle)
 

@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
+from .. import _core
 from .._arguments import Array
+from .._rwkv_list import Layout
 from ..engine import Engine
 from ..errors import StateError
 from ..state import State as EngineState
 from .tensor import Tensor, as_tensor
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a version's list is laid out: layer after layer, the same parts in each."""
-
-    layers: int
-    parts: tuple[str, ...]
-    """What the engine calls the parts of a layer, in the package's order."""
-    shapes: tuple[tuple[int, ...], ...]
-    """Of a layer's parts, as in the list."""
-    turned: bool
-    """Whether the package keeps the matrices as [key, value]; the engine has [value, key]."""
-
-    @classmethod
-    def of(cls, engine: Engine) -> Layout:
-        """Return the layout of a model's states."""
-        parts = engine.new_state().to_numpy()
-        shapes = tuple(part.shape[1:] for part in parts.values())
-        turned = engine.config.version[:1] in {"5", "6"}
-        return cls(engine.config.n_layer, tuple(parts), shapes, turned)
-
-    def __len__(self) -> int:
-        return self.layers * len(self.parts)
-
-    def turn(self, values: Array) -> Array:
-        """Return a part as the other side has it."""
-        return values.swapaxes(-1, -2) if self.turned and values.ndim >= 3 else values
-
-    def items_of(self, parts: Mapping[str, Array]) -> list[Tensor]:
-        """Return the engine's parts, each over all layers, as the list."""
-        ordered = [parts[name] for name in self.parts]
-        return [
-            np.ascontiguousarray(self.turn(part[layer])).view(Tensor)
-            for layer in range(self.layers)
-            for part in ordered
-        ]
-
-    def parts_of(self, items: Sequence[Any]) -> dict[str, Array]:
-        """Return a list as the engine's parts."""
-        n = len(self.parts)
-        if len(items) != len(self):
-            raise StateError(
-                f"state: expected {len(self)} arrays ({n} a layer), found {len(items)}"
-            )
-        arrays = [as_tensor(item).numpy() for item in items]
-        for at, array in enumerate(arrays):
-            layer, part = divmod(at, n)
-            if array.shape != self.shapes[part]:
-                raise StateError(
-                    f"state[{at}]: expected shape {self.shapes[part]} "
-                    f"({self.parts[part]} of layer {layer}), found {array.shape}"
-                )
-        return {
-            name: np.stack([self.turn(array) for array in arrays[part::n]])
-            for part, name in enumerate(self.parts)
-        }
+def items_of(layout: Layout, parts: Mapping[str, Array]) -> list[Tensor]:
+    """Return the engine's parts, each over all layers, as the list."""
+    return [item.view(Tensor) for item in layout.items_of(parts)]
 
 
 class State:
@@ -127,8 +73,10 @@ class State:
     def _origin(self) -> list[Tensor] | None:
         """Return fresh arrays of what the state was made with; None if it was made of arrays."""
         if self._state is not None:
-            return self._layout.items_of(self._state.to_numpy())
-        return None if self._blob is None else self._layout.items_of(_parts_in(self._blob))
+            return items_of(self._layout, self._state.to_numpy())
+        if self._blob is None:
+            return None
+        return items_of(self._layout, _core.StateFile.parse(self._blob).parts())
 
     def _list(self) -> list[Tensor]:
         if self._items is None:
@@ -202,14 +150,3 @@ class State:
 
     def __repr__(self) -> str:
         return f"<State of {len(self)} arrays>"
-
-
-def _parts_in(blob: bytes) -> dict[str, Array]:
-    """Return the parts of a state file, for looking at; the engine checks it before it goes on."""
-    length = int.from_bytes(blob[:8], "little")
-    header, data = json.loads(blob[8 : 8 + length]), bytearray(blob[8 + length :])
-    return {
-        name: np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"])
-        for name, entry in header.items()
-        if "." in name
-    }

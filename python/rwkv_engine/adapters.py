@@ -1,0 +1,72 @@
+"""What was fine-tuned beside a model, merged into it when it is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ._arguments import Path, path_bytes, real
+
+_MOST = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter: a small difference to a model's weights, as fine-tuning writes it.
+
+    LoRA, also rank-stabilised, and MiSS with its forms Bone, DiSHA and Bat. Files are those of
+    peft, the folder or the .safetensors file in it, and of RWKV-PEFT, a .pth file. Tensors are
+    called as in official model files; the model may come in any container. Weights that were
+    trained in full and lie in the same file, such as norms, replace the model's. PiSSA has to be
+    converted to LoRA where it was trained.
+
+    Raises
+    ------
+    ModelFormatError
+        By the engine, for an adapter whose names or shapes are not the model's. One of another
+        model of the same version and shape cannot be told from its own.
+
+    Examples
+    --------
+    >>> from rwkv_engine import Adapter
+    >>> Adapter("poems.pth", alpha=32).scale
+    1.0
+    """
+
+    path: Path
+    """A file, or the folder that peft writes."""
+    alpha: float | None = None
+    """LoRA's, whose strength is alpha / rank; for files that do not say it, as RWKV-PEFT's."""
+    scale: float = 1.0
+    """Times what the adapter adds; weights that it replaces are replaced whole."""
+
+    def __post_init__(self) -> None:
+        path_bytes(self.path, "path")
+        if self.alpha is not None:
+            real(self.alpha, "alpha", -_MOST, _MOST)
+        real(self.scale, "scale", -_MOST, _MOST)
+
+
+Adapters: TypeAlias = Path | Adapter | Sequence[Path | Adapter] | None
+
+
+def adapters_of(adapters: Adapters) -> list[tuple[bytes, float | None, float]]:
+    """Return one adapter, several or none as the core takes them."""
+    if adapters is None:
+        return []
+    if isinstance(adapters, (str, bytes, os.PathLike, Adapter)):
+        return [_core_of(adapters)]
+    if not isinstance(adapters, Sequence):
+        expected = "a path, an Adapter or a sequence of them"
+        raise TypeError(f"adapters: expected {expected}, found {type(adapters).__name__}")
+    several: Sequence[Path | Adapter] = adapters  # type: ignore[assignment]  # no bytes any more
+    return [_core_of(adapter) for adapter in several]
+
+
+def _core_of(adapter: Path | Adapter) -> tuple[bytes, float | None, float]:
+    if not isinstance(adapter, Adapter):
+        return path_bytes(adapter, "adapters"), None, 1.0
+    alpha = None if adapter.alpha is None else float(adapter.alpha)
+    return path_bytes(adapter.path, "adapters"), alpha, float(adapter.scale)
