@@ -27,7 +27,12 @@ std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> seq
   check_process();
   std::vector<std::vector<TokenScore>> scores(sequences.size());
   int64_t total = 0, before = 0;
-  for (const Sequence& s : sequences) total += std::max(int64_t(s.tokens.size()) - 1, int64_t{0});
+  for (const Sequence& s : sequences) {
+    check_mine(*s.state);
+    RWKV_CHECK(Error, s.embeddings.empty(), "score: expected tokens, found embeddings");
+    check_tokens(s.tokens);
+    total += std::max(int64_t(s.tokens.size()) - 1, int64_t{0});
+  }
   for (size_t at = 0; at < sequences.size(); at += kTogether) {
     const size_t count = std::min(kTogether, sequences.size() - at);
     int64_t read = 0;
@@ -49,10 +54,7 @@ void Engine::score_some(std::span<const Sequence> sequences, std::span<std::vect
   std::vector<SampleJob> first;
   std::vector<int32_t> following;
   for (const Sequence& s : sequences) {
-    check_mine(*s.state);
     const StateContents& c = contents.emplace_back(s.state->contents());
-    RWKV_CHECK(Error, s.embeddings.empty(), "score: expected tokens, found embeddings");
-    check_tokens(s.tokens);
     if (s.tokens.empty()) continue;
     if (c.last_logits) {
       const auto n = int64_t(c.last_logits->size());

@@ -24,7 +24,6 @@ from .state import State, core_of
 
 if TYPE_CHECKING:
     from .config import Config
-    from .text import Tokenizer
 
 Text: TypeAlias = str | Tokens
 
@@ -42,13 +41,6 @@ class EmbeddingMixin(ForwardMixin, RestoreMixin):
     """What an engine makes of whole texts."""
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-        # What Engine brings.
-        @property
-        def config(self) -> Config: ...  # noqa: D102
-        @property
-        def tokenizer(self) -> Tokenizer: ...  # noqa: D102
 
     def embed(
         self,

@@ -14,7 +14,7 @@ from ._arguments import Array, Progress, Tokens
 from .engine import Engine
 from .errors import Error
 from .generation import Prompt, prompt_ids
-from .scoring import token_scores
+from .scoring import token_scores, total_of
 from .tasks import (
     LastWord,
     MultipleChoice,
@@ -89,7 +89,7 @@ def perplexity(engine: Engine, text: Prompt, progress: Progress | None = None) -
 
 def measure(logprobs: Array, size: int) -> Perplexity:
     """Return what log-probabilities of tokens that are `size` bytes long come to."""
-    total = -float(logprobs.sum(dtype=np.float64))
+    total = -total_of(logprobs)
     loss = total / len(logprobs)
     bits = total / math.log(2) / size if size else math.inf
     return Perplexity(len(logprobs), size, loss, _exp(loss), bits)

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
 from ._arguments import Array, Progress, Tokens, integer
+from ._opened import Opened
 from .device import DeviceArray
 from .errors import Error
 from .state import State, core_of
 
 
-class ForwardMixin:
+class ForwardMixin(Opened):
     """What steps states."""
 
     __slots__ = ()
-    _core: _core.Engine
 
     def forward(
         self,
@@ -77,12 +76,12 @@ class ForwardMixin:
         -------
         (B, V) float32 for "last", None for "none", for the others a list of B arrays.
         """
-        if (tokens is None) == (embeddings is None):
-            raise _one_of(tokens)
-        if embeddings is None:
-            inputs: list[Any] = [_input(one, None) for one in tokens]  # type: ignore[union-attr]
-        else:
+        if tokens is not None and embeddings is None:
+            inputs = [_input(one, None) for one in tokens]
+        elif embeddings is not None and tokens is None:
             inputs = [_input(None, one) for one in embeddings]
+        else:
+            raise _one_of(tokens)
         rows = self._core.forward(inputs, [core_of(s) for s in states], output, progress)
         if rows is None or output == "last":
             return rows

@@ -17,8 +17,7 @@ from .restore import RestoreMixin
 from .state import State, core_of
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .text import Tokenizer
+    pass
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 Prompt: TypeAlias = str | Tokens
@@ -158,13 +157,6 @@ class GenerationMixin(RestoreMixin):
     """What an engine does with prompts."""
 
     __slots__ = ()
-
-    if TYPE_CHECKING:
-        # What Engine brings.
-        @property
-        def config(self) -> Config: ...  # noqa: D102
-        @property
-        def tokenizer(self) -> Tokenizer: ...  # noqa: D102
 
     def generate(
         self,

@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 try:
     import lm_eval.models  # noqa: F401 (a registry with one model in it looks for no others)
     from lm_eval.api.instance import Instance
@@ -37,7 +35,7 @@ from .engine import Engine
 from .errors import Error
 from .params import SamplingParams
 from .prefixes import read_contexts, shared_length
-from .scoring import END_OF_DOCUMENT, continuation_scores, token_scores
+from .scoring import END_OF_DOCUMENT, continuation_scores, token_scores, total_of
 from .text import Tokenizer
 
 __all__ = ["RWKVLM"]
@@ -140,7 +138,7 @@ class RWKVLM(TemplateLM):
             )
         for (_, places), rows in zip(groups, scores, strict=True):
             for i, (logprobs, greedy) in zip(places, rows, strict=True):
-                found[i] = float(logprobs.sum(dtype=np.float64)), bool(greedy.all())
+                found[i] = total_of(logprobs), bool(greedy.all())
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
         return found
 
@@ -156,7 +154,7 @@ class RWKVLM(TemplateLM):
                 some = tokens[at : at + BATCH]
                 states = [self.engine.new_state()] * len(some)
                 for logprobs, _ in token_scores(self.engine, some, states):
-                    total = float(logprobs.sum(dtype=np.float64))
+                    total = total_of(logprobs)
                     self.cache_hook.add_partial(
                         "loglikelihood_rolling", (texts[len(found)],), total
                     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _core
 from ._arguments import Array, Path, path_bytes
+from ._opened import Opened
 from ._rwkv_list import Layout, arrays_of, read_list
 from .errors import StateError
 from .state import Parts, State, parts_of
@@ -25,11 +26,10 @@ def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Array]]:
         return [(name, array.astype(np.float32)) for name, array in found]
 
 
-class RestoreMixin:
+class RestoreMixin(Opened):
     """What an engine makes states of."""
 
     __slots__ = ()
-    _core: _core.Engine
 
     def new_state(self, init: Path | Mapping[str, Any] | None = None) -> State:
         """Return the state before any token.

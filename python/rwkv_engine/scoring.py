@@ -184,6 +184,11 @@ class ScoringMixin(ForwardMixin, GenerationMixin):
         return sorted(found, key=lambda choice: -choice.score)  # stable: of equals the first
 
 
+def total_of(logprobs: Array) -> float:
+    """Return the log-probability of all tokens together."""
+    return float(logprobs.sum(dtype=np.float64))
+
+
 def token_scores(
     engine: GenerationMixin,
     texts: Sequence[Tokens],
@@ -265,7 +270,7 @@ def split(
 
 def _choice(index: int, choice: Prompt, scores: Scores, normalize: Normalize | None) -> Choice:
     logprobs, greedy = scores
-    logprob = float(logprobs.sum(dtype=np.float64))
+    logprob = total_of(logprobs)
     length = len(choice.encode()) if isinstance(choice, str) else None
     if normalize == "bytes" and length is None:
         raise Error("normalize: expected 'tokens' or None for choices of token ids, found 'bytes'")

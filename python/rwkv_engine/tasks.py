@@ -16,7 +16,7 @@ import numpy as np
 from ._arguments import Path, Progress, path_bytes
 from .engine import Engine
 from .errors import Error
-from .scoring import END_OF_DOCUMENT, Scores, continuation_scores, split
+from .scoring import END_OF_DOCUMENT, Scores, continuation_scores, split, total_of
 
 T = TypeVar("T")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -71,7 +71,7 @@ def last_word(engine: Engine, texts: Sequence[str], progress: Progress | None = 
         raise Error("texts: expected at least one, found none")
     pairs = [(context, [f" {word}"]) for context, word in map(_last_word_of, texts)]
     scores = [rows[0] for rows in _scores(engine, pairs, progress)]
-    losses = [-_sum(one) for one in scores]
+    losses = [-total_of(one[0]) for one in scores]
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.mean(losses)))
     right = sum(bool(greedy.all()) for _, greedy in scores)
@@ -99,7 +99,7 @@ def multiple_choice(
     rows = _scores(engine, [(q.context, q.choices) for q in questions], progress)
     right, normalized = 0, 0
     for question, scores in zip(questions, rows, strict=True):
-        found = np.array([_sum(one) for one in scores])
+        found = np.array([total_of(one[0]) for one in scores])
         lengths = np.array([len(choice.encode()) for choice in question.choices])
         right += int(found.argmax()) == question.answer
         normalized += int((found / lengths).argmax()) == question.answer
@@ -132,10 +132,6 @@ def _scores(
     engine.forward([END_OF_DOCUMENT], start)
     requests = [split(engine, context, choices, start) for context, choices in pairs]
     return continuation_scores(engine, requests, start, progress)
-
-
-def _sum(scores: Scores) -> float:
-    return float(scores[0].sum(dtype=np.float64))
 
 
 def _last_word_of(text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import stat
 
 import numpy as np
 import pytest
-from compat_models import VERSIONS, of_version
+from compat_models import VERSIONS, begun
 from helpers import SMALL, TINY, bits, engine, file_of_state, model, rwkv, sign_state
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
@@ -24,10 +24,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def each(request):
-    e = rwkv.Engine(of_version(request.param).path(), "cpu fp32", threads=1)
-    state = e.new_state()
-    e.forward([1, 2, 3, 4], state)
-    return e, state
+    return begun(request.param)
 
 
 def test_parts_are_rounded_to_nearest_and_nothing_else_changes(each):

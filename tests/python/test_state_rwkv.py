@@ -13,7 +13,7 @@ import checkpoint_files
 import numpy as np
 import pytest
 from checkpoint_files import write_list
-from compat_models import VERSIONS, of_version
+from compat_models import VERSIONS, begun, of_version
 from helpers import TINY, bits, child_environment, engine, relative, rwkv
 
 from rwkv_engine.compat import RWKV
@@ -25,10 +25,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def each(request):
-    e = rwkv.Engine(of_version(request.param).path(), "cpu fp32", threads=1)
-    state = e.new_state()
-    e.forward([1, 2, 3, 4], state)
-    return e, state
+    return begun(request.param)
 
 
 def test_the_list_is_the_compatibility_layers(each):
