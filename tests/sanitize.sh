@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 case ${1:-short} in
-  short) mutations=100000 steps=300 ;;
+  short) mutations=50000 steps=300 ;;
   long) mutations=100000000 steps=20000 ;;
   *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
 esac

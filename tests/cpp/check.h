@@ -8,6 +8,13 @@
 
 namespace check {
 
+// A sanitizer takes ten times as long: what counts there is that every path is taken.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 struct Test {
   const char* name;
   void (*body)();

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 
@@ -29,9 +30,7 @@ constexpr const char* kRace = "order:fwd";
 inline std::vector<const char*> schedules() {
   if (on_gpu()) return {""};
   std::vector<const char*> all = {"order:rand:1,greedy,copies:late,stream:late"};
-#ifndef __SANITIZE_ADDRESS__  // each takes long enough
-  all.insert(all.end(), {"order:fwd,copies:late", "order:rev,greedy,copies:eager"});
-#endif
+  if (!check::kSanitized) all.insert(all.end(), {"order:fwd,copies:late", "order:rev,greedy,copies:eager"});
   if (*RWKV_CUSIM_RACE_FILE) all.push_back(kRace);
   return all;
 }
