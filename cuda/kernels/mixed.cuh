@@ -38,8 +38,9 @@ RWKV_DEVICE uint4 mixed_operand(const MixParams& p, const MixJobParams& job, con
           operand_pair<O>(v[6], v[7])};
 }
 
+// 3 blocks a processor: left to itself, the compiler wants 4 and spills.
 template <Stored F>
-RWKV_KERNEL void RWKV_BOUNDS(256) mixed(PARAMS(MixedParams, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, 3) mixed(PARAMS(MixedParams, p)) {
   SHARED(MixedShared, s);
   int job = 0;
   while (job + 1 < p.linear.count && int(blockIdx.x) >= p.linear.job[job + 1].first) job++;

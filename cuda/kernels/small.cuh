@@ -157,8 +157,9 @@ RWKV_DEVICE void as_stored(const LinearJobParams& q, const Work& work) {
     work(StoredAs<F>());
 }
 
+// Left to itself, the compiler wants two blocks a processor of int4 with four tiles on 10.0, and spills.
 template <Stored F, int NT, int MT>
-RWKV_KERNEL void RWKV_BOUNDS(256) small(PARAMS(LinearParams, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, NT == 4 && quantised(F) ? 1 : 0) small(PARAMS(LinearParams, p)) {
   SHARED(FinishShared<MT>, s);
   int job = 0;
   while (job + 1 < p.count && int(blockIdx.x) >= p.job[job + 1].first) job++;
