@@ -51,9 +51,12 @@ def test_a_step_allocates_nothing(allocations, strategy, name):
 
 
 @pytest.mark.parametrize("strategy", ["cuda fp16", "cuda fp16 *1 -> cpu fp32", "cpu fp32 *1 -> cuda fp16"])
-def test_sampling_allocates_nothing(allocations, strategy):
+def test_sampling_allocates_nothing(allocations, strategy, tmp_path):
     """Drawn from rows of the device and of the host, with the longest lists there may be, more rows than at a time."""
-    m, e = model(**SMALL), engine(strategy, **SMALL)
+    m = model(**SMALL)
+    vocabulary = tmp_path / "vocabulary.txt"
+    vocabulary.write_text("".join(f"{i} {chr(64 + i)!r} 1\n" for i in range(1, m.V)))
+    e = rwkv.Engine(str(m.path()), strategy, tokenizer=vocabulary)
     states = [e.new_state() for _ in range(150)]
     e.forward_batch([[1]] * 150, states)
     del states
@@ -61,7 +64,7 @@ def test_sampling_allocates_nothing(allocations, strategy):
     everything = {token: 0.5 for token in range(m.V)}
     for params in (
         rwkv.SamplingParams(temperature=0, max_tokens=2),
-        rwkv.SamplingParams(seed=1, top_k=5, presence_penalty=0.2, max_tokens=3, logit_bias=everything, logprobs=m.V),
+        rwkv.SamplingParams(seed=1, top_k=5, presence_penalty=0.2, max_tokens=3, logit_bias=everything, top_logprobs=20),
     ):
         e.generate_batch([m.tokens(3, seed=i) for i in range(70)], params)
     e.sample(np.zeros(m.V, np.float32), rwkv.SamplingParams(seed=1))
