@@ -96,6 +96,7 @@ int CudaBackend::panel_rows(int64_t work) const {
 
 void CudaBackend::Transfer::grow(Context& context, size_t bytes) {
   if (host.size >= bytes) return;
+  if (host.data) context.synchronise();  // nothing is copied from it any more
   *this = {};
   Memory of_host = context.pin(bytes);
   device = context.allocate(bytes);
@@ -107,6 +108,7 @@ void CudaBackend::prepare(const StepShape& shape) {
   if (!results_.data) results_ = context_->pin(kResults);
   const size_t row = size_t(std::max<int64_t>(shape.width, shape.vocab)) * sizeof(float);
   if (const size_t bytes = std::max(kDense, row); dense_.size < bytes) dense_ = {}, dense_ = context_->allocate(bytes);
+  prepare_sampling(shape.vocab);
   if (large_products_) large_products_->prepare(shape);
   // Chunks multiply halves, which is less than who keeps activations in float32 wants.
   if (!shape.wkv7 || shape.head_size != kWkvChunk || shape.activations == Format::f32) return;

@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
   void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) override;
   void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) override;
+  void linear_wkv7(std::span<const LinearJob>, const Wkv7&, StatePlace state, const Batch&, Operand y) override;
 
  private:
   // Memory that is copied and its pair on the device, as large as the largest use so far.
@@ -95,7 +96,9 @@ class CudaBackend final : public Backend {
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
   bool multiply_plain(const LinearJob& job);
   MixParams mix_params(const Tensor& x, const Norm& norm, size_t shift) const;
+  Wkv7Params wkv7_params(const Wkv7& w, StatePlace state, const Operand& y) const;
   void place_chunks(const Batch& batch, Carving& lists);
+  void prepare_sampling(int64_t vocabulary);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);
 
   const std::shared_ptr<Context> context_;
@@ -144,6 +147,7 @@ inline NormPointers pointers(const Norm& n) { return {n.weight.as<float>(), n.bi
 inline MixJobParams pointers(const MixJob& job) {
   return {job.mu.as<float>(), job.dynamic.as<float>(), int32_t(job.dynamic.stride), pointer(job.out)};
 }
+LinearJobParams params_of(const LinearJob& job, bool skip);
 inline int blocks_of(int64_t n, int size) { return int((n + size - 1) / size); }
 
 }  // namespace rwkv::cuda

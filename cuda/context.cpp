@@ -43,8 +43,11 @@ Features features_of_environment() {
       features.cublaslt = true;
     else if (word == "nofused")
       features.fused = false;
+    else if (word == "noranks")
+      features.ranks = false;
     else
-      throw DeviceError(join("RWKV_CUDA_FEATURES: expected graphs, pdl, cublaslt and nofused, found '", word, "'"));
+      throw DeviceError(
+          join("RWKV_CUDA_FEATURES: expected graphs, pdl, cublaslt, nofused and noranks, found '", word, "'"));
   }
   return features;
 }

@@ -40,18 +40,6 @@ std::vector<std::string> places() {
           packages + "cublas/lib/libcublasLt.so.12"};
 }
 
-Library open_library() {
-  std::string first;
-  for (const std::string& place : places()) {
-    try {
-      return Library(place);
-    } catch (const Error& e) {
-      if (first.empty()) first = e.what();
-    }
-  }
-  throw DeviceError(first);
-}
-
 void check(Status status, const char* what) {
   RWKV_CHECK(DeviceError, status == 0, "cublasLt", what, ": expected status 0, found ", status);
 }
@@ -59,11 +47,12 @@ void check(Status status, const char* what) {
 }  // namespace
 
 struct CublasLt::Functions {
-  Library library = open_library();
+  Library library;
+  explicit Functions(const std::string& place) : library(place) {}
   template <class F>
   F* find(const char* name) {
     void* const function = library.find(name);
-    RWKV_CHECK(DeviceError, function, "expected ", name, " in the library of cuBLASLt, found none");
+    RWKV_CHECK(DeviceError, function, "expected ", name, ", found none");
     return reinterpret_cast<F*>(function);
   }
 #define RWKV_LT(name, result, ...) result (*name)(__VA_ARGS__) = find<result(__VA_ARGS__)>("cublasLt" #name)
@@ -139,12 +128,27 @@ struct CublasLt::Plan {
   }
 };
 
-CublasLt::CublasLt() : lt_(std::make_unique<Functions>()), process_(process_id()) {
+CublasLt::CublasLt() : process_(process_id()) {
+  std::string reasons;
+  for (const std::string& place : places()) {
+    try {
+      open(place);
+      return;
+    } catch (const Error& e) {
+      reasons += join(reasons.empty() ? "" : "; ", place, ": ", e.what());
+    }
+  }
+  throw DeviceError(reasons);
+}
+
+void CublasLt::open(const std::string& place) {
+  auto lt = std::make_unique<const Functions>(place);
   // 130100 and, of later ones, 13.1.0 with two digits each.
-  const size_t version = lt_->GetVersion(), major = version / 10000;
+  const size_t version = lt->GetVersion(), major = version / 10000;
   RWKV_CHECK(DeviceError, major == 12 || major == 13, "expected cuBLASLt 12 or 13, found version ", version);
+  check(lt->Create(&handle_), "Create");
   version_ = join(major, ".", version / 100 % 100, ".", version % 100);
-  check(lt_->Create(&handle_), "Create");
+  lt_ = std::move(lt);
 }
 
 CublasLt::~CublasLt() {

@@ -24,7 +24,8 @@ struct PlainProduct {
 
 class CublasLt {
  public:
-  // For the device that the calling thread uses. Throws DeviceError that says why there is none.
+  // For the device that the calling thread uses: the first library that can be used. Throws DeviceError that says of
+  // each place why there is none.
   CublasLt();
   ~CublasLt();
   CublasLt(const CublasLt&) = delete;
@@ -36,6 +37,7 @@ class CublasLt {
  private:
   struct Functions;
   struct Plan;
+  void open(const std::string& place);  // throws Error
   using Key = std::tuple<Stored, bool, int, int, int, int64_t, int64_t, int64_t>;
   const Plan& plan_for(const PlainProduct& product, size_t bytes);
 

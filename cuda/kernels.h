@@ -42,6 +42,13 @@ struct Wkv7Shared {
   float y[2][64];
 };
 
+// Of up to 8 tokens of a head.
+struct Wkv7DecodeShared {
+  Wkv7Vectors token[8];
+  float y[8][64];
+  float low[4][8][64 + 4];  // of each token w, a, g and v_mix; lanes that write together meet no bank twice
+};
+
 // Of a head's chunk. r, a, k and b are rows of 64 halves, at the places of wkv7_place; what they are moved to is read
 // before the products of rows with rows take the same memory.
 struct alignas(16) Wkv7ChunkShared {
@@ -165,7 +172,13 @@ struct SampleShared {
   X(wkv7, (wkv7<float>), Wkv7Params, WkvShared, 256) \
   X(wkv7_state16, (wkv7<uint16_t>), Wkv7Params, WkvShared, 256) \
   X(wkv7_64, (wkv7_64<float>), Wkv7Params, Wkv7Shared, 256) \
-  X(wkv7_64_state16, (wkv7_64<uint16_t>), Wkv7Params, Wkv7Shared, 256)
+  X(wkv7_64_state16, (wkv7_64<uint16_t>), Wkv7Params, Wkv7Shared, 256) \
+  X(wkv7_decode_f32, (wkv7_decode<Stored::f32, float>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
+  X(wkv7_decode_f16, (wkv7_decode<Stored::f16, float>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
+  X(wkv7_decode_bf16, (wkv7_decode<Stored::bf16, float>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
+  X(wkv7_decode_f32_state16, (wkv7_decode<Stored::f32, uint16_t>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
+  X(wkv7_decode_f16_state16, (wkv7_decode<Stored::f16, uint16_t>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
+  X(wkv7_decode_bf16_state16, (wkv7_decode<Stored::bf16, uint16_t>), Wkv7DecodeParams, Wkv7DecodeShared, 256)
 
 // One after the other, of (heads, chunks), (heads, runs, 2) and (heads, chunks) blocks.
 #define RWKV_CHUNK_KERNELS(X) \
@@ -230,6 +243,16 @@ constexpr ProductKernel mixed_product(Stored f) {
 }
 constexpr ProductKernel sparse_product(Stored f, int tiles) {
   return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};
+}
+// RWKV-7's recurrence and the products in front of it, of sequences of one row; a block has some of a head, up to as
+// many as one tile of a product, and enough blocks are left for two on each processor, if there are so many.
+constexpr int kMostGroup = 8;
+constexpr Kernel decode_kernel(Stored low_rank, bool state16) {
+  return Kernel(uint32_t(state16 ? Kernel::wkv7_decode_f32_state16 : Kernel::wkv7_decode_f32) + uint32_t(low_rank));
+}
+constexpr int decode_group(int sequences, int heads, int processors) {
+  const int group = (sequences * heads + 2 * processors - 1) / (2 * processors);
+  return group < 1 ? 1 : group > kMostGroup ? kMostGroup : group;
 }
 // Of more tokens; any number of them is right. The grid is (tiles of the most tokens that a job has, tiles of outputs
 // of all jobs), a job's first block the first of its tiles of outputs.

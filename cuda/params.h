@@ -136,8 +136,8 @@ struct LinearJobParams {
   int32_t ld_y, ld_sum, ld_gate;
   int32_t first;  // its first block
   Activation act;
-  uint8_t skip;  // by columns: zeros may be skipped if all numbers are finite
-  uint16_t reserved;
+  uint8_t skip;     // by columns: zeros may be skipped if all numbers are finite
+  uint16_t stored;  // enum Stored, of w: kernels of int8 and int4 by rows also take f16 and bf16
 };
 static_assert(sizeof(LinearJobParams) == 96);
 struct LinearParams {
@@ -199,6 +199,15 @@ struct Wkv7Params {
   OperandPointer y;
   StepPointers step;
   const int32_t* sequences = nullptr;  // of the blocks, as numbers of the step's; null: all in their order
+};
+
+// The same for heads of 64 and sequences of one row each, with the products that give w, a, g and, but in the first
+// layer, v_mix: those pointers mean nothing here, but that v_mix is null.
+constexpr int kLowGate = 2;  // the job of g
+struct Wkv7DecodeParams {
+  Wkv7Params wkv;
+  int32_t group, reserved = 0;  // sequences of a block
+  LinearJobParams job[4];       // their y means nothing
 };
 
 // The same in chunks of 64 rows, for heads of 64. The host cuts each of the sequences that it is for from its first row

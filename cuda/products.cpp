@@ -5,6 +5,19 @@
 
 namespace rwkv::cuda {
 
+LinearJobParams params_of(const LinearJob& job, bool skip) {
+  LinearJobParams q = {};
+  q.w = job.w.data, q.x = job.x.data;
+  q.n = round_up(job.w.rows, kPad), q.k = round_up(job.w.cols, kPad), q.rows = job.w.rows;
+  q.tokens = job.x.rows, q.rows8 = round_up(job.x.rows, 8);
+  q.act = Activation(uint8_t(job.act)), q.skip = skip, q.stored = uint16_t(stored(job.w.format));
+  q.sum = job.sum.as<float>(), q.ld_sum = int32_t(job.sum.stride);
+  q.gate = job.gate.as<float>(), q.ld_gate = int32_t(job.gate.stride);
+  q.out = pointer(job.out);
+  if (!job.sum && !job.out) q.y = job.y.as<float>(), q.ld_y = int32_t(job.y.stride);
+  return q;
+}
+
 namespace {
 
 // Jobs for one launch: those of one kernel.
@@ -38,23 +51,19 @@ class Groups {
   size_t used_ = 0;
 };
 
-ProductKernel product_for(const Linear& w, int tokens) {
-  const Stored f = stored(w.format);
-  if (tokens > kMostTokens) return {tile_product(f, w.mostly_zero_inputs ? Order::columns : Order::rows), kTile};
-  return (w.mostly_zero_inputs ? sparse_product : small_product)(f, tiles_of(tokens));
+// What the product of few tokens is made as: 16 bits go along with int8 or int4, if there is any.
+Stored made_as(const Linear& w, std::span<const LinearJob> jobs) {
+  const auto takes = [](const LinearJob& job) { return quantised(stored(job.w.format)) && !job.w.mostly_zero_inputs; };
+  const auto other = std::ranges::find_if(jobs, takes);
+  const bool goes_along = w.format == Format::f16 || w.format == Format::bf16;
+  return stored(goes_along && other != jobs.end() ? other->w.format : w.format);
 }
 
-LinearJobParams params_of(const LinearJob& job, bool skip) {
-  LinearJobParams q = {};
-  q.w = job.w.data, q.x = job.x.data;
-  q.n = round_up(job.w.rows, kPad), q.k = round_up(job.w.cols, kPad), q.rows = job.w.rows;
-  q.tokens = job.x.rows, q.rows8 = round_up(job.x.rows, 8);
-  q.act = Activation(uint8_t(job.act)), q.skip = skip;
-  q.sum = job.sum.as<float>(), q.ld_sum = int32_t(job.sum.stride);
-  q.gate = job.gate.as<float>(), q.ld_gate = int32_t(job.gate.stride);
-  q.out = pointer(job.out);
-  if (!job.sum && !job.out) q.y = job.y.as<float>(), q.ld_y = int32_t(job.y.stride);
-  return q;
+ProductKernel product_for(const Linear& w, int tokens, std::span<const LinearJob> jobs) {
+  const Order order = w.mostly_zero_inputs ? Order::columns : Order::rows;
+  if (tokens > kMostTokens) return {tile_product(stored(w.format), order), kTile};
+  return order == Order::columns ? sparse_product(stored(w.format), tiles_of(tokens))
+                                 : small_product(made_as(w, jobs), tiles_of(tokens));
 }
 
 void append(LinearParams& p, const LinearJob& job, int outputs, bool skip) {
@@ -75,7 +84,7 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
   for (const LinearJob& job : jobs) {
     if (tokens > kMostTokens && large_products_ && large_products_->takes(job.w, tokens) && multiply_plain(job))
       continue;
-    const ProductKernel product = product_for(job.w, tokens);
+    const ProductKernel product = product_for(job.w, tokens, jobs);
     auto& group = groups.of(product, [](const LinearParams& p) { return p.count < kMostJobs; });
     append(group.params, job, product.outputs, skip_zeros_);
   }
@@ -134,7 +143,7 @@ void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const 
   };
   Groups<MixedParams, decltype(start)> groups(start);
   for (const LinearJob& job : jobs) {
-    const ProductKernel product = mixed_product(stored(job.w.format));
+    const ProductKernel product = mixed_product(made_as(job.w, jobs));
     auto& group = groups.of(product, [](const MixedParams& p) { return p.linear.count < kMostJobs; });
     group.params.which[group.params.linear.count] = int32_t(lerp_of(job) - mixes.begin());
     append(group.params.linear, job, product.outputs, skip_zeros_);

@@ -66,28 +66,32 @@ void CudaBackend::wkv6(const Wkv6& w, StatePlace state, const Batch& batch, Oper
   launch(state.dtype == DType::f16 ? Kernel::wkv6_state16 : Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, &p);
 }
 
+Wkv7Params CudaBackend::wkv7_params(const Wkv7& w, StatePlace state, const Operand& y) const {
+  return {.r = w.r.as<float>(),
+          .w = w.w.as<float>(),
+          .k = w.k.as<float>(),
+          .v = w.v.as<float>(),
+          .a = w.a.as<float>(),
+          .g = w.g.as<float>(),
+          .v_mix = w.v_mix.as<float>(),
+          .v_first = w.v_first.as<float>(),
+          .ld = int32_t(w.k.stride),
+          .heads = w.heads,
+          .n = w.head_size,
+          .w0 = w.w0.as<float>(),
+          .a0 = w.a0.as<float>(),
+          .v0 = w.v0.as<float>(),
+          .k_k = w.k_k.as<float>(),
+          .k_a = w.k_a.as<float>(),
+          .r_k = w.r_k.as<float>(),
+          .out = pointers(w.out),
+          .state = state.at,
+          .y = pointer(y),
+          .step = step_};
+}
+
 void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Operand y) {
-  Wkv7Params p = {.r = w.r.as<float>(),
-                  .w = w.w.as<float>(),
-                  .k = w.k.as<float>(),
-                  .v = w.v.as<float>(),
-                  .a = w.a.as<float>(),
-                  .g = w.g.as<float>(),
-                  .v_mix = w.v_mix.as<float>(),
-                  .v_first = w.v_first.as<float>(),
-                  .ld = int32_t(w.k.stride),
-                  .heads = w.heads,
-                  .n = w.head_size,
-                  .w0 = w.w0.as<float>(),
-                  .a0 = w.a0.as<float>(),
-                  .v0 = w.v0.as<float>(),
-                  .k_k = w.k_k.as<float>(),
-                  .k_a = w.k_a.as<float>(),
-                  .r_k = w.r_k.as<float>(),
-                  .out = pointers(w.out),
-                  .state = state.at,
-                  .y = pointer(y),
-                  .step = step_};
+  Wkv7Params p = wkv7_params(w, state, y);
   const bool halves = state.dtype == DType::f16;
   const Kernel serial = w.head_size == 64 ? halves ? Kernel::wkv7_64_state16 : Kernel::wkv7_64
                         : halves          ? Kernel::wkv7_state16
@@ -108,6 +112,22 @@ void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Oper
     launch(halves ? Kernel::wkv7_carry_state16 : Kernel::wkv7_carry, {w.heads, pass.runs, 2}, &c);
     launch(Kernel::wkv7_chunk_out, {w.heads, pass.chunks, 1}, &c);
   }
+}
+
+// One launch where every row is a sequence. Low-rank matrices are never quantised.
+void CudaBackend::linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
+                              Operand y) {
+  const int sequences = int(batch.src.size());
+  const Format format = jobs.front().w.format;
+  const auto cannot = [&](const LinearJob& job) { return job.w.format != format || job.w.mostly_zero_inputs; };
+  if (!features_.ranks || step_.tokens != sequences || sequences > kMostTokens || w.head_size != 64 ||
+      quantised(stored(format)) || std::ranges::any_of(jobs, cannot))
+    return Backend::linear_wkv7(jobs, w, state, batch, y);
+  Wkv7DecodeParams p = {};
+  p.wkv = wkv7_params(w, state, y);
+  p.group = decode_group(sequences, w.heads, context_->info().processors);
+  for (size_t i = 0; i < jobs.size(); i++) p.job[i] = params_of(jobs[i], false);
+  launch(decode_kernel(stored(format), state.dtype == DType::f16), {w.heads, blocks_of(sequences, p.group), 1}, &p);
 }
 
 }  // namespace rwkv::cuda

@@ -170,23 +170,26 @@ bool download(void* device, void* to, const void* from, uint64_t bytes, Fault* f
   return copy(device_of(device), to, from, bytes, cudaMemcpyDeviceToHost, device_of(device).compute, fault);
 }
 
+cudaError_t start(const Device& d, const Launch& l) {
+  if (l.kernel >= kCount || l.bytes != kKernels[l.kernel].params) return cudaErrorInvalidValue;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(l.grid[0], l.grid[1], l.grid[2]), config.blockDim = dim3(l.threads);
+  config.dynamicSmemBytes = l.shared, config.stream = d.compute;
+  config.attrs = &early, config.numAttrs = (l.flags & kDependent) != 0 && d.starts_early ? 1 : 0;
+  void* params[] = {const_cast<void*>(l.params)};
+  return cudaLaunchKernelExC(&config, entries()[l.kernel].function, params);
+}
+
 bool launch(void* device, const Launch* launches, uint32_t count, Fault* fault) {
   Device& d = device_of(device);
   if (!enter(d, fault)) return false;
   for (uint32_t i = 0; i < count; i++) {
-    const Launch& l = launches[i];
-    if (l.kernel >= kCount || l.bytes != kKernels[l.kernel].params)
-      return broken(d, fault, cudaErrorInvalidValue, "a launch of this library's kernels");
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(l.grid[0], l.grid[1], l.grid[2]), config.blockDim = dim3(l.threads);
-    config.dynamicSmemBytes = l.shared, config.stream = d.compute;
-    config.attrs = &early, config.numAttrs = (l.flags & kDependent) != 0 && d.starts_early ? 1 : 0;
-    void* params[] = {const_cast<void*>(l.params)};
-    const cudaError_t error = cudaLaunchKernelExC(&config, entries()[l.kernel].function, params);
-    if (error != cudaSuccess) return broken(d, fault, error, kKernels[l.kernel].name);
+    const uint32_t kernel = launches[i].kernel;
+    const cudaError_t error = start(d, launches[i]);
+    if (error != cudaSuccess) return broken(d, fault, error, kernel < kCount ? kKernels[kernel].name : "a launch");
   }
   return true;
 }
@@ -211,26 +214,26 @@ bool stream(void* device, void** stream, Fault* fault) {
   return enter(d, fault);
 }
 
-// The launches as the stream has them, edges of those that start early included.
+// The launches as the stream has them, edges of those that start early included. It goes without a graph where there is
+// no room for one, or a driver that cannot capture such edges; of a device that has failed the next call tells.
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   Device& d = device_of(device);
   *graph = nullptr;
   if (!enter(d, fault)) return false;
-  cudaError_t error = cudaStreamBeginCapture(d.compute, cudaStreamCaptureModeThreadLocal);
-  if (error != cudaSuccess) return broken(d, fault, error, "cudaStreamBeginCapture");
-  const bool launched = launch(device, launches, count, fault);
   cudaGraph_t captured = nullptr;
-  error = cudaStreamEndCapture(d.compute, &captured);
-  if (!launched) return false;
   cudaGraphExec_t executable = nullptr;
+  cudaError_t error = cudaStreamBeginCapture(d.compute, cudaStreamCaptureModeThreadLocal);
+  if (error == cudaSuccess) {
+    for (uint32_t i = 0; i < count && error == cudaSuccess; i++) error = start(d, launches[i]);
+    const cudaError_t ended = cudaStreamEndCapture(d.compute, &captured);
+    if (error == cudaSuccess) error = ended;
+  }
   if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, captured, 0);
   if (captured) cudaGraphDestroy(captured);
-  if (error == cudaErrorMemoryAllocation) {  // it goes without
+  if (error == cudaSuccess)
+    *graph = executable;
+  else
     cudaGetLastError();
-    return true;
-  }
-  if (error != cudaSuccess) return broken(d, fault, error, "cudaGraphInstantiate");
-  *graph = executable;
   return true;
 }
 bool replay(void* device, void* graph, Fault* fault) {

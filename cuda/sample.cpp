@@ -9,9 +9,29 @@ namespace rwkv::cuda {
 
 namespace {
 
-constexpr size_t kMostSampled = 32;  // rows in one launch: they and their scratch are device memory
+constexpr size_t kMostSampled = 64;            // rows in one launch
+constexpr size_t kSampling = size_t(1) << 20;  // bytes of their lists, if those of one row are not more
+
+// Of a row's lists, as an arena gives them out.
+size_t list_bytes(size_t biases, size_t logits, size_t tops) {
+  size_t bytes = 0;
+  for (size_t list : {sizeof(SampleJobParams), biases * sizeof(TokenNumber), logits * sizeof(float),
+                      sizeof(SampleResult), tops * sizeof(TokenNumber)})
+    bytes += (list + 63) / 64 * 64;
+  return bytes;
+}
+size_t list_bytes(const SampleJob& job) {
+  return list_bytes(job.bias.size(), job.on_device ? 0 : size_t(job.logits.cols), job.top.size());
+}
 
 }  // namespace
+
+void CudaBackend::prepare_sampling(int64_t vocabulary) {
+  const auto n = size_t(vocabulary);
+  sampling_.grow(*context_, std::max(kSampling, list_bytes(n, n, n)));
+  const size_t scratch = sample_scratch_bytes(int(n)) * kMostSampled;
+  if (sample_scratch_.size < scratch) sample_scratch_ = {}, sample_scratch_ = context_->allocate(scratch);
+}
 
 // In the words of all devices.
 void CudaBackend::refuse(const SampleJob& job, const SampleResult& found) {
@@ -31,8 +51,12 @@ void CudaBackend::refuse(const SampleJob& job, const SampleResult& found) {
 void CudaBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
   std::ranges::for_each(jobs, check);
   for (size_t at = 0; at < jobs.size();) {
-    size_t count = 1;
-    while (at + count < jobs.size() && count < kMostSampled && jobs[at + count].logits.cols == jobs[at].logits.cols)
+    // Rows of the model's own width have their room; others may come from a caller.
+    const int64_t cols = jobs[at].logits.cols;
+    prepare_sampling(cols);
+    size_t count = 1, bytes = list_bytes(jobs[at]);
+    while (at + count < jobs.size() && count < kMostSampled && jobs[at + count].logits.cols == cols &&
+           (bytes += list_bytes(jobs[at + count])) <= sampling_.host.size)
       count++;
     sample_some(jobs.subspan(at, count), drawn.subspan(at, count));
     at += count;
@@ -71,8 +95,6 @@ void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLo
   Arena counting;
   place(counting);
   sampling_.grow(*context_, counting.used());
-  const size_t scratch = sample_scratch_bytes(int(n)) * jobs.size();
-  if (sample_scratch_.size < scratch) sample_scratch_ = {}, sample_scratch_ = context_->allocate(scratch);
   Arena host(sampling_.host), device(sampling_.device);
   const Places here = place(host), there = place(device);
   for (size_t i = 0; i < jobs.size(); i++) {

@@ -276,6 +276,13 @@ class Backend {
   virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
   virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
   virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
+  // Both, where the jobs give the recurrence's w, a, g and, if it has one, v_mix, as they are and in this order, and
+  // nothing else reads those: a device may make them on the way.
+  virtual void linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
+                           Operand y) {
+    linear(jobs);
+    wkv7(w, state, batch, y);
+  }
 };
 
 struct DeviceOptions {

@@ -123,11 +123,10 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
 
   const LinearJob out[] = {
       {s.rank_w, p.w2, s.w}, {s.rank_a, p.a2, s.a}, {s.rank_g, p.g2, s.g}, {s.rank_v, p.v2, s.v_mix}};
-  b.linear(std::span(out).first(first ? 3 : 4));
-
-  b.wkv7({s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a, p.r_k,
-          p.out, config.n_head, config.head_size},
-         wkv, batch, s.y);
+  b.linear_wkv7(std::span(out).first(first ? 3 : 4),
+                {s.r, s.w, s.k, s.v, s.a, s.g, first ? Tensor{} : s.v_mix, s.v_first, p.w0, p.a0, p.v0, p.k_k, p.k_a,
+                 p.r_k, p.out, config.n_head, config.head_size},
+                wkv, batch, s.y);
 
   const LinearJob residual[] = {{s.y, p.output, s.partial, Act::none, {}, x}};
   b.linear(residual);

@@ -38,18 +38,17 @@ RWKV_DEVICE uint4 mixed_operand(const MixParams& p, const MixJobParams& job, con
           operand_pair<O>(v[6], v[7])};
 }
 
+// 3 blocks a processor: left to itself, the compiler wants 4 and spills.
 template <Stored F>
-RWKV_KERNEL void RWKV_BOUNDS(256) mixed(PARAMS(MixedParams, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, 3) mixed(PARAMS(MixedParams, p)) {
   SHARED(MixedShared, s);
-  constexpr Stored kOperand = operand_of(F);
   int job = 0;
   while (job + 1 < p.linear.count && int(blockIdx.x) >= p.linear.job[job + 1].first) job++;
   const LinearJobParams& q = p.linear.job[job];
   const MixJobParams& mix = p.mix.job[p.which[job]];
-  const int tile = int(blockIdx.x) - q.first, blocks = q.k / block_k(F);
-  const int begin = blocks * warp() / kWarps, end = blocks * (warp() + 1) / kWarps;
+  const int tile = int(blockIdx.x) - q.first;
   let_next_start();
-  prefetch_ahead(q.w, (size_t(tile) * size_t(blocks) + size_t(begin)) * block_bytes(F), (end - begin) * block_bytes(F));
+  as_stored<F>(q, [&](auto stored) { prefetch_share<stored.value>(q, tile, share_of(q, stored.value)); });
   wait_for_previous();
   if (warp() < q.tokens) {
     const Moments m = row_moments(p.mix.x + size_t(warp()) * size_t(p.mix.ld), p.mix.cols);
@@ -59,11 +58,15 @@ RWKV_KERNEL void RWKV_BOUNDS(256) mixed(PARAMS(MixedParams, p)) {
   // The first block of all goes through every column of its operand.
   const bool keep = p.mix.write != 0 && blockIdx.x == 0;
   float acc[1][1][4] = {};
+  as_stored<F>(q, [&](auto stored) {
+    constexpr Stored kOperand = operand_of(stored.value);
+    const Share k = share_of(q, stored.value);
 #pragma unroll 1
-  for (int block = begin; block < end; block++)
-    multiply_block<F, 1, 1>(q, tile, block, acc, [&](int b, int token, int chunk) {
-      return mixed_operand<kOperand>(p.mix, mix, s, b * operand_elements(kOperand) + chunk * 8, token, keep);
-    });
+    for (int block = k.begin; block < k.end; block++)
+      multiply_block<stored.value, 1, 1>(q, tile, block, acc, [&](int b, int token, int chunk) {
+        return mixed_operand<kOperand>(p.mix, mix, s, b * operand_elements(kOperand) + chunk * 8, token, keep);
+      });
+  });
   const float d[1][4] = {{acc[0][0][0], acc[0][0][1], acc[0][0][2], acc[0][0][3]}};
   finish<Order::rows>(q, s.sums, d, tile * kBlockRows, 0);
 }

@@ -122,35 +122,68 @@ RWKV_DEVICE void multiply_floats(const LinearJobParams& q, int tile, int begin, 
     }
 }
 
+// A warp's share of k, in blocks.
+struct Share {
+  int blocks, begin, end;  // blocks: of all
+};
+RWKV_DEVICE Share share_of(const LinearJobParams& q, Stored f) {
+  const int blocks = q.k / block_k(f);
+  return {blocks, blocks * warp() / kWarps, blocks * (warp() + 1) / kWarps};
+}
 // The beginning of a warp's weights, on their way while the kernel waits for its operand.
 RWKV_DEVICE void prefetch_ahead(const void* weights, size_t from, int bytes) {
   constexpr int kLine = 128, kMost = 8192;
   for (int i = lane() * kLine; i < bytes && i < kMost; i += 32 * kLine)
     prefetch(static_cast<const unsigned char*>(weights) + from + size_t(i));
 }
+template <Stored F>
+RWKV_DEVICE void prefetch_share(const LinearJobParams& q, int tile, const Share& k) {
+  prefetch_ahead(q.w, (size_t(tile) * size_t(k.blocks) + size_t(k.begin)) * block_bytes(F),
+                 (k.end - k.begin) * block_bytes(F));
+}
 
+template <Stored F>
+struct StoredAs {
+  static constexpr Stored value = F;
+};
+// work(StoredAs<F>()), or with what a job's weights are stored as beside those of int8 and int4.
+template <Stored F, class Work>
+RWKV_DEVICE void as_stored(const LinearJobParams& q, const Work& work) {
+  if (quantised(F) && q.stored == uint16_t(Stored::f16))
+    work(StoredAs<Stored::f16>());
+  else if (quantised(F) && q.stored == uint16_t(Stored::bf16))
+    work(StoredAs<Stored::bf16>());
+  else
+    work(StoredAs<F>());
+}
+
+// Left to itself, the compiler wants two blocks a processor of int4 with four tiles on 10.0, and spills.
 template <Stored F, int NT, int MT>
-RWKV_KERNEL void RWKV_BOUNDS(256) small(PARAMS(LinearParams, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, NT == 4 && quantised(F) ? 1 : 0) small(PARAMS(LinearParams, p)) {
   SHARED(FinishShared<MT>, s);
   int job = 0;
   while (job + 1 < p.count && int(blockIdx.x) >= p.job[job + 1].first) job++;
   const LinearJobParams& q = p.job[job];
-  const int tile = (int(blockIdx.x) - q.first) * MT, blocks = q.k / block_k(F);
-  const int begin = blocks * warp() / kWarps, end = blocks * (warp() + 1) / kWarps;
+  const int tile = (int(blockIdx.x) - q.first) * MT;
   let_next_start();
+  as_stored<F>(q, [&](auto stored) {
+    const Share k = share_of(q, stored.value);
 #pragma unroll
-  for (int m = 0; m < MT; m++)
-    prefetch_ahead(q.w, (size_t(tile + m) * size_t(blocks) + size_t(begin)) * block_bytes(F),
-                   (end - begin) * block_bytes(F));
+    for (int m = 0; m < MT; m++) prefetch_share<stored.value>(q, tile + m, k);
+  });
   wait_for_previous();
   float acc[MT][NT][4] = {};
   if constexpr (F == Stored::f32) {
-    multiply_floats<NT>(q, tile, begin, end, acc);
+    const Share k = share_of(q, F);
+    multiply_floats<NT>(q, tile, k.begin, k.end, acc);
   } else {
+    as_stored<F>(q, [&](auto stored) {
+      const Share k = share_of(q, stored.value);
 #pragma unroll(NT == 8 ? 1 : 2)  // the widest have no registers to spare
-    for (int block = begin; block < end; block++)
-      multiply_block<F, NT, MT>(q, tile, block, acc,
-                                [&](int b, int token, int chunk) { return load_operand(q, b, token, chunk); });
+      for (int block = k.begin; block < k.end; block++)
+        multiply_block<stored.value, NT, MT>(
+            q, tile, block, acc, [&](int b, int token, int chunk) { return load_operand(q, b, token, chunk); });
+    });
   }
 #pragma unroll
   for (int n = 0; n < NT; n++) {

@@ -283,14 +283,20 @@ RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : kBlocksOf50KB) tile(PAR
   for (uint32_t i = 0; i < steps; i++) {
     wait<int(kAhead) - 1>();
     sync();  // the step is there, and nobody reads the one before any more
-    if (i + kAhead < steps) load_step<F, O>(q, s.stage[(i + kAhead) % (kAhead + 1)], row, token, i + kAhead);
-    commit();
+    const auto load_next = [&] {
+      if (i + kAhead < steps) load_step<F, O>(q, s.stage[(i + kAhead) % (kAhead + 1)], row, token, i + kAhead);
+      commit();
+    };
+    if constexpr (quantised(F)) {  // which have a stage more to wait with, and not a register
+      if (!idle) multiply_quantised<F, O>(s.stage[i % (kAhead + 1)], acc);
+      load_next();
+      continue;
+    }
+    load_next();
     if (idle) continue;
     if constexpr (F == Stored::f32)
       multiply_floats_step<O>(s.stage[i % (kAhead + 1)], acc);
-    else if constexpr (quantised(F))
-      multiply_quantised<F, O>(s.stage[i % (kAhead + 1)], acc);
-    else
+    else if constexpr (!quantised(F))
       multiply_halves<F, O>(s.stage[i % (kAhead + 1)], acc);
   }
   wait<0>();

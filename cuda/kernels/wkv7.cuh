@@ -25,7 +25,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv7(PARAMS(Wkv7Params, p)) {
     float squares = 0, bonus = 0;
     for (int i = first; i < n; i += stride) {
       const size_t c = head.channel + size_t(i);
-      const Wkv7Channel x = wkv7_channel(p, at + size_t(i), c);
+      const Wkv7Channel x = wkv7_channel(p, at + size_t(i), c, wkv7_low(p, at + size_t(i)));
       s.r[i] = x.r, s.w[i] = x.w, s.k[i] = x.k, s.v[i] = x.v, s.kk[i] = x.kk, s.b[i] = x.a;
       squares = fmaf(x.kk, x.kk, squares);
       bonus = fmaf(x.r * x.k, p.r_k[c], bonus);
@@ -60,17 +60,21 @@ RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv7(PARAMS(Wkv7Params, p)) {
   zero_padding(p, head);
 }
 
-// The vectors of one token, by one warp: a lane has channels l and l + 32.
-RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, const Head& head, int t, Wkv7Vectors& o) {
-  const size_t at = size_t(t) * size_t(p.ld) + head.channel;
+// The vectors of one token, by one warp: a lane has channels l and l + 32. low(i, at) is what low-rank products give
+// for channel i of the head.
+template <class Low>
+RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, size_t channel, int t, Wkv7Vectors& o, const Low& low) {
+  const size_t at = size_t(t) * size_t(p.ld) + channel;
+  Wkv7Low lows[2];
   Wkv7Channel x[2];
   float squares = 0, bonus = 0;
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const size_t i = size_t(lane() + 32 * j);
-    x[j] = wkv7_channel(p, at + i, head.channel + i);
+    lows[j] = low(int(i), at + i);
+    x[j] = wkv7_channel(p, at + i, channel + i, lows[j]);
     squares = fmaf(x[j].kk, x[j].kk, squares);
-    bonus = fmaf(x[j].r * x[j].k, p.r_k[head.channel + i], bonus);
+    bonus = fmaf(x[j].r * x[j].k, p.r_k[channel + i], bonus);
   }
   const float norm = inverse_norm(sum_lanes(squares));
   bonus = sum_lanes(bonus);
@@ -79,13 +83,13 @@ RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, const Head& head, int t, Wkv7
     const int i = lane() + 32 * j;
     const float kk = x[j].kk * norm;
     o.r[i] = x[j].r, o.w[i] = x[j].w, o.k[i] = x[j].k, o.v[i] = x[j].v, o.kk[i] = kk, o.b[i] = 0.0f - kk * x[j].a;
-    o.g[i] = p.g[at + size_t(i)];
+    o.g[i] = lows[j].g;
   }
   if (lane() == 0) o.bonus = bonus;
 }
 
 // Group norm, bonus and gate of one token, by one warp.
-RWKV_DEVICE void wkv7_result(const Wkv7Params& p, const Head& head, int t, const Wkv7Vectors& x, const float* y) {
+RWKV_DEVICE void wkv7_result(const Wkv7Params& p, size_t channel, int t, const Wkv7Vectors& x, const float* y) {
   const float low = y[lane()], high = y[lane() + 32];
   Moments m = {64.0f, sum_lanes(low + high) / 64.0f, 0.0f};
   m.squares = sum_lanes(fmaf(low - m.mean, low - m.mean, (high - m.mean) * (high - m.mean)));
@@ -93,7 +97,7 @@ RWKV_DEVICE void wkv7_result(const Wkv7Params& p, const Head& head, int t, const
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const int i = lane() + 32 * j;
-    const size_t c = head.channel + size_t(i);
+    const size_t c = channel + size_t(i);
     const float v = normed(j == 0 ? low : high, m, scale, p.out.weight[c], p.out.bias[c]);
     store_operand(p.y, t, int(c), fmaf(x.bonus, x.v[i], v) * x.g[i]);
   }
@@ -127,6 +131,36 @@ RWKV_DEVICE float sum_four(float v) {
   return v + shuffle_xor(v, 2);
 }
 
+// What thread q of a row has of it.
+template <class S>
+RWKV_DEVICE void load_row(float4 (&state)[4], const S* head, int row, int q) {
+#pragma unroll
+  for (int m = 0; m < 4; m++) state[m] = kept_keys(head + row * 64 + 4 * (q + 4 * m));
+}
+template <class S>
+RWKV_DEVICE void store_row(S* head, int row, int q, const float4 (&state)[4]) {
+#pragma unroll
+  for (int m = 0; m < 4; m++) keep_keys(head + row * 64 + 4 * (q + 4 * m), state[m]);
+}
+// One token; returns the row's result, in all of its threads.
+template <class S>
+RWKV_DEVICE float wkv7_token(const Wkv7Vectors& x, int row, int q, float4 (&state)[4]) {
+  float removed = 0, y = 0;
+#pragma unroll
+  for (int m = 0; m < 4; m++) removed = add_product(keys_of(x.kk, q, m), state[m], removed);
+  removed = sum_four(removed);
+  const float v = x.v[row];
+#pragma unroll
+  for (int m = 0; m < 4; m++) {
+    const float4 w = keys_of(x.w, q, m), k = keys_of(x.k, q, m), b = keys_of(x.b, q, m);
+    state[m] = {fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
+                fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
+    y = add_product(keys_of(x.r, q, m), state[m], y);
+    state[m] = as_kept<S>(state[m]);
+  }
+  return sum_four(y);
+}
+
 // Blocks of a processor. Left to itself, the compiler chooses so few registers for halves that some are spilled; for
 // floats it would spill with any of these numbers.
 template <class S>
@@ -139,36 +173,21 @@ RWKV_KERNEL void RWKV_BOUNDS(256, kBlocks<S>) wkv7_64(PARAMS(Wkv7Params, p)) {
   const Head head = head_of(p, sequence_of(p));
   const HeadState<S> states = head_state_of<S>(p, sequence_of(p));
   const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4, count = head.end - head.begin;
+  const auto low = [&](int, size_t at) { return wkv7_low(p, at); };
   float4 state[4];
-#pragma unroll
-  for (int m = 0; m < 4; m++) state[m] = kept_keys(states.src + row * 64 + 4 * (q + 4 * m));
-  if (warp() == 0) wkv7_vectors(p, head, head.begin, s.token[0]);
+  load_row(state, states.src, row, q);
+  if (warp() == 0) wkv7_vectors(p, head.channel, head.begin, s.token[0], low);
   sync();
   for (int i = 0; i < count; i++) {
     const Wkv7Vectors& x = s.token[i % 3];
-    if (warp() == 0 && i + 1 < count) wkv7_vectors(p, head, head.begin + i + 1, s.token[(i + 1) % 3]);
-    if (warp() == 1 && i > 0) wkv7_result(p, head, head.begin + i - 1, s.token[(i + 2) % 3], s.y[(i + 1) % 2]);
-    float removed = 0, y = 0;
-#pragma unroll
-    for (int m = 0; m < 4; m++) removed = add_product(keys_of(x.kk, q, m), state[m], removed);
-    removed = sum_four(removed);
-    const float v = x.v[row];
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
-      const float4 w = keys_of(x.w, q, m), k = keys_of(x.k, q, m), b = keys_of(x.b, q, m);
-      state[m] = {
-          fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
-          fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
-      y = add_product(keys_of(x.r, q, m), state[m], y);
-      state[m] = as_kept<S>(state[m]);
-    }
-    y = sum_four(y);
+    if (warp() == 0 && i + 1 < count) wkv7_vectors(p, head.channel, head.begin + i + 1, s.token[(i + 1) % 3], low);
+    if (warp() == 1 && i > 0) wkv7_result(p, head.channel, head.begin + i - 1, s.token[(i + 2) % 3], s.y[(i + 1) % 2]);
+    const float y = wkv7_token<S>(x, row, q, state);
     if (q == 0) s.y[i % 2][row] = y;
     sync();
   }
-  if (warp() == 1) wkv7_result(p, head, head.end - 1, s.token[(count + 2) % 3], s.y[(count + 1) % 2]);
-#pragma unroll
-  for (int m = 0; m < 4; m++) keep_keys(states.dst + row * 64 + 4 * (q + 4 * m), state[m]);
+  if (warp() == 1) wkv7_result(p, head.channel, head.end - 1, s.token[(count + 2) % 3], s.y[(count + 1) % 2]);
+  store_row(states.dst, row, q, state);
 }
 
 }  // namespace rwkv::cuda

@@ -48,7 +48,7 @@ RWKV_DEVICE void wkv7_rows(const Wkv7Params& p, const Wkv7Chunk& chunk, size_t c
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const size_t c = channel + size_t(lane() + 32 * j), at = size_t(chunk.row + row) * size_t(p.ld) + c;
-      const Wkv7Key x = wkv7_key(p, at, c);
+      const Wkv7Key x = wkv7_key(p, at, c, p.a[at]);
       const float r = p.r[at];
       squares[i] = fmaf(x.kk, x.kk, squares[i]);
       bonus[i] = fmaf(r * x.k, p.r_k[c], bonus[i]);
@@ -77,8 +77,8 @@ RWKV_DEVICE void wkv7_decays(const Wkv7Params& p, const Wkv7Chunk& chunk, size_t
 #pragma unroll
   for (int i = 0; i < 16; i++) {
     const int row = 16 * block + i;
-    const size_t c = channel + size_t(d);
-    decay[i] = row < chunk.count ? wkv7_decay(p, size_t(chunk.row + row) * size_t(p.ld) + c, c) : 1.0f;
+    const size_t c = channel + size_t(d), at = size_t(chunk.row + row) * size_t(p.ld) + c;
+    decay[i] = row < chunk.count ? wkv7_decay(p, c, p.w[at]) : 1.0f;
   }
   float before = 1, after = 1;
 #pragma unroll
@@ -96,8 +96,10 @@ RWKV_DEVICE void wkv7_write_values(const Wkv7Params& p, const Wkv7Chunk& chunk, 
   const size_t c = channel + size_t(d), at = size_t(chunk.row + 16 * block) * size_t(p.ld) + c;
   float v[16];
 #pragma unroll
-  for (int i = 0; i < 16; i++)
-    v[i] = 16 * block + i < chunk.count ? wkv7_value(p, at + size_t(i) * size_t(p.ld), c) : 0.0f;
+  for (int i = 0; i < 16; i++) {
+    const size_t of = at + size_t(i) * size_t(p.ld);
+    v[i] = 16 * block + i < chunk.count ? wkv7_value(p, of, c, p.v_mix ? p.v_mix[of] : 0.0f) : 0.0f;
+  }
   if (!p.v_mix)
 #pragma unroll
     for (int i = 0; i < 16; i++)
@@ -120,7 +122,7 @@ RWKV_DEVICE void wkv7_factors(const Wkv7Params& p, const Wkv7Chunk& chunk, size_
     const size_t c = channel + size_t(d), at = size_t(chunk.row + row) * size_t(p.ld) + c;
     Wkv7Key x = {};
     float r = 0;
-    if (row < chunk.count) x = wkv7_key(p, at, c), r = p.r[at];
+    if (row < chunk.count) x = wkv7_key(p, at, c, p.a[at]), r = p.r[at];
     const float inverse = 1.0f / decay[i], now = i < 8 ? inverse : decay[i], back = i < 8 ? decay[i] : inverse;
     const float kk = x.kk * s.norm[row];
     const float row_r = r * inverse_size(s.r_size[row]) * now, row_a = (0.0f - kk) * before;

@@ -208,7 +208,8 @@ TEST(a_library_that_fails_is_not_asked_again) {
     check_same(results(other, c), expected, Format::f16);
     unsetenv("FAKE_CUBLASLT_FAIL");
     check_same(results(other, c), expected, Format::f16);
-    CHECK(other->description() == join("cuda:0 simulator, without cublaslt: ", said));
+    const std::string place = std::string_view(what) == "Create" ? RWKV_FAKE_CUBLASLT_FILE ": " : "";
+    CHECK(other->description() == join("cuda:0 simulator, without cublaslt: ", place, said));
     CHECK(products_of(other).size() == products);
   }
 }
@@ -221,11 +222,13 @@ TEST(why_there_is_none_is_said) {
     return open_backend("cuda:0", {})->description();
   };
   CHECK(said("RWKV_CUBLASLT", "/nowhere/libcublasLt.so")
-            .find("without cublaslt: cannot load /nowhere/libcublasLt.so: ") != std::string::npos);
+            .find("without cublaslt: /nowhere/libcublasLt.so: cannot load /nowhere/libcublasLt.so: ") !=
+        std::string::npos);
   CHECK(said("RWKV_CUBLASLT", RWKV_CUSIM_FILE) ==
-        "cuda:0 simulator, without cublaslt: expected cublasLtGetVersion in the library of cuBLASLt, found none");
+        "cuda:0 simulator, without cublaslt: " RWKV_CUSIM_FILE ": expected cublasLtGetVersion, found none");
   CHECK(said("FAKE_CUBLASLT_VERSION", "110900") ==
-        "cuda:0 simulator, without cublaslt: expected cuBLASLt 12 or 13, found version 110900");
+        "cuda:0 simulator, without cublaslt: " RWKV_FAKE_CUBLASLT_FILE
+        ": expected cuBLASLt 12 or 13, found version 110900");
   unsetenv("FAKE_CUBLASLT_VERSION");
   std::filesystem::remove(kLog);
 }

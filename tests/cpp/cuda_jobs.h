@@ -17,7 +17,7 @@ inline cuda::LinearJobParams params_of(const Job& job) {
   cuda::LinearJobParams q{};
   q.w = job.w->bytes.data(), q.x = job.x->buffer.data();
   q.n = job.w->padded_n(), q.k = job.w->padded_k(), q.rows = job.w->n;
-  q.tokens = job.x->tokens, q.rows8 = job.x->rows8, q.act = job.act;
+  q.tokens = job.x->tokens, q.rows8 = job.x->rows8, q.act = job.act, q.stored = uint16_t(job.w->format);
   if (job.y) q.y = job.y->buffer, q.ld_y = job.y->ld;
   if (job.sum) q.sum = job.sum->buffer, q.ld_sum = job.sum->ld;
   if (job.gate) q.gate = job.gate->buffer, q.ld_gate = job.gate->ld;

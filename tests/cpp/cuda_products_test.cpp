@@ -77,6 +77,25 @@ TEST(a_row_has_the_same_bits_in_any_batch) {
     }
 }
 
+TEST(halves_beside_int8_and_int4_have_the_bits_they_have_alone) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Stored f : {Stored::i8, Stored::i4})
+      for (Stored half : {Stored::f16, Stored::bf16})
+        for (int t : {3, 9, 20, 64}) {
+          const int n = 70, k = 200;
+          Device d(schedule);
+          const Weights w(d, random, half, Order::rows, n, k), other(d, random, f, Order::rows, 40, k);
+          const DeviceOperand x(d, half, t, k, activations(random, half, t * k, 0)),
+              y(d, Stored::f16, t, k, activations(random, f, t * k, 0));
+          Rows alone(d, t, n), beside(d, t, n), z_alone(d, t, 40), z_beside(d, t, 40);
+          multiply(d, {{&w, &x, &alone}});
+          multiply(d, {{&other, &y, &z_alone}});
+          multiply(d, {{&other, &y, &z_beside}, {&w, &x, &beside}});
+          CHECK(::same(beside.dense(), alone.dense()) && ::same(z_beside.dense(), z_alone.dense()));
+        }
+}
+
 TEST(columns_have_the_bits_of_rows_with_and_without_skipping) {
   Random random;
   const int tokens[] = {1, 7, 9, 33, 64};

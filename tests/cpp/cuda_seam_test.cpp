@@ -193,9 +193,11 @@ TEST(features_are_words) {
   CHECK(features_of_environment().graphs && !features_of_environment().dependent);
   setenv("RWKV_CUDA_FEATURES", "graphs,magic", 1);
   CHECK(refusal(features_of_environment) ==
-        "RWKV_CUDA_FEATURES: expected graphs, pdl, cublaslt and nofused, found 'magic'");
+        "RWKV_CUDA_FEATURES: expected graphs, pdl, cublaslt, nofused and noranks, found 'magic'");
   setenv("RWKV_CUDA_FEATURES", "nofused,pdl", 1);
-  CHECK(!features_of_environment().fused && features_of_environment().dependent);
+  CHECK(!features_of_environment().fused && features_of_environment().dependent && features_of_environment().ranks);
+  setenv("RWKV_CUDA_FEATURES", "noranks", 1);
+  CHECK(!features_of_environment().ranks && features_of_environment().fused);
   unsetenv("RWKV_CUDA_FEATURES");
   CHECK(!features_of_environment().graphs && features_of_environment().fused);
 }

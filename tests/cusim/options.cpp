@@ -29,6 +29,7 @@ bool apply(const std::string& word, Options& o) {
     return value == "late" || value == "eager";
   }
   if (key == "devices") return number(value, n) && n < 64 && (o.devices = int(n), true);
+  if (key == "processors") return number(value, n) && n > 0 && n < 1000 && (o.processors = int(n), true);
   if (key == "memory") return number(value, o.memory);
   if (key == "trace") return !(o.trace = value).empty();
   if (key == "allocations") return !(o.allocations = value).empty();

@@ -4,6 +4,7 @@
 //   copies:eager|late        asynchronous copies of kernels happen at once, or when they are waited for
 //   stream:eager|late        what a device is asked to do happens at once, or at the next synchronise
 //   devices:N                there are so many
+//   processors:N             of each
 //   memory:BYTES             of each
 //   fail:N                   the N-th call that may fail does, counted from 1
 //   trace:FILE               the names of all kernels go there, as they run, and `replay`
@@ -20,7 +21,7 @@ namespace cusim {
 struct Options {
   Schedule schedule;
   bool late_stream = false, protect = false;
-  int devices = 1;
+  int devices = 1, processors = 132;
   uint64_t memory = uint64_t(8) << 30, fail = 0;
   std::string trace, allocations;
 };

@@ -166,7 +166,7 @@ bool describe(void* device, DeviceInfo* info, Fault* fault) {
   if (d.failure.failure != Failure::none) return *fault = d.failure, false;
   *info = {};
   std::snprintf(info->name, sizeof info->name, "simulator");
-  info->major = 9, info->processors = 132, info->shared_per_block = int32_t(kMostShared);
+  info->major = 9, info->processors = d.options.processors, info->shared_per_block = int32_t(kMostShared);
   info->total = d.memory.total(), info->free = d.memory.free();
   return true;
 }

@@ -48,12 +48,29 @@ def test_long_prompts(log, name, precision):
 def test_without_the_library_there_is_a_reason(log, monkeypatch):
     monkeypatch.setenv("RWKV_CUBLASLT", "/nowhere/libcublasLt.so.13")
     e = engine("cuda fp16", **WIDE)
-    assert e.description.startswith("cuda:0 simulator, without cublaslt: cannot load /nowhere/libcublasLt.so.13: ")
+    place = "/nowhere/libcublasLt.so.13"
+    assert e.description.startswith(f"cuda:0 simulator, without cublaslt: {place}: cannot load {place}: ")
     found = e.forward(model(**WIDE).tokens(70), e.new_state())
     monkeypatch.delenv("RWKV_CUDA_FEATURES")
     own = engine("cuda fp16", **WIDE)
     assert own.description == "cuda:0 simulator"
     assert (found == own.forward(model(**WIDE).tokens(70), own.new_state())).all()
+
+
+@pytest.mark.parametrize("last", ["libfake_cublaslt.so", "librwkv_cusim.so"])
+def test_a_library_that_is_of_no_use_hides_no_other(log, cpp_build, monkeypatch, tmp_path, last):
+    """The places are tried one after the other; if none will do, the reason names each."""
+    monkeypatch.delenv("RWKV_CUBLASLT")
+    for name, library in {"libcublasLt.so.13": "librwkv_cusim.so", "libcublasLt.so.12": last}.items():
+        (tmp_path / name).symlink_to(cpp_build / library)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path), prepend=os.pathsep)
+    found = python("from helpers import *; print(engine('cuda fp16', **TINY).description)")
+    if last == "libfake_cublaslt.so":
+        assert found.strip() == "cuda:0 simulator, cublaslt 13.1.0"
+    else:
+        *ours, pip13, pip12 = found.strip().split("without cublaslt: ")[1].split("; ")
+        assert ours == [f"libcublasLt.so.{n}: expected cublasLtGetVersion, found none" for n in (13, 12)]
+        assert "cu13/lib/libcublasLt.so.13: cannot load" in pip13 and "cublas/lib/libcublasLt.so.12: cannot" in pip12
 
 
 def test_a_forked_process_leaves_it_alone(log):

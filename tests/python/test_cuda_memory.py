@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from helpers import DEEP, OLDER, SMALL, engine, model
 
+import rwkv_engine as rwkv
+
 SHAPES = {"4": OLDER["4"], "6": OLDER["6"], "7": SMALL, "7a": DEEP}
 HEADS_OF_64 = dict(L=2, C=128, N=64, F=192, V=100, ranks=(5, 6, 7, 9))
 
@@ -45,6 +47,28 @@ def test_a_step_allocates_nothing(allocations, strategy, name):
     e.forward(m.tokens(70), states[0], output="all")
     for output in ("none", "hidden", "last"):
         e.forward_batch([m.tokens(1 + 4 * i) for i in range(4)], states, output=output)
+    assert allocations() == []
+
+
+@pytest.mark.parametrize("strategy", ["cuda fp16", "cuda fp16 *1 -> cpu fp32", "cpu fp32 *1 -> cuda fp16"])
+def test_sampling_allocates_nothing(allocations, strategy, tmp_path):
+    """Drawn from rows of the device and of the host, with the longest lists there may be, more rows than at a time."""
+    m = model(**SMALL)
+    vocabulary = tmp_path / "vocabulary.txt"
+    vocabulary.write_text("".join(f"{i} {chr(64 + i)!r} 1\n" for i in range(1, m.V)))
+    e = rwkv.Engine(str(m.path()), strategy, tokenizer=vocabulary)
+    states = [e.new_state() for _ in range(150)]
+    e.forward_batch([[1]] * 150, states)
+    del states
+    assert sum(allocations()) > 0
+    everything = {token: 0.5 for token in range(m.V)}
+    for params in (
+        rwkv.SamplingParams(temperature=0, max_tokens=2),
+        rwkv.SamplingParams(seed=1, top_k=5, presence_penalty=0.2, max_tokens=3, logit_bias=everything, top_logprobs=20),
+    ):
+        e.generate_batch([m.tokens(3, seed=i) for i in range(70)], params)
+    e.sample(np.zeros(m.V, np.float32), rwkv.SamplingParams(seed=1))
+    e.score(m.tokens(20))
     assert allocations() == []
 
 

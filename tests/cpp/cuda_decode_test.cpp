@@ -1,0 +1,154 @@
+// RWKV-7's recurrence with the products in front of it in one launch, against both one after the other: the same bits
+// of everything they leave, through the backend, on a simulated device so small that a block has several sequences.
+#include "backend/backend.h"
+#include "core/error.h"
+#include "cuda_operands.h"
+
+namespace {
+
+constexpr int kHeads = 2, kC = 64 * kHeads, kTokens = 9;
+
+// Bytes of a device, as numbers of which it makes nothing.
+struct Bytes {
+  Backend& backend;
+  Memory memory;
+  Bytes(Backend& b, size_t bytes) : backend(b), memory(b.allocate((bytes + 63) / 64 * 64)) {}
+  Bytes(Backend& b, const std::vector<unsigned char>& bytes) : Bytes(b, bytes.size()) {
+    std::vector<unsigned char> all(memory.size);
+    std::ranges::copy(bytes, all.begin());
+    backend.write(tensor(), reinterpret_cast<const float*>(all.data()));
+  }
+  Tensor tensor() const {
+    const auto n = int64_t(memory.size / sizeof(float));
+    return {memory.data.get(), DType::f32, 1, n, n};
+  }
+  Row read() const {
+    Row numbers(memory.size / sizeof(float));
+    backend.read(tensor(), numbers.data());
+    return numbers;
+  }
+};
+
+struct Case {
+  Format low = Format::f16;
+  DType state = DType::f32;
+  int tokens = 1;
+  bool first = false;     // layer
+  bool in_place = false;  // slots of the states
+};
+
+// What is left: y as it lies, v_first, and the states.
+std::vector<Row> results(const char* simulator, const char* features, const Case& c, uint64_t seed) {
+  const bool race = std::string_view(simulator).starts_with(kRace) && *RWKV_CUSIM_RACE_FILE;
+  setenv("RWKV_CUDA_LIBRARY", race ? RWKV_CUSIM_RACE_FILE : RWKV_CUSIM_FILE, 1);
+  setenv("RWKV_CUSIM", simulator, 1);
+  setenv("RWKV_CUDA_FEATURES", features, 1);
+  const auto backend = open_backend("cuda:0", {});
+  Backend& b = *backend;
+  b.prepare({.width = kC, .ffn = kC, .rows = 64, .results = 8, .vocab = 4, .heads = kHeads, .head_size = 64});
+  Random random(seed);
+  std::vector<Memory> kept;
+  const auto rows = [&](int count, int cols, float scale) {
+    kept.push_back(b.allocate(size_t(count) * size_t(b.row_stride(cols)) * sizeof(float)));
+    const Tensor x{kept.back().data.get(), DType::f32, count, cols, b.row_stride(cols)};
+    b.write(x, random.row(size_t(count * cols), scale).data());
+    return x;
+  };
+  // Ranks of one block of k, of less than warps, and of more, one of them no multiple.
+  std::vector<LinearJob> jobs;
+  for (int rank : {5, 130, 300, 64}) {
+    if (c.first && jobs.size() == 3) break;
+    Linear w{nullptr, c.low, kC, rank};
+    kept.push_back(b.allocate(b.linear_bytes(w)));
+    w.data = kept.back().data.get();
+    const Row numbers = random.row(size_t(kC * rank), 0.3f);
+    b.pack(w, {DType::f32, 0, [&](int64_t row, int64_t count, std::byte* to) {
+                 std::memcpy(to, numbers.data() + row * rank, size_t(count * rank) * sizeof(float));
+               }});
+    Row x = random.row(size_t(c.tokens * rank));
+    for (float& v : x) v = as_operand(Stored(uint8_t(c.low)), v);
+    const Bytes operand(b, DeviceOperand::laid_out(Stored(uint8_t(c.low)), c.tokens, rank, x));
+    kept.push_back(operand.memory);
+    jobs.push_back({{operand.memory.data.get(), c.low, c.tokens, rank}, w, rows(c.tokens, kC, 1)});
+  }
+  const auto vector = [&] { return rows(1, kC, 1); };
+  const auto activations = [&] { return rows(c.tokens, kC, 1); };
+  const Tensor v_first = activations();
+  const Wkv7 w{activations(),
+               jobs[0].y,
+               activations(),
+               activations(),
+               jobs[1].y,
+               jobs[2].y,
+               c.first ? Tensor{} : jobs[3].y,
+               v_first,
+               vector(),
+               vector(),
+               vector(),
+               vector(),
+               vector(),
+               vector(),
+               {vector(), vector(), 64e-5f},
+               kHeads,
+               64};
+  // Sequences may share a state that they go on from, where they do not write to it.
+  const size_t slot = size_t(kHeads) * 64 * 64 * (c.state == DType::f16 ? 2 : 4);
+  std::vector<Memory> before, after;
+  std::vector<const std::byte*> src;
+  std::vector<std::byte*> dst;
+  std::vector<int32_t> start(1), token;
+  for (int t = 0; t < c.tokens; t++) {
+    if (c.in_place || t % 2 == 0) {
+      const Row state = random.row(size_t(kHeads) * 64 * 64);
+      const Row lying = c.state == DType::f16 ? in_halves(state) : state;
+      const auto* bytes = reinterpret_cast<const unsigned char*>(lying.data());
+      before.push_back(Bytes(b, std::vector<unsigned char>(bytes, bytes + slot)).memory);
+    }
+    after.push_back(c.in_place ? before.back() : b.allocate(slot));
+    src.push_back(before.back().data.get()), dst.push_back(after.back().data.get());
+    start.push_back(t + 1), token.push_back(t);
+  }
+  const Bytes y(b, b.operand_bytes(c.low, c.tokens, kC));
+  const Batch batch{.token = token, .start = start, .src = src, .dst = dst};
+  b.begin(batch);
+  b.linear_wkv7(jobs, w, {0, c.state}, batch, {y.memory.data.get(), c.low, c.tokens, kC});
+  b.end();
+  std::vector<Row> all{y.read()};
+  Row values(size_t(c.tokens * kC));
+  b.read(v_first, values.data());
+  all.push_back(values);
+  for (const Memory& state : after) {
+    Row numbers(slot / sizeof(float));
+    b.read({state.data.get(), DType::f32, 1, int64_t(numbers.size()), int64_t(numbers.size())}, numbers.data());
+    all.push_back(numbers);
+  }
+  unsetenv("RWKV_CUDA_FEATURES");
+  return all;
+}
+
+bool same_bytes(const std::vector<Row>& a, const std::vector<Row>& b) {
+  bool all = a.size() == b.size();
+  for (size_t i = 0; all && i < a.size(); i++)
+    all = a[i].size() == b[i].size() && std::memcmp(a[i].data(), b[i].data(), a[i].size() * sizeof(float)) == 0;
+  return all;
+}
+
+}  // namespace
+
+TEST(one_launch_has_the_bits_of_two) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Format low : {Format::f16, Format::bf16, Format::f32})
+      for (Case c : {Case{.tokens = kTokens},
+                     {.state = DType::f16, .tokens = kTokens, .in_place = true},
+                     {.state = DType::f16, .first = true},
+                     {.tokens = 3, .first = true, .in_place = true}}) {
+        c.low = low;
+        const uint64_t seed = random.bits();
+        const auto expected = results("order:fwd", "noranks", c, seed);
+        for (const char* processors : {"processors:132", "processors:1", "processors:4"})  // groups of 1, 8 and 3
+          CHECK(same_bytes(results(join(schedule, ",", processors).c_str(), "", c, seed), expected));
+      }
+}
+
+CHECK_MAIN
