@@ -466,11 +466,3 @@ def test_auto_takes_the_device(device):
     e, cpu = engine("auto", **TINY), engine(**TINY)
     assert e.description.startswith("cuda:0 ")
     assert relative(e.forward([1], e.new_state()), cpu.forward([1], cpu.new_state())) <= 1e-5
-
-
-def test_a_quantised_file_is_for_the_cpu(device, tmp_path):
-    path = tmp_path / "q.safetensors"
-    rwkv.quantize(str(model(**SMALL).path()), str(path), "int8")
-    with pytest.raises(rwkv.StrategyError, match="expected cpu, for which this file was quantised"):
-        rwkv.Engine(str(path), "cuda int8")
-    assert rwkv.Engine(str(path)).description.startswith("cpu ")
