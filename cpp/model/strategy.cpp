@@ -110,7 +110,8 @@ StageSpec parse_stage(std::string_view stage, std::string_view text, Format nati
   return spec;
 }
 
-// The low-rank pairs of such a file are as they were, and a GPU turns its matrices anyway: they may become fp16 or bf16.
+// The low-rank pairs of such a file are as they were, and a GPU turns its matrices anyway: they may become fp16 or
+// bf16.
 bool fits(const StageSpec& stage, const Formats& only) {
   const Formats& f = stage.formats;
   return f == only || (stage.device != "cpu" && f.large == only.large && f.head == only.head);
