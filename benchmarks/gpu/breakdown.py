@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import csv
+import functools
 import os
 import pathlib
 import re
@@ -46,7 +47,7 @@ def kernel_name(name: str) -> str:
     return re.sub(r"\(.*", "", name.replace("rwkv::cuda::", ""))[:60]
 
 
-def timeline(engine: rwkv.Engine, what: str, call, steps: int) -> list[dict[str, object]]:
+def timeline(what: str, call, steps: int) -> list[dict[str, object]]:
     """Of the kernels of some calls, by torch's profiler."""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -165,11 +166,11 @@ def main() -> int:
     engine = rwkv.Engine(a.model, "cuda fp16")
     calls = [(batch, 1) for batch in a.batches] + [(1, length) for length in a.prompts]
     for batch, length in calls:
-        call = stepper(engine, batch, length)
-        attempt(f"torch {batch}x{length}", lambda: timeline(engine, f"{batch}x{length}", call, STEPS if length == 1 else 2))
-    del engine
+        call, what, steps = stepper(engine, batch, length), f"{batch}x{length}", STEPS if length == 1 else 2
+        attempt(f"torch {what}", functools.partial(timeline, what, call, steps))
+    del engine, call
     for batch, length in calls:
-        attempt(f"ncu {batch}x{length}", lambda: counters(a, batch, length))
+        attempt(f"ncu {batch}x{length}", functools.partial(counters, a, batch, length))
     return 0
 
 

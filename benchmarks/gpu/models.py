@@ -18,7 +18,7 @@ import time
 import zipfile
 
 import numpy as np
-import results  # first, as it finds common
+import results  # noqa: F401 (first, as it finds common)
 
 import common
 

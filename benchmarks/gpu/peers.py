@@ -83,7 +83,6 @@ def torch_products(a: argparse.Namespace) -> list[Row]:
 
 def rwkv_package(a: argparse.Namespace) -> list[Row]:
     os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="1")
-    import torch
     from rwkv.model import RWKV
 
     version = importlib.metadata.version("rwkv")
