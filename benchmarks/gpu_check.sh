@@ -100,6 +100,14 @@ if ! $simulate; then
   [[ $architecture =~ ^[0-9]+$ ]] || { echo "expected a GPU, found none: nvidia-smi says '$architecture'" >&2; exit 2; }
 fi
 
+# That of pip beside torch, of which a venv's package knows nothing.
+if [[ -z ${RWKV_CUBLASLT:-} ]]; then
+  RWKV_CUBLASLT=$("$parent" -c 'import glob, site
+found = [glob.glob(f"{folder}/nvidia/*/lib/libcublasLt.so.1[23]") for folder in site.getsitepackages()]
+print(*sum(found, [])[:1])')
+  if [[ -n $RWKV_CUBLASLT ]]; then export RWKV_CUBLASLT; else unset RWKV_CUBLASLT; fi
+fi
+
 build=$(realpath -m "${GPU_CHECK_BUILD:-$work/build}")
 kernel_tests=(cuda_chunk_test cuda_pack_test cuda_products_test cuda_rows_test cuda_sample_test cuda_tile_test cuda_wkv_test)
 if wants build; then
