@@ -78,7 +78,7 @@ step() { # NAME SECONDS COMMAND...
     timeout --kill-after=3 "$((seconds < left ? seconds : left))" "$@" >"$log" 2>&1 </dev/null || status="exit status $?"
   fi
   printf '%s\t%s\t%d\t%s\n' "$name" "$status" "$((SECONDS - begin))" "$(tail -n 1 "$log" | tr '\t' ' ' | cut -c 1-150)" >>"$steps"
-  { printf '\n== %s: %s, %d s\n' "$name" "$status" "$((SECONDS - begin))"; tail -n 200 "$log" | cut -c 1-2000; } >>"$OUT/gpu-log.txt"
+  { printf '\n== %s: %s, %d s\n' "$name" "$status" "$((SECONDS - begin))"; tail -n 500 "$log" | cut -c 1-1000; } >>"$OUT/gpu-log.txt"
   [[ $status == ok ]] && return 0
   failed=1
   printf -- '-- %s: %s\n' "$name" "$status" >&2
@@ -138,7 +138,7 @@ if wants tests; then
   # Plugins and libraries of the machine are its own; several processes share the GPU where that is to be had.
   export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
   export RWKV_GPU_TESTS=${RWKV_CUDA_LIBRARY:-1}
-  pytest=("$python" -m pytest -p no:cacheprovider -W default -q --maxfail 20 --tb short -m gpu
+  pytest=("$python" -m pytest -p no:cacheprovider -W default -q --maxfail 60 --tb short -m gpu
     tests/python/test_cuda.py tests/python/test_cuda_packed.py tests/python/test_cuda_tuning.py tests/python/test_cuda_cublaslt.py)
   if "$python" -c 'import pytest_timeout' 2>/dev/null; then pytest+=(-p pytest_timeout --timeout 40 --timeout-method thread); fi
   if $simulate; then

@@ -161,6 +161,9 @@ class Bench:
             "calls": calls,
             "share_of_roofline": floor and common.rounded(floor / middle),
         }
+        for key, rate, unit in (("bytes", "gigabytes_per_second", 1e9), ("operations", "teraflops", 1e12)):
+            if key in more:
+                row[rate] = common.rounded(more[key] / middle / unit)
         say(row=row | more)
 
 

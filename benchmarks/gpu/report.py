@@ -67,11 +67,12 @@ def engine(shape: str, results: list[dict]) -> None:
         precision = row["precision"] + ("" if row["skipping"] else " dense")
         rows.setdefault((precision, what), {})[row["features"]] = row
     features = sorted({row["features"] for row in results}, key=lambda words: (-len(words.split(",")), words))
-    heads = ["precision", "what", "tokens/s", "ms", "of roofline", "with", *(f"{f or 'plain'}" for f in features)]
+    heads = ["precision", "what", "tokens/s", "ms", "GB/s", "TFLOP/s", "of roofline", "with", *(f"{f or 'plain'}" for f in features)]
     lines = []
     for (precision, what), by in rows.items():
         best = max(by.values(), key=lambda row: row.get("tokens_per_second", 0))
         line = [precision, what, best.get("tokens_per_second"), best.get("milliseconds")]
+        line += [best.get("gigabytes_per_second"), best.get("teraflops")]
         line += [percent(best.get("share_of_roofline")), best["features"] or "plain"]
         line += [by[f].get("tokens_per_second", by[f].get("unfinished")) if f in by else None for f in features]
         if "times_an_ordinary_step" in best:

@@ -37,6 +37,16 @@ def pytest_collection_modifyitems(config, items):
                     item.add_marker(pytest.mark.skip(reason=f"{mark}; {option} runs it"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """A device that has failed is lost to its process and so to the tests after: with `pytest -n` a new one takes over."""
+    report = yield
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and "it is lost to this process" in str(report.longrepr):
+        print(f"\n{item.nodeid}\n{report.longrepr}", file=sys.__stderr__, flush=True)
+        os._exit(3)
+    return report
+
+
 def find_tool(name):
     """A program of this environment, whether or not the environment is activated."""
     here = os.path.dirname(sys.executable)

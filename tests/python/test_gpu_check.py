@@ -93,6 +93,7 @@ def test_what_a_device_allows_comes_from_the_probes(cpp_build, tmp_path):
     states = 3 * 2 * 4 * 2 * (2 * 128 + 128 * 64)
     floor = ((row["bytes"] - states) / 2e9 + states / 1e9) * 1e3
     assert row["share_of_roofline"] == pytest.approx(floor / row["milliseconds"], rel=0.01)
+    assert row["gigabytes_per_second"] == pytest.approx(row["bytes"] / row["milliseconds"] / 1e6, rel=0.01)
     row = prefill["row"]
     assert row["share_of_roofline"] == pytest.approx(row["operations"] / 0.5e9 / row["milliseconds"], rel=0.01)
 
