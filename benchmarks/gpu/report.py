@@ -51,8 +51,8 @@ def engines() -> None:
     found = results.read("engine")
     if found is None:
         return
-    heads = ["shape", "precision", "features", "skipping", "load s", "logits from cpu fp32", "same bits", "error"]
-    keys = ["shape", "precision", "features", "skipping", "load_seconds", "largest_logit_difference", "same_bits", "error"]
+    heads = ["shape", "precision", "features", "skipping", "load s", "logits from cpu fp32", "same bits", "device", "error"]
+    keys = ["shape", "precision", "features", "skipping", "load_seconds", "largest_logit_difference", "same_bits", "device", "error"]
     zeros = ", ".join(f"{shape} {share:.1%}" for shape, share in found["settings"]["ffn_zero_fraction"].items())
     title = f"engines; random weights, ffn activations that are zero: {zeros}"
     table(title, heads, [[check.get(key) for key in keys] for check in found["checks"]])

@@ -194,6 +194,7 @@ def main() -> int:
     a.end = time.monotonic() + a.seconds
     with tempfile.TemporaryDirectory() as own:
         schedule = Schedule(a, a.folder or pathlib.Path(own))
+        schedule.keep()  # which asks the machine what it is, now that nothing is measured
         runs: list[Run | Breakdown] = [*QUICK] if a.quick else RUNS
         for run in runs:
             if a.end - time.monotonic() < 5:
