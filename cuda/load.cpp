@@ -47,7 +47,7 @@ void CudaBackend::each_rows(int64_t rows, int64_t step, size_t bytes, const RowW
 
 void CudaBackend::pack(const Linear& w, const RowSource& source) {
   const size_t row = size_t(w.cols) * size_of(source.dtype);
-  const int64_t step = (piece_rows(source, row) + kBlockRows - 1) / kBlockRows * kBlockRows;
+  const int64_t step = (piece_rows(source, row) + kPad - 1) / kPad * kPad;  // and whole panels of packed files
   const size_t bytes = size_t(std::min<int64_t>(step, w.rows)) * row;
   const Kernel kernel = pack_kernel(stored(w.format), w.mostly_zero_inputs ? Order::columns : Order::rows);
   each_rows(w.rows, step, bytes, [&](Transfer& piece, int64_t first, int64_t count) {

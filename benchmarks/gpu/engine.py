@@ -1,10 +1,13 @@
-"""The engine on a GPU at one shape: decode in batches, prefill, and steps after a fork, beside what the device allows.
+"""One engine on a GPU: decode, prefill, and steps after a fork, beside what the device allows. Prints a line of JSON as
+soon as something is known.
 
-    python benchmarks/gpu/engine.py [--shape 1.5B] [--zeros 88] [--seconds 60] [--folder /dev/shm] [--quick]
+    python benchmarks/gpu/engine.py MODEL --shape 1.5B [--strategy "cuda fp16"] [--features graphs,pdl] [--dense]
+        [--zeros 0.88] [--tasks decode:1 steps:8 logits:1 prefill:1x1024 fork:32] [--quick]
 
-A time is that of whole calls from Python, the logits' way to the host and the choice of the next token included: a run
-of many in each of five rounds, of which the median counts. Every token is the most likely one after the one before, so
-no step can begin early. "steps" are the same without logits and head, with tokens that were chosen beforehand.
+MODEL is of models.py, whose zero fraction --zeros tells. "decode" are greedy texts of `generate_batch`, drawn on the
+device: the time is what longer ones take more than shorter ones, of calls from Python as anybody makes them. "steps"
+are calls that want nothing back, so without the head; "logits" those that bring the logits to the host, where the next
+token is chosen. Of a fork it is the first step, with ordinary ones in turns.
 
 What a device allows takes gpu-probes.json from $OUT: bytes of weights over the bandwidth of reads and bytes of states
 over that of copies, or operations over the peak of the instructions that multiply.
@@ -13,96 +16,96 @@ over that of copies, or operations over the peak of the instructions that multip
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 
 import results  # first, as it finds common
 
 import common
-import models
 import numpy as np
 
 import rwkv_engine as rwkv
 
-ALL = ((1, 8, 32, 64, 256, 960), ((1, 1024), (1, 4096), (8, 1024)))
 # A graph is made of what has come for the third time, and there are two slots for each state.
-SETTINGS = {"rounds": 5, "warm_up": 8, "round_seconds": 0.1, "forks": 40}
-QUICK = {"rounds": 1, "warm_up": 1, "round_seconds": 0.0, "forks": 1}
-FEATURES = ("graphs,pdl", "")
-CUBLASLT = "graphs,pdl,cublaslt"  # for long prompts, if the library is there
-UNFUSED = "graphs,pdl,nofused"  # which is the same for many tokens
+SETTINGS = {"rounds": 5, "warm_up": 8, "round_seconds": 0.15, "most": 256, "forks": 40, "short": 6}
+QUICK = {"rounds": 1, "warm_up": 1, "round_seconds": 0.0, "most": 8, "forks": 1, "short": 1}
 WIDTHS = {"fp16": 2, "bf16": 2, "fp16i8": 66 / 64, "fp16i4": 34 / 64}  # bytes of a weight, its scale included
 STORED = {"fp16i8": "int8", "fp16i4": "int4"}
 CHECKED = list(range(1, 17))
 
 
-@dataclass(frozen=True)
-class Run:
-    """One engine and what is asked of it."""
-
-    precision: str
-    features: str
-    skipping: bool
-    batches: tuple[int, ...]
-    prompts: tuple[tuple[int, int], ...]  # sequences, tokens of each
-
-
 class Bench:
-    """An engine that is open, and the rows that were measured with it."""
+    """An engine that is open, and what is measured with it."""
 
-    def __init__(self, a: argparse.Namespace, run: Run, path: pathlib.Path, zeros: float) -> None:
-        os.environ["RWKV_CUDA_FEATURES"] = run.features
-        self.a, self.run, self.zeros = a, run, zeros
-        self.engine = rwkv.Engine(path, f"cuda {run.precision}", sparse=run.skipping)
-        config = self.engine.config
-        self.weights = common.streamed_bytes(config, a.shape, STORED.get(run.precision, run.precision))
-        self.head = config.n_vocab * config.n_embd * WIDTHS["fp16i8" if run.precision == "fp16i4" else run.precision]
-        self.skippable = config.n_layer * config.n_embd * config.n_ffn * WIDTHS[run.precision]
+    def __init__(self, a: argparse.Namespace, folder: str) -> None:
+        self.a = a
+        begin = time.perf_counter()
+        self.engine = rwkv.Engine(a.model, a.strategy, sparse=not a.dense, tokenizer=vocabulary(a.shape, folder))
+        self.load_seconds = time.perf_counter() - begin
+        config, precision = self.engine.config, a.strategy.split()[1]
+        self.weights = common.streamed_bytes(config, a.shape, STORED.get(precision, precision))
+        self.head = config.n_vocab * config.n_embd * WIDTHS["fp16i8" if precision == "fp16i4" else precision]
+        self.skippable = config.n_layer * config.n_embd * config.n_ffn * WIDTHS[precision]
         self.limits = (results.read("probes") or {}).get("limits") or {}
-        self.rows: list[dict[str, object]] = []
 
-    def logits(self) -> np.ndarray:
-        """Of one token after the other: what other engines must give as well."""
+    def check(self) -> dict[str, object]:
+        """Logits of one token after the other: what other engines must give as well."""
         state = self.engine.new_state()
-        return np.array([self.engine.forward([token], state) for token in CHECKED])
-
-    def measure(self) -> None:
-        tasks = [(self.decode, batch) for batch in self.run.batches]
-        tasks += [(self.prefill, *prompt) for prompt in self.run.prompts]
-        if len(self.run.prompts):
-            tasks += [(self.fork, batch) for batch in self.run.batches if batch in (1, 32)]
-        for task, *sizes in tasks:
-            if time.monotonic() > self.a.end:
-                self.add(task.__name__, sizes[0], unfinished="no time was left")
-                continue
-            try:
-                task(*sizes)
-            except rwkv.Error as error:  # such as a device that has no room for so many states
-                self.add(task.__name__, sizes[0], unfinished=str(error))
+        found = np.array([self.engine.forward([token], state) for token in CHECKED])
+        if self.a.logits:
+            np.save(self.a.logits, found)
+        return {"load_seconds": common.rounded(self.load_seconds), "device": self.engine.description}
 
     def decode(self, batch: int) -> None:
+        prompts = [[1 + s % (self.engine.config.n_vocab - 1)] for s in range(batch)]
+
+        def texts(tokens: int) -> tuple[float, int]:
+            params = rwkv.SamplingParams(temperature=0, max_tokens=tokens)
+            begin = time.perf_counter()
+            found = self.engine.generate_batch(prompts, params)
+            return time.perf_counter() - begin, sum(len(text.tokens) for text in found)
+
+        few = self.a.short
+        texts(few)
+        per_step = (texts(2 * few)[0] - texts(few)[0]) / few
+        more = int(min(max(self.a.round_seconds / max(per_step, 1e-5), 4), self.a.most))
+        seconds = []
+        for _ in range(self.a.rounds):
+            (short, fewer), (long, tokens) = texts(few), texts(few + more)
+            seconds.append((long - short) * batch / max(tokens - fewer, 1))  # of a step; a text may end early
+        self.add_steps("decode", batch, seconds, more, read=self.weights)
+
+    def steps(self, batch: int) -> None:
         states = [self.engine.new_state() for _ in range(batch)]
-        tokens = [[1 + s % (self.engine.config.n_vocab - 1)] for s in range(batch)]
+        tokens = np.arange(1, batch + 1).reshape(batch, 1) % self.engine.config.n_vocab
+        self.add_steps(
+            "steps",
+            batch,
+            *self.rounds(lambda: self.engine.forward_batch(tokens, states, output="none")),
+            read=self.weights - self.head,
+        )
+
+    def logits(self, batch: int) -> None:
+        states = [self.engine.new_state() for _ in range(batch)]
+        tokens = np.ones((batch, 1), np.int64)
 
         def greedy() -> None:
             nonlocal tokens
-            tokens = self.engine.forward_batch(tokens, states).argmax(axis=1)[:, None].tolist()
+            tokens = self.engine.forward_batch(tokens, states).argmax(axis=1)[:, None]
 
-        def blind() -> None:
-            self.engine.forward_batch(tokens, states, output="none")
+        self.add_steps("logits", batch, *self.rounds(greedy), read=self.weights)
 
-        copied = 2 * batch * states[0].nbytes
-        skipped = self.skippable * self.zeros**batch if self.run.skipping else 0
-        for task, step, read in (("decode", greedy, 0.0), ("steps", blind, self.head)):
-            floor = self.floor(read=self.weights - skipped - read, copied=copied)
-            self.add(task, batch, batch, *self.rounds(step), floor=floor, bytes=self.weights - skipped - read + copied)
+    def add_steps(self, task: str, batch: int, seconds: list[float], calls: int, read: float) -> None:
+        copied = 2 * batch * self.engine.new_state().nbytes / (2 if "state16" in self.a.strategy else 1)
+        read -= 0 if self.a.dense else self.skippable * self.a.zeros**batch
+        self.add(task, batch, batch, seconds, calls, floor=self.floor(read=read, copied=copied), bytes=read + copied)
 
     def prefill(self, sequences: int, length: int) -> None:
-        tokens = np.random.default_rng(0).integers(1, self.engine.config.n_vocab, (sequences, length)).tolist()
+        tokens = np.random.default_rng(0).integers(1, self.engine.config.n_vocab, (sequences, length))
         empty = self.engine.new_state()
 
         def read() -> None:
@@ -115,14 +118,14 @@ class Bench:
         self.add("prefill", sequences, count, *self.rounds(read), floor=floor, length=length, operations=operations)
 
     def fork(self, batch: int) -> None:
-        """The first step of forks and an ordinary one, in turns; a row says how long the former takes."""
         states = [self.engine.new_state() for _ in range(batch)]
-        tokens = [[1 + s % 100] for s in range(batch)]
+        tokens = np.arange(1, batch + 1).reshape(batch, 1) % self.engine.config.n_vocab
 
         def step(which) -> float:
-            return common.timed(lambda: self.engine.forward_batch(tokens, which))
+            return common.timed(lambda: self.engine.forward_batch(tokens, which, output="none"))
 
-        step(states), step([state.fork() for state in states])
+        for _ in range(self.a.warm_up):
+            step(states), step([state.fork() for state in states])
         pairs = [(step([state.fork() for state in states]), step(states)) for _ in range(self.a.forks)]
         branch, ordinary = (common.median(seconds) for seconds in zip(*pairs, strict=True))
         ratio = common.rounded(branch / ordinary)
@@ -135,7 +138,7 @@ class Bench:
             last = common.timed(step)
             if time.perf_counter() - begin > 0.5:
                 break
-        calls = min(256, max(1, round(self.a.round_seconds / last)))
+        calls = int(min(max(self.a.round_seconds / last, 1), self.a.most))
         return [common.timed(lambda: [step() for _ in range(calls)]) / calls for _ in range(self.a.rounds)], calls
 
     def floor(self, read: float = 0, copied: float = 0, operations: float = 0) -> float | None:
@@ -147,107 +150,65 @@ class Bench:
         except KeyError:
             return None
 
-    def add(self, task: str, batch: int, tokens: int = 0, seconds=(), calls: int = 0, floor=None, **more) -> None:
-        row: dict[str, object] = {
+    def add(self, task: str, batch: int, tokens: int, seconds, calls: int, floor=None, **more) -> None:
+        middle = common.median(seconds)
+        row = {
             "task": task,
-            "precision": self.run.precision,
-            "features": self.run.features,
-            "skipping": self.run.skipping,
             "batch": batch,
+            "tokens_per_second": common.rounded(tokens / middle),
+            "lowest_highest": common.lowest_highest(tokens / s for s in seconds),
+            "milliseconds": common.rounded(1e3 * middle),
+            "calls": calls,
+            "share_of_roofline": floor and common.rounded(floor / middle),
         }
-        if seconds:
-            middle = common.median(seconds)
-            row |= {
-                "tokens_per_second": common.rounded(tokens / middle),
-                "lowest_highest": common.lowest_highest(tokens / s for s in seconds),
-                "milliseconds": common.rounded(1e3 * middle),
-                "calls": calls,
-                "share_of_roofline": floor and common.rounded(floor / middle),
-            }
-        self.rows.append(row | more)
+        for key, rate, unit in (("bytes", "gigabytes_per_second", 1e9), ("operations", "teraflops", 1e12)):
+            if key in more:
+                row[rate] = common.rounded(more[key] / middle / unit)
+        say(row=row | more)
 
 
-def runs(a: argparse.Namespace) -> list[Run]:
-    """In the order of what matters, as time may end."""
-    found = [Run("fp16", features, True, *a.sizes) for features in FEATURES]
-    if a.quick:
-        return [found[0], Run("fp16i8", "", True, (1,), ())]
-    found.append(Run("fp16", UNFUSED, True, (1, 8), ()))
-    found.append(Run("fp16", FEATURES[0], False, (1, 8), ()))
-    found.append(Run("fp16", CUBLASLT, True, (), a.sizes[1]))
-    if a.shape == "1.5B":
-        others = ("bf16", "fp16i8", "fp16i4")
-        found += [Run(precision, FEATURES[0], True, *a.sizes) for precision in others]
-        found += [Run(precision, FEATURES[1], True, (1, 32), a.sizes[1][:1]) for precision in others]
-    return found
+def vocabulary(shape: str, folder: str) -> pathlib.Path | None:
+    """None where the World vocabulary has as many words; else one of as many, of two bytes each."""
+    count = common.SHAPES[shape].V
+    if count == 65536:
+        return None
+    path = pathlib.Path(folder, "words.txt")
+    path.write_text("".join(f"{i} {chr(97 + i // 26) + chr(97 + i % 26)!r} 2\n" for i in range(1, count)))
+    return path
 
 
-def measure(a: argparse.Namespace, path: pathlib.Path, zeros: float) -> bool:
-    """Whether all engines opened and computed."""
-    expected = None
-    if a.shape in ("0.1B", "0.4B", "1.5B", "tiny"):  # where the CPU has it at once
-        cpu = rwkv.Engine(path, "cpu fp32")
-        expected = cpu.forward(CHECKED, cpu.new_state(), output="all")
-        del cpu
-    rows: list[dict[str, object]] = []
-    checks: list[dict[str, object]] = []
-    first: dict[str, bytes] = {}
-    settings = {"shape": a.shape, "seconds": a.seconds, "ffn_zero_fraction": common.rounded(zeros)}
-    device = None
-
-    def keep() -> None:
-        results.write(f"engine-{a.shape}", settings, rows, device=device, checks=checks)
-
-    for run in runs(a):
-        if time.monotonic() > a.end:
-            break
-        begin = time.perf_counter()
-        try:
-            bench = Bench(a, run, path, zeros)
-            loaded = time.perf_counter() - begin
-            found = bench.logits()
-        except rwkv.Error as error:
-            checks.append({"precision": run.precision, "features": run.features, "skipping": run.skipping, "error": str(error)})
-            common.note(f"{run.precision} {run.features}: {error}")
-            keep()
-            continue
-        difference = None if expected is None else np.abs(found - expected).max() / np.abs(expected).max()
-        checks.append(
-            {
-                "precision": run.precision,
-                "features": run.features,
-                "skipping": run.skipping,
-                "load_seconds": common.rounded(loaded),
-                "largest_logit_difference": None if difference is None else common.rounded(float(difference)),
-                "same_bits": first.setdefault(run.precision, found.tobytes()) == found.tobytes(),
-            }
-        )
-        device = bench.engine.description
-        bench.measure()
-        rows += bench.rows
-        keep()
-        del bench
-    return not any("error" in check or not check["same_bits"] for check in checks)
+def say(**what: object) -> None:
+    print(json.dumps(what), flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="1.5B", choices=common.SHAPES)
-    parser.add_argument("--zeros", type=float, default=88, metavar="PERCENT", help="of ffn activations")
-    parser.add_argument("--seconds", type=float, default=60, help="after which nothing new is begun")
-    parser.add_argument("--folder", type=pathlib.Path, help="for the model, which is removed afterwards")
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
+    parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("--shape", required=True, choices=common.SHAPES)
+    parser.add_argument("--strategy", default="cuda fp16")
+    parser.add_argument("--features", default="")
+    parser.add_argument("--dense", action="store_true", help="rows of zeros are not skipped")
+    parser.add_argument("--zeros", type=float, default=0.5, help="share of the ffn's activations")
+    parser.add_argument("--tasks", nargs="*", default=["decode:1"])
+    parser.add_argument("--logits", type=pathlib.Path, help="a .npy for what the engine is checked by")
+    parser.add_argument("--quick", action="store_true")
     a = parser.parse_args()
-    a.end, a.sizes = time.monotonic() + a.seconds, ALL
-    if a.quick:
-        a.shape, a.sizes = "tiny", ((1, 3), ((1, 9), (2, 5)))
     vars(a).update(QUICK if a.quick else SETTINGS)
-    with tempfile.TemporaryDirectory(dir=a.folder) as folder:
-        path = pathlib.Path(folder, "model.safetensors")
-        begin = time.perf_counter()
-        zeros = models.write_model(path, a.shape, a.zeros / 100, len(os.sched_getaffinity(0)))
-        common.note(f"{a.shape}: made in {time.perf_counter() - begin:.1f} s, {zeros:.1%} of the ffn's activations are zero")
-        return 0 if measure(a, path, zeros) else 1
+    os.environ["RWKV_CUDA_FEATURES"] = a.features
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(a, folder)
+        say(check=bench.check())
+        for task in a.tasks:
+            name, sizes = task.split(":")
+            numbers = [int(n) for n in sizes.split("x")]
+            try:
+                getattr(bench, name)(*numbers)
+            except rwkv.Error as error:  # such as a device that has no room for so many states
+                more = {"length": numbers[1]} if len(numbers) > 1 else {}
+                say(row={"task": name, "batch": numbers[0], "unfinished": str(error), **more})
+                failed = True
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

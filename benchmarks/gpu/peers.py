@@ -1,20 +1,18 @@
 """What others need for the same work on this GPU: the `rwkv` package, flash-linear-attention, and torch's products.
 
-    python benchmarks/gpu/peers.py [--shape 1.5B] [--zeros 88] [--folder /dev/shm] [--peers torch rwkv fla]
+    python benchmarks/gpu/peers.py [--shape 1.5B] [--zeros 88] [--folder /dev/shm] [--peers torch rwkv fla] [--warm]
 
 Who cannot be imported is left out with a line. The package reads the same kind of model as the engine (same seed, shape
 and zero fraction). What is compiled or tuned at the first call is not in the times: medians of five rounds after three
-calls that warm up.
+calls that warm up; --warm does no more than that, so that what is compiled lies in the caches of torch and triton.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import pathlib
-import struct
 import sys
 import tempfile
 import time
@@ -85,15 +83,11 @@ def torch_products(a: argparse.Namespace) -> list[Row]:
 
 def rwkv_package(a: argparse.Namespace) -> list[Row]:
     os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="1")
-    import torch
     from rwkv.model import RWKV
 
     version = importlib.metadata.version("rwkv")
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
-        path = pathlib.Path(folder, "model.safetensors")
-        models.write_model(path, a.shape, a.zeros / 100, len(os.sched_getaffinity(0)))
-        torch.save(tensors_of(path), path.with_suffix(".pth"))
-        path.unlink()
+        path, _ = models.model(a.folder or pathlib.Path(folder), a.shape, a.zeros / 100)
         model = RWKV(model=str(path.with_suffix("")), strategy="cuda fp16")
     rows = []
     last = [1, None]
@@ -108,21 +102,6 @@ def rwkv_package(a: argparse.Namespace) -> list[Row]:
         seconds = seconds_of(lambda tokens=tokens: model.forward(tokens, None))
         rows.append(Row("rwkv", version, f"{a.shape} prefill 1x{length}, fp16", seconds, length))
     return rows
-
-
-def tensors_of(path: pathlib.Path) -> dict:
-    """A safetensors file in bf16 as torch has it."""
-    import torch
-
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)[8 + length :]
-    found = {}
-    for name, about in header.items():
-        begin, end = about["data_offsets"]
-        found[name] = data[begin:end].clone().view(torch.bfloat16).reshape(about["shape"])
-    return found
 
 
 def linear_attention(a: argparse.Namespace) -> list[Row]:
@@ -160,7 +139,10 @@ def main() -> int:
     parser.add_argument("--zeros", type=float, default=88, metavar="PERCENT", help="of ffn activations")
     parser.add_argument("--folder", type=pathlib.Path, help="for the model, which is removed afterwards")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--warm", action="store_true", help="only what peers compile")
     a = parser.parse_args()
+    if a.warm:
+        vars(a).update(shape="0.1B", peers=["fla", "rwkv"])
     rows: list[dict[str, object]] = []
     left_out: dict[str, str] = {}
     for peer in a.peers:
@@ -169,6 +151,8 @@ def main() -> int:
         except Exception as error:  # whatever a peer does, the others are measured
             left_out[peer] = f"{type(error).__name__}: {error}"[:500]
             print(f"{peer} is left out: {left_out[peer]}", file=sys.stderr)
+        if a.warm:
+            continue
         results.write("peers", {"shape": a.shape, "zeros": a.zeros}, rows, left_out=left_out)
     return 0
 

@@ -1,6 +1,6 @@
 """Compiles probes.cu and runs its probes, each in a process of its own: one that fails or hangs loses no other.
 
-    python benchmarks/gpu/probes.py [--architecture 90] [--probes bandwidth nodes ...] [--seconds 30]
+    python benchmarks/gpu/probes.py [--architecture 90] [--probes bandwidth nodes ...] [--seconds 30] [--program FILE]
 """
 
 from __future__ import annotations
@@ -29,19 +29,32 @@ def run(program: pathlib.Path, name: str, seconds: float) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
+def compile_probes(architecture: str, program: pathlib.Path) -> None:
+    subprocess.run(["nvcc", "-std=c++20", "-O3", f"-arch=sm_{architecture}", SOURCE, "-o", program], check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="90", help="compute capability without the dot")
     parser.add_argument("--probes", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--seconds", type=float, default=30, help="for each")
+    parser.add_argument("--program", type=pathlib.Path, help="as --compile left it; compiled anew if it is not there")
+    parser.add_argument("--compile", type=pathlib.Path, metavar="FILE", help="only that")
     a = parser.parse_args()
+    if a.compile:
+        unfinished = a.compile.with_name("unfinished-probes")
+        compile_probes(a.architecture, unfinished)
+        unfinished.rename(a.compile)
+        return 0
     rows: list[dict[str, object]] = []
     limits: dict[str, float] = {}
     errors: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         program = pathlib.Path(folder, "probes")
-        command = ["nvcc", "-std=c++20", "-O3", f"-arch=sm_{a.architecture}", SOURCE, "-o", program]
-        subprocess.run(command, check=True)
+        if a.program and a.program.exists():
+            program = a.program
+        else:
+            compile_probes(a.architecture, program)
         for name in a.probes:
             found = run(program, name, a.seconds)
             if "error" in found:

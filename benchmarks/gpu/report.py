@@ -46,32 +46,50 @@ def probes() -> None:
     print("  limits: " + ", ".join(f"{name} {value:g}" for name, value in found["limits"].items()))
 
 
-def engine(shape: str, found: dict) -> None:
-    zeros = found["settings"]["ffn_zero_fraction"]
-    checks = [
-        [c["precision"], c["features"], c["skipping"], c.get("load_seconds"), c.get("largest_logit_difference")]
-        + [c.get("same_bits", c.get("error"))]
-        for c in found["checks"]
-    ]
-    heads = ["precision", "features", "skipping", "load s", "logits from cpu fp32", "same bits"]
-    table(f"{shape} on {found['device']}, random weights, {zeros:.1%} of ffn activations zero", heads, checks)
-    # With and without features side by side.
+def engines() -> None:
+    """What was checked, and of each shape a table with the features side by side."""
+    found = results.read("engine")
+    if found is None:
+        return
+    heads = ["shape", "precision", "features", "skipping", "load s", "logits from cpu fp32", "same bits", "device", "error"]
+    keys = ["shape", "precision", "features", "skipping", "load_seconds", "largest_logit_difference", "same_bits", "device", "error"]
+    zeros = ", ".join(f"{shape} {share:.1%}" for shape, share in found["settings"]["ffn_zero_fraction"].items())
+    title = f"engines; random weights, ffn activations that are zero: {zeros}"
+    table(title, heads, [[check.get(key) for key in keys] for check in found["checks"]])
+    for shape in dict.fromkeys(row["shape"] for row in found["results"]):
+        engine(shape, [row for row in found["results"] if row["shape"] == shape])
+
+
+def engine(shape: str, results: list[dict]) -> None:
     rows: dict[tuple, dict[str, dict]] = {}
-    for row in found["results"]:
+    for row in results:
         what = f"{row['task']} {row['batch']}" + (f"x{row['length']}" if "length" in row else "")
         precision = row["precision"] + ("" if row["skipping"] else " dense")
         rows.setdefault((precision, what), {})[row["features"]] = row
+    features = sorted({row["features"] for row in results}, key=lambda words: (-len(words.split(",")), words))
+    heads = ["precision", "what", "tokens/s", "ms", "GB/s", "TFLOP/s", "of roofline", "with", *(f"{f or 'plain'}" for f in features)]
     lines = []
-    for (precision, what), both in rows.items():
-        names = ("graphs,pdl", "", "graphs,pdl,nofused", "graphs,pdl,cublaslt")
-        best, plain, unfused, cublaslt = (both.get(features, {}) for features in names)
+    for (precision, what), by in rows.items():
+        best = max(by.values(), key=lambda row: row.get("tokens_per_second", 0))
         line = [precision, what, best.get("tokens_per_second"), best.get("milliseconds")]
-        line += [percent(best.get("share_of_roofline")), plain.get("tokens_per_second")]
-        line += [unfused.get("tokens_per_second"), cublaslt.get("tokens_per_second")]
-        line += [best.get("times_an_ordinary_step"), best.get("unfinished", plain.get("unfinished"))]
+        line += [best.get("gigabytes_per_second"), best.get("teraflops")]
+        line += [percent(best.get("share_of_roofline")), best["features"] or "plain"]
+        line += [by[f].get("tokens_per_second", by[f].get("unfinished")) if f in by else None for f in features]
+        if "times_an_ordinary_step" in best:
+            line[1] += f", {best['times_an_ordinary_step']} of an ordinary step"
         lines.append(line)
-    heads = ["precision", "what", "tokens/s", "ms", "of roofline", "tokens/s plain", "tokens/s unfused", "tokens/s cublaslt", "ordinary steps", "unfinished"]
-    table(f"{shape}: with launch graphs and dependent launches, and plain", heads, lines)
+    table(f"{shape}; tokens/s with each of the features", heads, lines)
+
+
+def breakdown() -> None:
+    found = results.read("breakdown")
+    if found is None:
+        return
+    keys = ["what", "kernel", "launches", "microseconds", "share", "gigabytes_per_second"]
+    title = f"{found['settings']['shape']} fp16, kernels of a call of SEQUENCESxTOKENS; alone: one by one, with counters"
+    table(title, ["call", "kernel", "launches", "us", "share", "GB/s"], [[row.get(key) for key in keys] for row in found["results"]])
+    for tool, why in found["left_out"].items():
+        print(f"  {tool} is left out: {why}")
 
 
 def peers() -> None:
@@ -87,8 +105,8 @@ def peers() -> None:
 def main() -> None:
     print(json.dumps(results.machine()))
     probes()
-    for path in sorted(results.folder().glob("gpu-engine-*.json")):
-        engine(path.stem.removeprefix("gpu-engine-"), json.loads(path.read_text()))
+    breakdown()
+    engines()
     peers()
     if len(sys.argv) > 1:
         steps(sys.argv[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -38,15 +39,16 @@ def read(name: str) -> dict | None:
         return None
 
 
+@functools.cache
 def machine() -> dict[str, object]:
-    """Of the first GPU and its host, as far as they tell."""
+    """Of the first GPU and its host, as far as they tell. They are asked once: that may take a second of the driver."""
     smi = _output("nvidia-smi", "--id=0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader")
     values = smi.split(", ") if smi else [None] * len(QUERY)
     compiler = _output("nvcc", "--version")
     with open("/proc/cpuinfo") as file:
         cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
     return {
-        "gpu": dict(zip(QUERY, values, strict=True)),
+        "gpu": dict(zip(QUERY, values, strict=False)),
         "nvcc": compiler.splitlines()[-1] if compiler else None,
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
@@ -59,5 +61,8 @@ def _output(*command: str) -> str:
     """Nothing where there is no such program, or it fails."""
     if shutil.which(command[0]) is None:
         return ""
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""

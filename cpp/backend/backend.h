@@ -223,7 +223,7 @@ class Backend {
   virtual void prepare(const StepShape&) = 0;  // once per model
   // For so many layers of at most so many bytes. Throws DeviceError where weights lie in the host's memory anyway.
   virtual std::unique_ptr<WeightStream> stream(int layers, size_t bytes);
-  virtual bool reads_mapped() const = 0;  // tables and packed matrices, where they lie in a mapped file
+  virtual bool reads_mapped() const = 0;  // tables, and panels (backend/panels.h) as they lie in a file
   virtual void pack(const Linear& w, const RowSource& source) = 0;      // reads each row once
   virtual void copy(const Tensor& table, const RowSource& source) = 0;  // the same without packing, of equal dtypes
   virtual void pack_columns(const Linear& w) = 0;                       // of a matrix that is packed

@@ -58,7 +58,7 @@ int64_t CpuBackend::row_stride(int64_t cols) const {
 }
 
 size_t CpuBackend::linear_bytes(const Linear& w) const {
-  return size_t(panels_of(w.rows)) * panel_bytes(w.format, padded_k(w.format, w.cols));
+  return panels::matrix_bytes(w.format, w.rows, w.cols);
 }
 
 size_t CpuBackend::column_bytes(const Linear& w) const {

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "backend/backend.h"
+#include "backend/panels.h"
 
 namespace rwkv::cpu {
 
@@ -22,34 +23,10 @@ constexpr Format operand_format(Format weights) {
   return weights == Format::i4 ? Format::i8 : weights;
 }
 
-constexpr int kPanel = 32;  // rows of W per panel: 2 zmm or 4 ymm of lanes
-constexpr int kStep = 4;    // k is padded to a multiple of this with zeros
-constexpr int kGroup = 64;  // columns of int8 and int4 that share a scale; there k is padded to a multiple of this
+using panels::kGroup, panels::kPanel, panels::kStep, panels::padded_k, panels::panel_bytes, panels::panels_of;
 
 // The functions of this header are static so that the objects of the sets export nothing but their tables: a linker
 // keeps one copy of an inline function, and it may be the one that this machine cannot run.
-
-static constexpr int padded_k(Format f, int k) {
-  const int step = f == Format::i8 || f == Format::i4 ? kGroup : kStep;
-  return (k + step - 1) / step * step;
-}
-static constexpr int panels_of(int rows) { return (rows + kPanel - 1) / kPanel; }
-
-// Packed weights, panels one behind the other so that a thread reads its rows as one sequential stream:
-//   f32   [panels][K][32]          float; f16 the same of halves, whose denormals count
-//   bf16  [panels][K/2][32][2]     two consecutive k of one row share a 32-bit lane
-//   i8    [panels][K/64]           of each group: the rows' scales as bf16 [32], then [16][32][4] four consecutive k of
-//                                  one row in a lane, each in [-127, 127] and 128 more, as vpdpbusd wants them
-//   i4    [panels][K/64]           the same with [8][32][4] bytes: k to k + 3 in the low halves of four bytes, k + 4 to
-//                                  k + 7 in the high ones, each in [-8, 7] and 8 more
-// with K = padded_k(cols); rows past the matrix are zeros. A scale is as stored the largest magnitude of its group /
-// 127; of int4 the number of the largest magnitude / -8, and numbers that would be 8 are 7. bf16 has float32's range,
-// and rounding to it costs nothing, since numbers are divided by what is stored.
-static constexpr size_t panel_bytes(Format f, int k) {  // of k columns, a multiple of what k is padded to
-  if (f == Format::i8) return size_t(k / kGroup) * kPanel * (2 + kGroup);
-  if (f == Format::i4) return size_t(k / kGroup) * kPanel * (2 + kGroup / 2);
-  return size_t(k) * kPanel * (f == Format::f32 ? 4 : 2);
-}
 
 // Packed activations (Operand) of T tokens, cut into balanced tiles of at most tile_of(Kernels, format) tokens; tile i
 // holds tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):

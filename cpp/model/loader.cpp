@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
+#include <optional>
 
+#include "backend/panels.h"
 #include "core/error.h"
 #include "core/text.h"
 
@@ -25,18 +27,28 @@ bool same_shape(const std::vector<int64_t>& found, const std::vector<int64_t>& e
 }
 
 // A half would make infinity of a number that is too large for it.
-void check_range(const Checkpoint& file, const TensorInfo& t, const std::byte* data, int64_t count, Format format) {
+void check_range(const Checkpoint& file, const TensorInfo& t, DType dtype, const std::byte* data, int64_t count,
+                 Format format) {
   constexpr float kTooLarge = 65520;  // half way from the largest half to the next, had there been one
-  if (format != Format::f16 || t.dtype == DType::f16) return;
+  if (format != Format::f16 || dtype == DType::f16) return;
   float values[256];
   for (int64_t at = 0; at < count; at += std::ssize(values)) {
     const auto n = std::min<int64_t>(std::ssize(values), count - at);
-    to_f32(data + at * int64_t(size_of(t.dtype)), t.dtype, size_t(n), values);
+    to_f32(data + at * int64_t(size_of(dtype)), dtype, size_t(n), values);
     const auto* odd =
         std::find_if(values, values + n, [](float v) { return std::fabs(v) >= kTooLarge && std::isfinite(v); });
     RWKV_CHECK(StrategyError, odd == values + n, file.path(), ": ", shown(t.name),
                ": expected numbers that fp16 can hold, up to 65504, found ", *odd, "; bf16 and fp32 can hold it");
   }
+}
+
+bool is_quantised(Format f) { return f == Format::i8 || f == Format::i4; }
+
+// One that is not quantised, by its word.
+std::optional<Format> plain_format(std::string_view word) {
+  for (const Format f : {Format::f32, Format::f16, Format::bf16})
+    if (word == word_of(f)) return f;
+  return std::nullopt;
 }
 
 // `rows` rows of `cols` elements of so many bytes, whose strides in `from` are in elements.
@@ -103,7 +115,7 @@ RowSource Loader::rows_of(const TensorInfo& t, int64_t cols, Format format) {
   return {t.dtype, plain ? kPieceBytes : kStagingBytes,
           [this, &t, cols, format](int64_t row, int64_t count, std::byte* to) {
             read(t, row * cols, count * cols, to);
-            check_range(file_, t, to, count * cols, format);
+            check_range(file_, t, t.dtype, to, count * cols, format);
           }};
 }
 
@@ -125,18 +137,35 @@ Linear Loader::whole(const std::string& name, Linear w) {
   return w;
 }
 
+// A device that wants another layout makes it of rows, and of bf16 as well fp16.
 std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, Linear w) {
-  RWKV_CHECK(ModelFormatError, t.packed == word_of(w.format), file_.path(), ": ", t.name, ": expected it as ",
+  const bool as_it_is = backend_->reads_mapped();
+  const auto found = as_it_is || is_quantised(w.format) ? std::optional(w.format) : plain_format(t.packed);
+  RWKV_CHECK(ModelFormatError, found && t.packed == word_of(*found), file_.path(), ": ", t.name, ": expected it as ",
              word_of(w.format), ", found ", shown(t.packed));
-  const size_t part = backend_->linear_bytes(w), bytes = part * size_t(parts);
+  const size_t part = panels::matrix_bytes(*found, w.rows, w.cols), bytes = part * size_t(parts);
   RWKV_CHECK(ModelFormatError, t.packed_bytes == bytes, file_.path(), ": ", t.name, ": expected ", bytes, " bytes for ",
              shape_text(t.shape), " as ", t.packed, ", found ", t.packed_bytes);
   RWKV_CHECK(ModelFormatError, t.offset % Arena::kAlign == 0, file_.path(), ": ", t.name,
              ": expected it at a multiple of ", Arena::kAlign, " bytes, as it was written, found it at ", t.offset);
   bytes_ += int64_t(bytes);
-  const bool reading = !arena_->counting(), stays = whole_file_ && backend_->reads_mapped();
-  std::byte* at = stays ? const_cast<std::byte*>(whole_file_.get()) + t.offset : arena_->take(bytes);
-  if (reading && stays) {
+  std::vector<Linear> matrices(size_t(parts), w);
+  if (as_it_is) {
+    std::byte* at = where_it_lies(t, bytes);
+    for (int p = 0; at && p < parts; p++) matrices[size_t(p)].data = at + size_t(p) * part;
+    return matrices;
+  }
+  for (Linear& matrix : matrices) matrix.data = arena_->take(backend_->linear_bytes(w));
+  for (int p = 0; !arena_->counting() && p < parts; p++)
+    backend_->pack(matrices[size_t(p)], rows_of_panels(t, size_t(p) * part, *found, w));
+  return matrices;
+}
+
+// In the mapped file, or read from it.
+std::byte* Loader::where_it_lies(const TensorInfo& t, size_t bytes) {
+  const bool reading = !arena_->counting();
+  std::byte* at = whole_file_ ? const_cast<std::byte*>(whole_file_.get()) + t.offset : arena_->take(bytes);
+  if (reading && whole_file_) {
     fetch_pages(at, bytes);
     bytes_read_ += int64_t(bytes);
     tell();
@@ -145,9 +174,26 @@ std::vector<Linear> Loader::packed(const TensorInfo& t, int parts, Linear w) {
     const TensorInfo raw = t.bytes();
     backend_->copy({at, DType::u8, int64_t(bytes) / kRow, kRow, kRow}, rows_of(raw, kRow, Format::f32));
   }
-  std::vector<Linear> found(size_t(parts), w);
-  for (int p = 0; at && p < parts; p++) found[size_t(p)].data = at + size_t(p) * part;
-  return found;
+  return at;
+}
+
+RowSource Loader::rows_of_panels(const TensorInfo& t, size_t begin, Format found, const Linear& w) {
+  const DType dtype = panels::dtype_of_rows(found);
+  const size_t panel = panels::panel_bytes(found, panels::padded_k(found, w.cols));
+  return {dtype, kPieceBytes,
+          [=, this, raw = t.bytes(), &t, cols = w.cols, format = w.format](int64_t row, int64_t count, std::byte* to) {
+            const auto bytes = std::make_unique_for_overwrite<std::byte[]>(panel);
+            const size_t row_size = size_t(cols) * size_of(dtype);
+            for (int64_t done = 0; done < count;) {
+              const int64_t first = (row + done) % panels::kPanel,
+                            some = std::min(panels::kPanel - first, count - done);
+              const size_t at = begin + size_t((row + done) / panels::kPanel) * panel;
+              read(raw, int64_t(at), int64_t(panel), bytes.get());
+              panels::unpack(found, bytes.get(), cols, int(first), int(some), to + size_t(done) * row_size);
+              done += some;
+            }
+            check_range(file_, t, dtype, to, count * cols, format);
+          }};
 }
 
 Linear Loader::matrix_of_sparse(const std::string& name, int rows, int cols, Format format) {
@@ -170,7 +216,7 @@ std::vector<Linear> Loader::factors(const std::string& name, const std::vector<i
   for (Linear& w : factors) w.data = arena_->take(bytes);
   if (arena_->counting()) return factors;
   const std::byte* numbers = read_whole(t);
-  check_range(file_, t, numbers, t.count(), format);
+  check_range(file_, t, t.dtype, numbers, t.count(), format);
   const size_t element = size_of(t.dtype);
   for (int p = 0; p < parts; p++) {
     const auto turn = [&](int64_t row, int64_t count, std::byte* to) {

@@ -84,8 +84,10 @@ class Loader {
   enum class Kind { numbers, matrix };  // a matrix may be packed
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape, Kind kind = Kind::numbers);
   Linear whole(const std::string& name, Linear shape);  // as the file holds it: `shape` gets its data
-  // One behind the other, where they lie in the mapped file or read from it.
+  // Those that lie one behind the other in a packed tensor.
   std::vector<Linear> packed(const TensorInfo& tensor, int parts, Linear shape);
+  std::byte* where_it_lies(const TensorInfo& tensor, size_t bytes);
+  RowSource rows_of_panels(const TensorInfo& tensor, size_t begin, Format found, const Linear& w);
   // Between the two of a tensor its elements are read, each once, in any order and by any threads.
   void begin(const TensorInfo& tensor);
   void finish(const TensorInfo& tensor);

@@ -88,7 +88,8 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->stages_ = open_stages(strategy, native, only, model->config_.n_layer, options);
   model->mapped_ = packed.has_value();
 
-  const auto mapping = packed ? map_packed(file) : nullptr;
+  const bool maps = std::ranges::any_of(model->stages_, [](const Stage& s) { return s.backend->reads_mapped(); });
+  const auto mapping = packed && maps ? map_packed(file) : nullptr;
   Loader measure(file), loader(file);
   for (Loader* l : {&measure, &loader}) l->make_columns_of_packed(options.sparse.value_or(false));
   if (packed) measure.trust(mapping), loader.trust(mapping);

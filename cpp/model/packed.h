@@ -1,10 +1,11 @@
-// Files whose matrices lie as the CPU multiplies with them, so that opening one reads next to nothing. It is a
-// safetensors file: each matrix is a tensor of bytes, in Backend::pack's layout (factors that share a tensor one behind
-// the other); the embedding table, vectors and norms are as in the file that it was made of. Its metadata say, as JSON
+// Files whose matrices lie as the CPU multiplies with them, so that opening one there reads next to nothing; a GPU
+// reads all of them and turns them on the way, to the numbers and scales that it would make of the original. It is a
+// safetensors file: each matrix is a tensor of bytes, in panels (factors that share a tensor one behind the other); the
+// embedding table, vectors and norms are as in the file that it was made of. Its metadata say, as JSON
 // under "rwkv_packed",
 //   {"layout":1, "precision":"int8", "small":"bf16", "matrices":{"head.weight":{"format":"int8","shape":[65536,2048]}}}
-// where `layout` is that of cpu/kernels.h, precision and small (what low-rank matrices become) are what parse_precision
-// takes. Beside them stands the fingerprint of the original weights, which these cannot give any more.
+// where `layout` is that of backend/panels.h, precision and small (what low-rank matrices become) are what
+// parse_precision takes. Beside them stands the fingerprint of the original weights, which these cannot give any more.
 #pragma once
 #include <functional>
 #include <memory>

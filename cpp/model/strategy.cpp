@@ -110,6 +110,13 @@ StageSpec parse_stage(std::string_view stage, std::string_view text, Format nati
   return spec;
 }
 
+// The low-rank pairs of such a file are as they were, and a GPU turns its matrices anyway: they may become fp16 or
+// bf16.
+bool fits(const StageSpec& stage, const Formats& only) {
+  const Formats& f = stage.formats;
+  return f == only || (stage.device != "cpu" && f.large == only.large && f.head == only.head);
+}
+
 }  // namespace
 
 Formats parse_precision(std::string_view word, Format native) {
@@ -137,19 +144,15 @@ std::string_view word_of(Format format) {
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native, const std::optional<Formats>& only) {
   const auto words = words_of(text);
   if (words.size() == 1 && words[0] == "auto") {
-    if (only) return {{"cpu", *only}};
-    return {{"auto", {native, native, native}}};
+    return {{"auto", only.value_or(Formats{native, native, native})}};
   }
   std::vector<StageSpec> stages;
   for (size_t at = 0;;) {
     const size_t arrow = text.find("->", at);
     stages.push_back(parse_stage(text.substr(at, arrow == text.npos ? text.npos : arrow - at), text, native));
-    RWKV_CHECK(StrategyError, !only || stages.back().formats == *only, "strategy '", text,
+    RWKV_CHECK(StrategyError, !only || fits(stages.back(), *only), "strategy '", text,
                "': expected auto or the precision that the file was quantised to, ", word_of(only->large), ", found ",
                word_of(stages.back().formats.large));
-    RWKV_CHECK(StrategyError, !only || stages.back().device == "cpu", "strategy '", text,
-               "': expected cpu, for which this file was quantised, or the file that it was made of, found '",
-               stages.back().device, "'");
     if (arrow == text.npos) return stages;
     RWKV_CHECK(StrategyError, stages.back().layers > 0, "strategy '", text,
                "': expected a number of layers such as *10 before '->', found nothing");

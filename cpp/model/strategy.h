@@ -34,8 +34,8 @@ struct StageSpec {
 };
 
 // "auto", "cpu fp32", "cpu int8 *6 -> cpu fp32", "cuda fp16 state16 *10 -> cuda:1 fp16i8". `native` is the file's own
-// precision, which "auto" keeps and so do the small matrices beside int8 and int4; a file whose matrices are packed,
-// for the CPU, has `only` these formats. Throws StrategyError saying which word is wrong and what may stand there.
+// precision, which "auto" keeps and so do the small matrices beside int8 and int4; a file whose matrices are packed has
+// `only` these formats. Throws StrategyError saying which word is wrong and what may stand there.
 std::vector<StageSpec> parse_strategy(std::string_view text, Format native, const std::optional<Formats>& only = {});
 
 }  // namespace rwkv

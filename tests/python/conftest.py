@@ -19,7 +19,8 @@ except ImportError:
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# The tests are those of the CPU, also where "auto" would find a GPU; those of the GPU take this away.
+# The tests are those of the CPU, also where "auto" would find a GPU; those of the GPU take this away. With RWKV_GPU_TESTS
+# in the environment there must be one; if it is a path, it is that of a library in place of the one that is installed.
 os.environ["RWKV_CUDA_LIBRARY"] = str(ROOT / "build" / "no-cuda.so")
 
 
@@ -34,6 +35,16 @@ def pytest_collection_modifyitems(config, items):
             for item in items:
                 if mark in item.keywords:
                     item.add_marker(pytest.mark.skip(reason=f"{mark}; {option} runs it"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """A device that has failed is lost to its process and so to the tests after: with `pytest -n` a new one takes over."""
+    report = yield
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and "it is lost to this process" in str(report.longrepr):
+        print(f"\n{item.nodeid}\n{report.longrepr}", file=sys.__stderr__, flush=True)
+        os._exit(3)
+    return report
 
 
 def find_tool(name):
@@ -83,6 +94,11 @@ def cpp_build(tool):
     return build
 
 
+def library_of_gpu():
+    named = os.environ.get("RWKV_GPU_TESTS", "")
+    return named if os.sep in named else None
+
+
 @functools.cache
 def why_no_gpu():
     import helpers
@@ -96,11 +112,19 @@ def why_no_gpu():
     return None
 
 
+def gpu(monkeypatch):
+    """The library of GPUs in place of none."""
+    if library_of_gpu():
+        monkeypatch.setenv("RWKV_CUDA_LIBRARY", library_of_gpu())
+    else:
+        monkeypatch.delenv("RWKV_CUDA_LIBRARY")
+
+
 @pytest.fixture(params=["simulator", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     """The simulator in place of the library, with the words of RWKV_CUSIM as its argument; or a GPU."""
     if request.param == "gpu":
-        monkeypatch.delenv("RWKV_CUDA_LIBRARY")
+        gpu(monkeypatch)
         if why_no_gpu():  # where there must be one, it is no reason
             (pytest.fail if os.environ.get("RWKV_GPU_TESTS") else pytest.skip)(why_no_gpu())
         return lambda *words: pytest.skip("of the simulator") if words else None

@@ -98,18 +98,28 @@ def test_wide_batches_and_long_prompts(device):
     assert e.forward(m.tokens(300), e.new_state(), output="all").shape == (300, m.V)
 
 
-def test_long_prompts_are_read_in_chunks(device, tmp_path):
+def test_what_long_prompts_are_read_with(device, tmp_path):
+    options = SHAPES["7 with heads of 64"]
+    tokens = model(**options).tokens(100)
+    trace = tmp_path / "trace"
+    device(f"trace:{trace}")
+    e = engine("cuda fp16", **options)
+    e.forward_batch([tokens[:7], tokens, tokens[:65]], [e.new_state() for _ in range(3)], output="all")
+    kernels = trace.read_text().split()
+    assert kernels.count("wkv7_chunk") == kernels.count("wkv7_carry") == kernels.count("wkv7_chunk_out") == 2
+    trace.unlink()
+    e.forward(tokens[:40], e.new_state())
+    assert "wkv7_chunk" not in trace.read_text()
+
+
+def test_long_prompts_are_read_in_chunks(device):
     """On tensor cores, within tolerance of row by row; a sequence gets its own bits whatever it is read with."""
     options = SHAPES["7 with heads of 64"]
     tokens = model(**options).tokens(170)
-    trace = tmp_path / "trace"
-    device(f"trace:{trace}")
     e, cpu = engine("cuda fp16", **options), engine("cpu fp32", **options)
     states = [e.new_state() for _ in range(4)]
     parts = [tokens[:7], tokens, tokens[5:80], tokens[:65]]
     rows = e.forward_batch(parts, states, output="all")
-    kernels = trace.read_text().split()
-    assert kernels.count("wkv7_chunk") == kernels.count("wkv7_carry") == kernels.count("wkv7_chunk_out") == 2
     for part, state, row in zip(parts, states, rows, strict=True):
         other = cpu.new_state()
         assert relative(row, cpu.forward(part, other, output="all")) <= 2e-3
@@ -118,10 +128,8 @@ def test_long_prompts_are_read_in_chunks(device, tmp_path):
     alone, serial = e.new_state(), e.new_state()
     e.forward(tokens[5:80], alone)
     assert {k: bits(v) for k, v in alone.to_numpy().items()} == {k: bits(v) for k, v in states[2].to_numpy().items()}
-    trace.unlink()
     for at in range(0, 170, 40):
         e.forward(tokens[at : at + 40], serial)
-    assert "wkv7_chunk" not in trace.read_text()
     for name, numbers in serial.to_numpy().items():
         assert 0 < relative(states[1].to_numpy()[name], numbers) <= 2e-3, name
 
@@ -484,11 +492,3 @@ def test_auto_takes_the_device(device):
     e, cpu = engine("auto", **TINY), engine(**TINY)
     assert e.description.startswith("cuda:0 ")
     assert relative(e.forward([1], e.new_state()), cpu.forward([1], cpu.new_state())) <= 1e-5
-
-
-def test_a_quantised_file_is_for_the_cpu(device, tmp_path):
-    path = tmp_path / "q.safetensors"
-    rwkv.quantize(str(model(**SMALL).path()), str(path), "int8")
-    with pytest.raises(rwkv.StrategyError, match="expected cpu, for which this file was quantised"):
-        rwkv.Engine(str(path), "cuda int8")
-    assert rwkv.Engine(str(path)).description.startswith("cpu ")

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from conftest import gpu
 from helpers import engine, model, python, relative, snapshot
 
 import rwkv_engine as rwkv
@@ -91,7 +92,7 @@ print(os.waitstatus_to_exitcode(os.wait()[1]), e.forward([1] * 65, e.new_state()
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_nvidias_library(monkeypatch, precision):
-    monkeypatch.delenv("RWKV_CUDA_LIBRARY", raising=False)
+    gpu(monkeypatch)
     monkeypatch.setenv("RWKV_CUDA_FEATURES", "cublaslt")
     try:
         e = engine(f"cuda {precision}", **WIDE)

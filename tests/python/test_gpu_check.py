@@ -37,44 +37,64 @@ def simulated(cpp_build, tmp_path_factory):
     """(what was printed, folder of results)"""
     out = tmp_path_factory.mktemp("out")
     options = {"RWKV_CUDA_LIBRARY": str(cpp_build / "librwkv_cusim.so"), "RWKV_CUSIM": "stream:late"}
-    return run(SCRIPT, "--simulate", "engine", "peers", OUT=str(out), **options).stdout, out
+    return run(SCRIPT, "--simulate", OUT=str(out), **options).stdout, out
 
 
 def test_a_simulated_run_ends_in_tables(simulated):
     text, out = simulated
-    assert {path.name for path in out.iterdir()} == {"gpu-engine-tiny.json", "gpu-peers.json", "gpu-steps.json"}
+    names = {"gpu-engine.json", "gpu-peers.json", "gpu-steps.json", "gpu-log.txt", "gpu-tables.txt"}
+    assert {path.name for path in out.iterdir()} == names
     assert re.search(r"^  fp16 +decode 3 +[\d.]+ +[\d.]+ ", text, re.M)
-    assert re.search(r"^  engine +ok +\d+ ", text, re.M) and text.index("\nsteps\n") > text.index("decode 3")
+    for step in ("pytest", "pytest-graphs,pdl", "engine", "peers"):
+        assert re.search(rf"^  {step} +ok +\d+ ", text, re.M), step
+    assert text.index("\nsteps\n") > text.index("decode 3") and (out / "gpu-tables.txt").read_text() == text
     left_out = json.loads((out / "gpu-peers.json").read_text())["left_out"]
     assert ("fla" in left_out) == ("fla is left out" in text)
 
 
+def test_tests_of_the_gpu_were_run(simulated):
+    """By the library that was named, not skipped."""
+    log = (simulated[1] / "gpu-log.txt").read_text()
+    assert len(re.findall(r"^[2-9] passed.* deselected", log, re.M)) == 2 and " skipped" not in log
+
+
 def test_the_engine_is_measured(simulated):
-    found = json.loads((simulated[1] / "gpu-engine-tiny.json").read_text())
-    assert found["device"] == "cuda:0 simulator" and 0.86 <= found["settings"]["ffn_zero_fraction"] <= 0.9
-    assert all(check["same_bits"] and check["largest_logit_difference"] < 0.05 for check in found["checks"])
+    found = json.loads((simulated[1] / "gpu-engine.json").read_text())
+    zeros = found["settings"]["ffn_zero_fraction"]["tiny"]
+    assert 0.86 <= zeros <= 0.9 and [check["features"] for check in found["checks"]] == ["", "graphs,pdl", "graphs,pdl"]
+    for check in found["checks"]:
+        assert check["device"] == "cuda:0 simulator" and check["error"] is None
+        assert check["same_bits"] and check["largest_logit_difference"] < 0.05
     rows = {(row["precision"], row["task"], row["batch"]): row for row in found["results"]}
-    assert {task for _, task, _ in rows} == {"decode", "steps", "prefill", "fork"}
+    assert {task for _, task, _ in rows} == {"decode", "steps", "logits", "prefill", "fork"}
     assert all(row["tokens_per_second"] > 0 and row["share_of_roofline"] is None for row in rows.values())
     # Weights but the table, rows of ffn.value that zeros meet left out, and states there and back.
     L, C, V, R = 2, 128, 512, 2 * (8 + 8 + 8 + 16) - 8
-    zeros = found["settings"]["ffn_zero_fraction"]
     read = 2 * (L * (12 - 4 * zeros) * C * C + V * C + 2 * C * R) + L * 21 * C * 4
     states = 2 * 4 * L * (2 * C + C * 64)
     assert rows["fp16", "decode", 1]["bytes"] == pytest.approx(read + states, rel=1e-3)
 
 
-def test_what_a_device_allows_comes_from_the_probes(simulated, cpp_build, tmp_path):
+def lines_of(tmp_path, *options, **environment):
+    """What engine.py says of a tiny model."""
+    run(sys.executable, GPU / "models.py", tmp_path, "--shapes", "tiny")
+    model = tmp_path / "tiny-880.pth"
+    command = [sys.executable, GPU / "engine.py", model, "--shape", "tiny", "--zeros", "0.88", "--quick", *options]
+    return [json.loads(line) for line in run(*command, **environment).stdout.splitlines()]
+
+
+def test_what_a_device_allows_comes_from_the_probes(cpp_build, tmp_path):
     limits = {"read_gigabytes": 2.0, "copy_gigabytes": 1.0, "mma_teraflops": 0.5}
     (tmp_path / "gpu-probes.json").write_text(json.dumps({"results": [], "limits": limits}))
     options = {"RWKV_CUDA_LIBRARY": str(cpp_build / "librwkv_cusim.so"), "OUT": str(tmp_path)}
-    run(sys.executable, GPU / "engine.py", "--quick", **options)
-    rows = json.loads((tmp_path / "gpu-engine-tiny.json").read_text())["results"]
-    row = next(row for row in rows if (row["task"], row["batch"]) == ("decode", 3))
+    check, steps, prefill = lines_of(tmp_path, "--tasks", "steps:3", "prefill:1x9", **options)
+    assert check["check"]["device"] == "cuda:0 simulator"
+    row = steps["row"]
     states = 3 * 2 * 4 * 2 * (2 * 128 + 128 * 64)
     floor = ((row["bytes"] - states) / 2e9 + states / 1e9) * 1e3
     assert row["share_of_roofline"] == pytest.approx(floor / row["milliseconds"], rel=0.01)
-    row = next(row for row in rows if row["task"] == "prefill")
+    assert row["gigabytes_per_second"] == pytest.approx(row["bytes"] / row["milliseconds"] / 1e6, rel=0.01)
+    row = prefill["row"]
     assert row["share_of_roofline"] == pytest.approx(row["operations"] / 0.5e9 / row["milliseconds"], rel=0.01)
 
 
@@ -84,15 +104,19 @@ import pathlib, sys
 sys.path.insert(0, "benchmarks/gpu")
 import results, common, models
 common.SHAPES["deep"] = common.Shape(5, 128, (8, 8, 8, 16), V=1100)
-print(models.write_model(pathlib.Path(sys.argv[1]), "deep", 0.88, 3))
+print(models.model(pathlib.Path(sys.argv[1]), "deep", 0.88)[1])
 """
-    path = tmp_path / "a.safetensors"
-    fraction = float(run(sys.executable, "-c", code, path).stdout)
+    fraction = float(run(sys.executable, "-c", code, tmp_path).stdout)
     assert fraction == pytest.approx(0.88, abs=0.011)
+    (path,) = tmp_path.glob("deep*.pth")
     engine = rwkv.Engine(path, "cpu fp32")
     assert (engine.config.n_layer, engine.config.n_embd, engine.config.n_vocab) == (5, 128, 1100)
-    data = path.read_bytes()
+    plain = tmp_path / "a.safetensors"
+    rwkv.convert(path, plain)
+    assert path.stat().st_size < plain.stat().st_size
+    data = plain.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header.pop("__metadata__", None)
 
     def tensor(name):
         begin, end = header[name]["data_offsets"]
@@ -109,11 +133,72 @@ print(models.write_model(pathlib.Path(sys.argv[1]), "deep", 0.88, 3))
 def test_a_part_that_fails_loses_no_other(cpp_build, tmp_path):
     options = {"RWKV_CUDA_LIBRARY": str(cpp_build / "librwkv_cusim.so"), "OUT": str(tmp_path / "out")}
     done = run(SCRIPT, "--simulate", "engine", "peers", status=1, RWKV_CUSIM="fail:1", **options)
-    assert "-- engine: exit status 1" in done.stderr and "the call that was to fail" in done.stderr
-    found = json.loads((tmp_path / "out" / "gpu-engine-tiny.json").read_text())
-    assert found["device"] is None and "the call that was to fail" in found["checks"][0]["error"]
+    assert "-- engine: exit status 1" in done.stderr
+    found = json.loads((tmp_path / "out" / "gpu-engine.json").read_text())
+    assert len(found["checks"]) == 3 and all("the call that was to fail" in check["error"] for check in found["checks"])
     steps = json.loads((tmp_path / "out" / "gpu-steps.json").read_text())["results"]
     assert [(row["step"], row["status"]) for row in steps] == [("engine", "exit status 1"), ("peers", "ok")]
+
+
+CHILD = """
+import json, sys, time
+import numpy as np
+words = sys.argv[1:]
+features = words[words.index("--features") + 1]
+np.save(words[words.index("--logits") + 1], np.full((16, 512), 1 + (features == "pdl"), np.float32))
+print(json.dumps({"check": {"load_seconds": 1}}), flush=True)
+print(json.dumps({"row": {"task": "decode", "batch": 1}}), flush=True)
+print('{"row": {"task": "st', end="", flush=True)
+if features == "graphs,pdl": time.sleep(60)
+if features == "pdl": sys.exit("it failed")
+"""
+
+
+def test_runs_that_hang_or_fail_leave_the_others_their_time(tmp_path):
+    """What they said before counts; the best features are the fastest that ended and had the bits of the plain ones."""
+    (tmp_path / "child.py").write_text(CHILD)
+    code = """
+import argparse, pathlib, sys, time
+sys.path.insert(0, "benchmarks/gpu")
+import results, schedule
+from schedule import BEST, Run, Schedule
+folder = pathlib.Path(sys.argv[1])
+schedule.ENGINE = folder / "child.py"
+s = Schedule(argparse.Namespace(end=time.monotonic() + 60, seconds=60, zeros=88, quick=True), folder)
+for features in ("", "graphs", "graphs,pdl", "pdl", BEST, BEST + ",cublaslt"):
+    s.run(Run("tiny", "fp16", features, ("decode:1",), 3))
+for check in s.checks:
+    print(check["features"], check["same_bits"], check["error"], sep="|")
+assert len(s.rows) == 6
+"""
+    said = run(sys.executable, "-c", code, tmp_path, OUT=str(tmp_path / "out")).stdout.splitlines()
+    assert said == [
+        "|True|None",
+        "graphs|True|None",
+        "graphs,pdl|True|no end after 3 s",
+        "pdl|False|it failed",
+        "graphs|True|None",
+        "graphs,cublaslt|True|None",
+    ]
+
+
+def test_what_ncu_says_becomes_a_table():
+    code = """
+import sys
+sys.path.insert(0, "benchmarks/gpu")
+import breakdown
+names = "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"
+small = "void rwkv::cuda::small<(rwkv::cuda::Stored)1, 1, 1>(rwkv::cuda::LinearParams)"
+rows = [("ID", "Kernel Name", *names), ("", "", "us", "Mbyte", "Kbyte"), ("0", small, "10", "20", "0")]
+rows += [("1", small, "10", "19", "1,000"), ("2", "rwkv::cuda::embed(rwkv::cuda::EmbedParams)", "20", "1", "0")]
+lines = [",".join(f'"{cell}"' for cell in row) for row in rows]
+for row in breakdown.table_of(lines, "1x1"):
+    print(row["kernel"], row["launches"], row["microseconds"], row["share"], row["gigabytes_per_second"], sep="|")
+"""
+    assert run(sys.executable, "-c", code).stdout.splitlines() == [
+        "small<1, 1, 1>|2.0|20.0|0.5|2000.0",
+        "embed|1.0|20.0|0.5|50.0",
+    ]
 
 
 def test_refusals(tmp_path):
