@@ -1,7 +1,8 @@
 """RWKV-7 in plain torch behind lm-eval's plainest interface, and the local tasks run with it and with the engine.
 
-Prints JSON: of both models every task's metrics and every request's answers. It needs lm-eval and torch, and runs in
-the folder of the tasks.
+Prints JSON: of both models every task's metrics, and every request and its answers. More is asked of the engine's alone
+by the JSON on standard input: how texts are split, requests, and tasks with lm-eval's options. It needs lm-eval and
+torch, and runs in the folder of the tasks.
 """
 
 import json
@@ -12,7 +13,8 @@ import lm_eval
 import torch
 import torch.nn.functional as F
 from common import part
-from lm_eval.api.model import LM
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.tasks import TaskManager
 
 import rwkv_engine as rwkv
@@ -103,17 +105,36 @@ class TorchLM(LM):
         return self.tokenizer.decode(written)
 
 
-def run(model):
-    tasks = ["local_choices", "local_texts", "local_writing"]
-    found = lm_eval.simple_evaluate(
-        model, tasks=tasks, task_manager=TaskManager(include_path=".", include_defaults=False), bootstrap_iters=0
-    )
-    answers = {task: [sample["filtered_resps"] for sample in rows] for task, rows in found["samples"].items()}
-    return {"metrics": found["results"], "answers": answers}
+def run(model, tasks=("local_choices", "local_texts", "local_writing"), **options):
+    manager = TaskManager(include_path=".", include_defaults=False)
+    found = lm_eval.simple_evaluate(model, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **options)
+    return {
+        "metrics": found["results"],
+        "requests": {task: [sample["arguments"] for sample in rows] for task, rows in found["samples"].items()},
+        "answers": {task: [sample["filtered_resps"] for sample in rows] for task, rows in found["samples"].items()},
+    }
+
+
+def answer(model, kind, arguments):
+    requests = [Instance(request_type=kind, doc={}, arguments=a, idx=i) for i, a in enumerate(arguments)]
+    try:
+        return getattr(model, kind)(requests, disable_tqdm=True)
+    except rwkv.Error as error:
+        return str(error)
 
 
 if __name__ == "__main__":
     engine = rwkv.Engine("demo", "cpu fp32", threads=2)
     weights = pathlib.Path(rwkv.__file__).parent / "data" / "demo-rwkv7-1.2M.pth"
-    found = {"engine": run(RWKVLM(engine)), "torch": run(TorchLM(weights, engine.tokenizer))}
+    asked = json.load(sys.stdin)
+    found = {
+        "engine": run(RWKVLM(engine)),
+        "torch": run(TorchLM(weights, engine.tokenizer)),
+        "splits": [
+            [split(RWKVLM(engine), *pair) for split in (RWKVLM._encode_pair, TemplateLM._encode_pair)]
+            for pair in asked["splits"]
+        ],
+        "answers": [answer(RWKVLM(engine, **options), *request) for options, *request in asked["requests"]],
+        "tasks": {name: run(RWKVLM(engine, **options), **how) for name, (options, how) in asked["tasks"].items()},
+    }
     json.dump(found, sys.stdout)
