@@ -68,8 +68,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   std::shared_ptr<State> new_state();
-  // One that begins with a tuned state, a file's or arrays called as in such a file, [value, key] or `transposed`. Throws
-  // StateError.
+  // One that begins with a tuned state, a file's or arrays called as in such a file: [value, key], or `transposed`.
+  // Throws StateError.
   std::shared_ptr<State> new_state(const std::string& tuned_path, bool transposed = false);
   std::shared_ptr<State> new_state(std::span<const StateArray> tuned, bool transposed = false);
   void check_process() const;  // throws DeviceError after os.fork()

@@ -40,8 +40,7 @@ std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> seq
       read = done;
       if (progress) progress(before + done, total);
     };
-    score_some(sequences.subspan(at, count), std::span(scores).subspan(at, count), poll, report,
-               advance);
+    score_some(sequences.subspan(at, count), std::span(scores).subspan(at, count), poll, report, advance);
     before += read;
   }
   return scores;

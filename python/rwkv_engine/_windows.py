@@ -43,7 +43,7 @@ class Windows:
         else:
             file = cast(BinaryIO, text)
             self._total = _length(file)
-            encoded = self._tokenizer.encode_parts(iter(lambda: file.read(_PART), b""))
+            encoded = self._tokenizer.encode_parts(_parts(file))
             self._parts = (np.asarray(ids, np.int32) for ids in encoded)
 
     def __iter__(self) -> Iterator[Ids]:
@@ -79,6 +79,19 @@ class Windows:
             len(new) if self._tokenizer is None else len(self._tokenizer.decode_bytes(new))
         )
         return window
+
+
+def _parts(file: BinaryIO) -> Iterator[bytes]:
+    while True:
+        part = file.read(_PART)
+        if not isinstance(part, bytes):
+            raise TypeError(
+                f"text: expected a file that is open in binary mode, found one that reads "
+                f"{type(part).__name__}"
+            )
+        if not part:
+            return
+        yield part
 
 
 def _length(file: BinaryIO) -> int:

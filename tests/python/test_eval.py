@@ -208,6 +208,12 @@ def test_a_file_that_is_too_short(data):
             call(rwkv.Engine("demo"), io.BytesIO(data))
 
 
+def test_a_file_that_is_not_binary():
+    for file in (io.StringIO("import os"), io.StringIO("")):
+        with pytest.raises(TypeError, match="open in binary mode, found one that reads str"):
+            perplexity(rwkv.Engine("demo"), file)
+
+
 def test_memory_does_not_depend_on_a_files_length(letters):
     """As a list of ids, their array or their log-probabilities it would be larger than the bound."""
 
