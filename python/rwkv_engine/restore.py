@@ -18,7 +18,10 @@ from .state import Parts, State, parts_of
 
 def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Array]]:
     """Return named arrays of any floats as float32; what is too large becomes infinite."""
-    found = [(str(name), np.asarray(array)) for name, array in arrays.items()]
+    try:
+        found = [(str(name), np.asarray(array)) for name, array in arrays.items()]
+    except ValueError as error:
+        raise StateError(f"init: expected arrays of floats, found none: {error}") from None
     for name, array in found:
         if array.dtype.kind != "f":
             raise StateError(f"init: {name}: expected an array of floats, found {array.dtype}")

@@ -294,7 +294,7 @@ def test_errors_are_one_sentence(arguments, word):
     assert_one_sentence(done.returncode, done.stderr, word)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--file", __file__, "--tokens", "1")])
-def test_wrong_usage(arguments):
-    done = run("eval", *arguments)
-    assert done.returncode == 2 and b"--" in done.stderr
+@pytest.mark.parametrize("tokens", [None, "1", "-5", "x", "2.5", ""])
+def test_wrong_usage(tokens):
+    done = run("eval", *(() if tokens is None else ("--file", __file__, f"--tokens={tokens}")))
+    assert done.returncode == 2 and b"--" in done.stderr and b"_count" not in done.stderr

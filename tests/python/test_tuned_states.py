@@ -228,6 +228,8 @@ def test_what_does_not_fit(tmp_path):
             no_state(write({**state, last: odd}), last, "finite")
         no_state(write({**state, last: np.zeros((4, 16, 16), np.int32)}), last)
     no_state({}, first)
+    no_state({first: [[1.0], [1.0, 2.0]]}, "init", "arrays of floats")
+    no_state({first: "text"}, first, "floats")
     double = {name: np.full(t.shape, 1e300) for name, t in state.items()}
     no_state(double, "finite")
 
