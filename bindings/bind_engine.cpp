@@ -116,13 +116,13 @@ Doubles apply_task_head(const Engine& engine, const std::string& task, const Dou
 std::vector<std::pair<py::array_t<float>, py::array_t<bool>>> score(Engine& engine,
                                                                     const std::vector<py::object>& tokens,
                                                                     const std::vector<StateRef>& states,
-                                                                    const py::object& progress) {
+                                                                    const py::object& progress, bool advance) {
   const Call call(engine, tokens, states);
   const auto report = progress_of(progress);
   std::vector<std::vector<rwkv::TokenScore>> scores;
   {
     const Unlocked unlocked;
-    scores = engine.score(call.sequences, signal_poll(), report);
+    scores = engine.score(call.sequences, signal_poll(), report, advance);
   }
   std::vector<std::pair<py::array_t<float>, py::array_t<bool>>> found;
   for (const auto& of_sequence : scores) {
@@ -178,16 +178,16 @@ std::vector<rwkv::StateArray> copies_of(const Arrays& arrays) {
 
 StateRef new_state(Engine& engine) { return engine.new_state(); }
 
-StateRef new_tuned_state(Engine& engine, const py::bytes& path) {
+StateRef new_tuned_state(Engine& engine, const py::bytes& path, bool transposed) {
   const std::string name = path;
   const Unlocked unlocked;
-  return engine.new_state(name);
+  return engine.new_state(name, transposed);
 }
 
-StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays) {
+StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays, bool transposed) {
   const auto tuned = copies_of(arrays);
   const Unlocked unlocked;
-  return engine.new_state(tuned);
+  return engine.new_state(tuned, transposed);
 }
 
 StateRef state_from_parts(Engine& engine, const Arrays& arrays) {

@@ -7,6 +7,7 @@
 namespace {
 
 using rwkv::StreamDecoder;
+using rwkv::StreamEncoder;
 using rwkv::Tokenizer;
 using TokenizerRef = std::shared_ptr<Tokenizer>;
 
@@ -39,6 +40,12 @@ std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::bytes& text) {
   return tokenizer.encode(bytes);
 }
 
+std::vector<int32_t> put(StreamEncoder& encoder, const py::bytes& part) {
+  const std::string_view bytes = part;
+  const Unlocked unlocked;
+  return encoder.put(bytes);
+}
+
 std::string decode(const Tokenizer& tokenizer, const py::object& ids) {
   const auto list = any_ids(ids);
   const Unlocked unlocked;
@@ -49,9 +56,16 @@ py::bytes decode_bytes(const Tokenizer& tokenizer, const py::object& ids) {
   return tokenizer.decode_bytes(any_ids(ids));
 }
 
+// For those who do something with ids before an engine reads them.
+py::array_t<int32_t> token_ids(const py::object& ids, int64_t limit) {
+  const auto list = ids_of(ids, limit);
+  return py::array_t<int32_t>(static_cast<py::ssize_t>(list.size()), list.data());
+}
+
 }  // namespace
 
 void bind_tokenizer(py::module_& m) {
+  m.def("token_ids", token_ids);
   py::class_<Tokenizer, TokenizerRef>(m, "Tokenizer")
       .def_static("open", open)
       .def_static("in_model", in_model)
@@ -60,6 +74,10 @@ void bind_tokenizer(py::module_& m) {
       .def("encode", encode)
       .def("decode", decode)
       .def("decode_bytes", decode_bytes);
+  py::class_<StreamEncoder>(m, "StreamEncoder")
+      .def(py::init([](const TokenizerRef& tokenizer) { return StreamEncoder(tokenizer); }))
+      .def("put", put)
+      .def("finish", &StreamEncoder::finish);
   py::class_<StreamDecoder>(m, "StreamDecoder")
       .def(py::init([](const TokenizerRef& tokenizer) { return StreamDecoder(tokenizer); }))
       .def("put", &StreamDecoder::put)

@@ -68,9 +68,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   std::shared_ptr<State> new_state();
-  // One that begins with a tuned state, a file's or arrays called as in such a file. Throws StateError.
-  std::shared_ptr<State> new_state(const std::string& tuned_path);
-  std::shared_ptr<State> new_state(std::span<const StateArray> tuned);
+  // One that begins with a tuned state, a file's or arrays called as in such a file: [value, key], or `transposed`.
+  // Throws StateError.
+  std::shared_ptr<State> new_state(const std::string& tuned_path, bool transposed = false);
+  std::shared_ptr<State> new_state(std::span<const StateArray> tuned, bool transposed = false);
   void check_process() const;  // throws DeviceError after os.fork()
 
   // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
@@ -95,9 +96,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // model or task.
   std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
   // What each token of the sequences is given by those before it: all where the state has last logits, else all but the
-  // first. The states stay as they are, and a sequence may be empty. Memory does not depend on the number of tokens.
+  // first. A sequence may be empty. Memory does not depend on the number of tokens. The states stay as they are, or
+  // `advance` over all tokens but the last, so that a text can be scored in pieces.
   std::vector<std::vector<TokenScore>> score(std::span<const Sequence> sequences, const Poll& poll = {},
-                                             const Progress& progress = {});
+                                             const Progress& progress = {}, bool advance = false);
 
   // One draw for each job.
   std::vector<TokenLogprob> sample(std::span<const SampleJob> jobs, const Poll& poll = {});
@@ -124,7 +126,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
-  std::shared_ptr<State> state_with(std::span<const float> wkv);
+  std::shared_ptr<State> state_with(std::vector<float> wkv, bool transposed);
   void check_output(Output output) const;
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_mine(const State& state) const;  // throws StateError for another engine's state
@@ -141,7 +143,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void step(std::span<const Sequence> sequences, const Results& results, const Poll& poll, const Progress& progress);
   int64_t rows_of(const Sequence& sequence) const;
   void score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores, const Poll& poll,
-                  const Progress& progress);
+                  const Progress& progress, bool advance);
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
 
   std::shared_ptr<const Model> model_;

@@ -152,16 +152,20 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
 }
 
-std::shared_ptr<State> Engine::state_with(std::span<const float> wkv) {
+std::shared_ptr<State> Engine::state_with(std::vector<float> wkv, bool transposed) {
+  const size_t n = size_t(config().head_size);
+  for (size_t at = 0; transposed && at < wkv.size(); at += n * n)
+    for (size_t r = 0; r < n; r++)
+      for (size_t c = 0; c < r; c++) std::swap(wkv[at + r * n + c], wkv[at + c * n + r]);
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = pool_->make_initial(wkv)});
 }
 
-std::shared_ptr<State> Engine::new_state(const std::string& tuned_path) {
+std::shared_ptr<State> Engine::new_state(const std::string& tuned_path, bool transposed) {
   check_process();
-  return state_with(read_tuned_state(tuned_path, config()));
+  return state_with(read_tuned_state(tuned_path, config()), transposed);
 }
 
-std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned) {
+std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned, bool transposed) {
   check_process();
   const std::string where = "init";
   std::vector<ArrayShape> shapes;
@@ -174,7 +178,7 @@ std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned) {
     expect_finite(tuned[i].values, where, tuned[i].name);
     wkv.insert(wkv.end(), tuned[i].values.begin(), tuned[i].values.end());
   }
-  return state_with(wkv);
+  return state_with(std::move(wkv), transposed);
 }
 
 std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& state) {

@@ -23,7 +23,7 @@ void ask(const std::function<void(std::span<const SampleJob>, std::span<TokenLog
 }  // namespace
 
 std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> sequences, const Poll& poll,
-                                                   const Progress& progress) {
+                                                   const Progress& progress, bool advance) {
   check_process();
   std::vector<std::vector<TokenScore>> scores(sequences.size());
   int64_t total = 0, before = 0;
@@ -40,14 +40,14 @@ std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> seq
       read = done;
       if (progress) progress(before + done, total);
     };
-    score_some(sequences.subspan(at, count), std::span(scores).subspan(at, count), poll, report);
+    score_some(sequences.subspan(at, count), std::span(scores).subspan(at, count), poll, report, advance);
     before += read;
   }
   return scores;
 }
 
 void Engine::score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores,
-                        const Poll& poll, const Progress& progress) {
+                        const Poll& poll, const Progress& progress, bool advance) {
   std::vector<StateContents> contents;  // keep the logits
   std::vector<std::unique_ptr<State>> forks;
   std::vector<Sequence> read;
@@ -67,8 +67,9 @@ void Engine::score_some(std::span<const Sequence> sequences, std::span<std::vect
                        .given = s.tokens[0]});
     }
     if (s.tokens.size() < 2) continue;
-    const auto fork = forks.emplace_back(std::make_unique<State>(shared_from_this(), c)).get();
-    read.push_back({s.tokens.first(s.tokens.size() - 1), fork});
+    State* state = s.state;
+    if (!advance) state = forks.emplace_back(std::make_unique<State>(shared_from_this(), c)).get();
+    read.push_back({s.tokens.first(s.tokens.size() - 1), state});
     following.insert(following.end(), s.tokens.begin() + 1, s.tokens.end());
   }
 

@@ -85,16 +85,23 @@ int Tokenizer::size() const { return data_->size(); }
 std::vector<int32_t> Tokenizer::encode(std::string_view bytes) const {
   std::vector<int32_t> ids;
   ids.reserve(bytes.size() / 4 + 1);
+  append(bytes, 0, false, ids);
+  return ids;
+}
+
+size_t Tokenizer::append(std::string_view bytes, size_t before, bool goes_on, std::vector<int32_t>& ids) const {
   const uint8_t* const begin = reinterpret_cast<const uint8_t*>(bytes.data());
   const uint8_t* const end = begin + bytes.size();
-  for (const uint8_t* at = begin; at != end;) {
+  const uint8_t* at = begin;
+  while (at != end) {
     const Trie::Match match = data_->trie.longest(at, end);
-    RWKV_CHECK(Error, match.id >= 0, "text, byte ", at - begin,
+    if (goes_on && match.open) break;
+    RWKV_CHECK(Error, match.id >= 0, "text, byte ", before + size_t(at - begin),
                ": expected a byte that a token begins with, found value ", int{*at});
     ids.push_back(match.id);
     at += match.length;
   }
-  return ids;
+  return size_t(at - begin);
 }
 
 std::string_view Tokenizer::bytes_of(int32_t id) const { return data_->bytes_of(id); }
@@ -109,6 +116,21 @@ std::string Tokenizer::decode_bytes(std::span<const int32_t> ids) const {
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const { return replace_invalid_utf8(decode_bytes(ids)); }
+
+std::vector<int32_t> StreamEncoder::put(std::string_view bytes) {
+  pending_.append(bytes);
+  return take(true);
+}
+
+std::vector<int32_t> StreamEncoder::finish() { return take(false); }
+
+std::vector<int32_t> StreamEncoder::take(bool goes_on) {
+  std::vector<int32_t> ids;
+  const size_t length = tokenizer_->append(pending_, read_, goes_on, ids);
+  pending_.erase(0, length);
+  read_ += length;
+  return ids;
+}
 
 std::string StreamDecoder::put(int32_t id) {
   pending_.append(tokenizer_->bytes_of(id));

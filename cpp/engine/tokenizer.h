@@ -32,9 +32,28 @@ class Tokenizer {
       std::span<const int32_t> ids) const;  // valid UTF-8: what is none becomes U+FFFD, as Python's "replace"
 
  private:
+  friend class StreamEncoder;
   struct Data;
   explicit Tokenizer(std::unique_ptr<const Data> data);
+  // Appends the tokens that `bytes`, which stand behind `before` others, begin with, and returns the length of those.
+  // Of a text that goes on, the tokens that no further byte can change.
+  size_t append(std::string_view bytes, size_t before, bool goes_on, std::vector<int32_t>& ids) const;
   std::unique_ptr<const Data> data_;
+};
+
+// Encodes a text that comes in parts: the same tokens wherever it is cut. What waits is shorter than the longest token.
+class StreamEncoder {
+ public:
+  explicit StreamEncoder(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {}
+  std::vector<int32_t> put(std::string_view bytes);  // tokens that have become certain
+  std::vector<int32_t> finish();                     // those of what still waits
+
+ private:
+  std::vector<int32_t> take(bool goes_on);
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::string pending_;
+  size_t read_ = 0;  // bytes before the pending ones
 };
 
 // Decodes a stream of tokens so that no character is ever split: bytes wait until they are a whole character, or until

@@ -17,17 +17,20 @@ class Trie {
   struct Match {
     int32_t id;  // -1: no token is a prefix of the text
     size_t length;
+    bool open;  // the text ended before it was certain that no longer token begins here
   };
   Match longest(const uint8_t* text, const uint8_t* end) const {
-    Match match{-1, 0};
+    Match match{-1, 0, false};
     uint32_t base = kRootBase;
-    for (const uint8_t* at = text; at != end;) {
+    const uint8_t* at = text;
+    while (at != end) {
       const Cell cell = cells_[base + *at];
       if (cell.label != *at) break;
       ++at;
-      if (cell.token != 0) match = {static_cast<int32_t>(cell.token) - 1, static_cast<size_t>(at - text)};
+      if (cell.token != 0) match = {static_cast<int32_t>(cell.token) - 1, static_cast<size_t>(at - text), false};
       base = cell.base;
     }
+    match.open = at == end;
     return match;
   }
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
 from .errors import Error
 
 Array: TypeAlias = NDArray[np.float32]
@@ -74,6 +75,16 @@ def engine_options(
         boolean(pin, "pin"),
         None if sparse is None else boolean(sparse, "sparse"),
     )
+
+
+def token_ids(ids: object, name: str, n_vocab: int) -> NDArray[np.int32]:
+    """Return what are token ids of the vocabulary as an array."""
+    try:
+        return _core.token_ids(ids, n_vocab)  # type: ignore[arg-type]  # which it finds out
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
 
 
 def real(value: object, name: str, low: float, high: float) -> float:

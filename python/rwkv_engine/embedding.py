@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arguments import Array, Progress, Tokens, boolean, integer
+from ._arguments import Array, Progress, Tokens, boolean, integer, token_ids
 from .errors import ConcurrentUseError, Error, StateError
 from .forward import ForwardMixin
 from .restore import RestoreMixin
@@ -113,26 +113,13 @@ class EmbeddingMixin(ForwardMixin, RestoreMixin):
 
     def _ids_of(self, text: object, index: int) -> NDArray[np.int32]:
         """Return the tokens of a text: at least one, and all of the vocabulary."""
-        where, last = f"texts[{index}]", self.config.n_vocab - 1
+        where = f"texts[{index}]"
         if isinstance(text, str):
             try:
-                ids = np.asarray(self.tokenizer.encode(text), np.int32)
+                text = self.tokenizer.encode(text)
             except Error as error:
                 raise Error(f"{where}: {error}") from None
-        elif isinstance(text, np.ndarray):
-            if text.dtype.kind not in "iu" or text.ndim != 1:
-                raise TypeError(
-                    f"{where}: expected integers in one dimension, found {text.dtype} of shape "
-                    f"{text.shape}"
-                )
-            for at in np.flatnonzero((text < 0) | (text > last))[:1]:
-                integer(text[at], f"{where}, token {at}", 0, last)  # raises
-            ids = text.astype(np.int32)
-        elif isinstance(text, Sequence) and not isinstance(text, (bytes, bytearray)):
-            numbers = [integer(n, f"{where}, token {at}", 0, last) for at, n in enumerate(text)]
-            ids = np.asarray(numbers, np.int32)
-        else:
-            raise TypeError(f"{where}: expected str or token ids, found {type(text).__name__}")
+        ids = token_ids(text, where, self.config.n_vocab)
         if not len(ids):
             raise Error(f"{where}: expected at least one token, found none")
         return ids

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arguments import Array, Progress, Tokens
+from ._arguments import Array, Progress
+from ._windows import Text, Windows
 from .engine import Engine
 from .errors import Error
-from .generation import Prompt, prompt_ids
-from .scoring import token_scores, total_of
+from .scoring import SUMMED, token_scores, total_of
 from .tasks import (
     LastWord,
     MultipleChoice,
@@ -40,7 +40,7 @@ __all__ = [
     "read_texts",
 ]
 
-PIECE = 256  # tokens of a call: what memory depends on, as a row of logits is long
+PIECE = 256  # tokens of a call whose rows of logits are all kept: what memory depends on
 BLOCK = 16  # rows that are float64 at once
 
 
@@ -60,16 +60,22 @@ class Perplexity:
     """What a perfect compressor would need with this model, which they do not."""
 
 
-def perplexity(engine: Engine, text: Prompt, progress: Progress | None = None) -> Perplexity:
+def perplexity(
+    engine: Engine, text: Text, progress: Progress | None = None, *, tokens: int | None = None
+) -> Perplexity:
     r"""Return how well a text of any length is predicted.
 
     Parameters
     ----------
     engine : Engine
-    text : str or token ids
-        At least two tokens; the first is not predicted.
+    text : str, token ids or file
+        At least two tokens; the first is not predicted. A file that is open in binary mode is read
+        on the way: memory does not depend on its length.
     progress : callable, optional
-        Called as ``progress(tokens_done, tokens_total)``; what it raises ends the work.
+        Called as ``progress(tokens_done, tokens_total)``, of a file with bytes, and with 0 where
+        its length is not known; what it raises ends the work.
+    tokens : int, optional
+        Read so many at most.
 
     Examples
     --------
@@ -79,20 +85,27 @@ def perplexity(engine: Engine, text: Prompt, progress: Progress | None = None) -
     >>> found.tokens, found.bytes, found.bits_per_byte < 1
     (5, 15, True)
     """
-    tokens = prompt_ids(engine, text)
-    if len(tokens) < 2:
-        raise Error(f"text: expected at least 2 tokens, found {len(tokens)}")
     tokenizer = engine.tokenizer  # raises before the work if there is none
-    ((logprobs, _),) = token_scores(engine, [tokens], [engine.new_state()], progress)
-    return measure(logprobs, len(tokenizer.decode_bytes(tokens[1:])))
+    windows = Windows(engine, text, SUMMED, tokens, progress)
+    state, total, count, size = engine.new_state(), 0.0, 0, 0
+    for window in windows:
+        ((logprobs, _),) = token_scores(engine, [window], [state], windows.report, advance=True)
+        following = window[1:]  # the token before them has its score already
+        total += total_of(logprobs[-len(following) :])
+        count += len(following)
+        size += len(tokenizer.decode_bytes(following))
+    return _perplexity(total, count, size)
 
 
 def measure(logprobs: Array, size: int) -> Perplexity:
     """Return what log-probabilities of tokens that are `size` bytes long come to."""
-    total = -total_of(logprobs)
-    loss = total / len(logprobs)
-    bits = total / math.log(2) / size if size else math.inf
-    return Perplexity(len(logprobs), size, loss, _exp(loss), bits)
+    return _perplexity(total_of(logprobs), len(logprobs), size)
+
+
+def _perplexity(logprob: float, tokens: int, size: int) -> Perplexity:
+    loss = -logprob / tokens
+    bits = -logprob / math.log(2) / size if size else math.inf
+    return Perplexity(tokens, size, loss, _exp(loss), bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +129,10 @@ class Comparison:
 def compare(
     reference: Engine,
     others: Sequence[Engine],
-    text: Prompt,
+    text: Text,
     progress: Progress | None = None,
+    *,
+    tokens: int | None = None,
 ) -> list[Comparison]:
     r"""Return what the reference and then each of the others makes of a text.
 
@@ -130,10 +145,8 @@ def compare(
     reference : Engine
     others : sequence of Engine
         May be empty: then it is the text's perplexity alone.
-    text : str or token ids
-        At least two tokens; the first is not predicted.
-    progress : callable, optional
-        Called as ``progress(tokens_done, tokens_total)``; what it raises ends the work.
+    text, progress, tokens
+        As in `perplexity`.
 
     Examples
     --------
@@ -145,10 +158,6 @@ def compare(
     (0.0, True)
     """
     engines = [reference, *others]
-    tokens = prompt_ids(reference, text)
-    total = len(tokens) - 1
-    if total < 1:
-        raise Error(f"text: expected at least 2 tokens, found {len(tokens)}")
     for i, engine in enumerate(others):
         if engine.config.n_vocab != reference.config.n_vocab:
             raise Error(
@@ -157,19 +166,18 @@ def compare(
             )
     states = [engine.new_state() for engine in engines]
     sums = [_Sums() for _ in engines]
-    for begin in range(0, total, PIECE):
-        end = min(begin + PIECE, total)
-        piece = tokens[begin:end]
-        following = _targets(tokens[begin + 1 : end + 1], reference.config.n_vocab)
+    windows, count = Windows(reference, text, PIECE, tokens, progress), 0
+    for window in windows:
+        piece, following = window[:-1], window[1:]
         rows = [
             engine.forward(piece, state, output="all")
             for engine, state in zip(engines, states, strict=True)
         ]
-        for at in range(0, end - begin, BLOCK):
+        for at in range(0, len(piece), BLOCK):
             _add(sums, [row[at : at + BLOCK] for row in rows], following[at : at + BLOCK])
-        if progress is not None:
-            progress(end, total)
-    return [s.comparison(total) for s in sums]
+        count += len(piece)
+        windows.report(1, 1)
+    return [s.comparison(count) for s in sums]
 
 
 def _exp(loss: float) -> float:
@@ -194,7 +202,7 @@ class _Sums:
         )
 
 
-def _add(sums: list[_Sums], rows: list[Array], following: NDArray[np.int64]) -> None:
+def _add(sums: list[_Sums], rows: list[Array], following: NDArray[np.int32]) -> None:
     expected = _log_softmax(rows[0])
     weights = np.exp(expected)
     best = rows[0].argmax(axis=1)
@@ -213,14 +221,3 @@ def _log_softmax(logits: Array) -> NDArray[np.float64]:
     normalizer: Any = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     shifted -= normalizer
     return shifted
-
-
-def _targets(tokens: Tokens, n_vocab: int) -> NDArray[np.int64]:
-    """Return them as indices. The last of a text is read by no engine, so nobody else checks it."""
-    ids = np.asarray(tokens)
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"text: expected token ids, found {ids.dtype}")
-    wrong = ids[(ids < 0) | (ids >= n_vocab)]
-    if len(wrong):
-        raise Error(f"text: expected token ids from 0 to {n_vocab - 1}, found {wrong[0]}")
-    return ids.astype(np.int64)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arguments import Array, Progress, Tokens, integer
+from ._arguments import Array, Progress, Tokens, integer, word
 from ._opened import Opened
 from .device import DeviceArray
 from .errors import Error
@@ -53,10 +53,10 @@ class ForwardMixin(Opened):
         (3, 1024)
         """
         inputs = [_input(tokens, embeddings)]
-        states = [core_of(state)]
+        states, kind = [core_of(state)], word(output, "output")
         if device:
-            return DeviceArray(self._core.forward_on_device(inputs, states, output, progress))
-        rows = self._core.forward(inputs, states, output, progress)
+            return DeviceArray(self._core.forward_on_device(inputs, states, kind, progress))
+        rows = self._core.forward(inputs, states, kind, progress)
         return rows[0] if rows is not None and output == "last" else rows
 
     def forward_batch(
@@ -82,7 +82,8 @@ class ForwardMixin(Opened):
             inputs = [_input(None, one) for one in embeddings]
         else:
             raise _one_of(tokens)
-        rows = self._core.forward(inputs, [core_of(s) for s in states], output, progress)
+        kind = word(output, "output")
+        rows = self._core.forward(inputs, [core_of(s) for s in states], kind, progress)
         if rows is None or output == "last":
             return rows
         return np.split(rows, np.cumsum([len(i) for i in inputs])[:-1]) if inputs else []

@@ -15,6 +15,8 @@ model "rwkv-engine"::
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,12 +32,14 @@ except ImportError as error:
     ) from error
 
 from ._arguments import Path
+from ._script import Script
 from .adapters import Adapters
 from .engine import Engine
 from .errors import Error
 from .params import SamplingParams
 from .prefixes import read_contexts, shared_length
 from .scoring import END_OF_DOCUMENT, continuation_scores, token_scores, total_of
+from .templates import ChatTemplate, template_of
 from .text import Tokenizer
 
 __all__ = ["RWKVLM"]
@@ -64,6 +68,11 @@ class RWKVLM(TemplateLM):
         0. With None contexts are read as they are, and only an empty one becomes token 0.
     max_gen_toks : int, default 256
         How long texts become where the task does not say.
+    template : str, path or ChatTemplate, optional
+        How conversations are written down, with lm-eval's ``--apply_chat_template``, which may also
+        name it: "bot", "assistant", "function_calling", "world" or a TOML file. By default the one
+        for the model's name. Replies begin behind the assistant's prefix, without thinking, and end
+        also with what ends them in the template. What people say is cleaned as `Engine.chat` does.
     batch_size, max_batch_size, device
         lm-eval hands these to every model. They mean nothing here.
     """
@@ -78,6 +87,7 @@ class RWKVLM(TemplateLM):
         adapters: Adapters = None,
         bos: int | None = END_OF_DOCUMENT,
         max_gen_toks: int = 256,
+        template: ChatTemplate | Path | None = None,
         batch_size: object = None,
         max_batch_size: object = None,
         device: object = None,
@@ -88,6 +98,7 @@ class RWKVLM(TemplateLM):
         self.engine = model
         self.max_gen_toks = max_gen_toks
         self._bos = bos
+        self._template = template_of(template, model.name)
 
     @property
     def eot_token_id(self) -> int:
@@ -101,8 +112,36 @@ class RWKVLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval's cache of requests knows the vocabulary by."""
-        return f"rwkv-engine-{self.engine.config.n_vocab}"
+        """What lm-eval's cache of requests knows the vocabulary and the template by."""
+        template = zlib.crc32(self.chat_template().encode())
+        return f"rwkv-engine-{self.engine.config.n_vocab}-{self._template.name}-{template:08x}"
+
+    def chat_template(self, chat_template: bool | str = True) -> str:
+        """Return how the template writes a conversation down; another one's name chooses that."""
+        if isinstance(chat_template, str):
+            self._template = template_of(chat_template, self.engine.name)
+        said = [(role, f"{{{role}}}") for role in ("system", "user", "assistant", "user")]
+        return self.apply_chat_template(
+            [{"role": role, "content": content} for role, content in said]
+        )
+
+    def apply_chat_template(
+        self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return a conversation as text; without a prompt for one the last reply is left open."""
+        roles, script = self._template.roles, Script(self._template, self.engine.tokenizer)
+        written = []
+        for message in chat_history:
+            role = message["role"]
+            if role not in roles:
+                raise Error(f"role: expected one of {', '.join(roles)}, found {role!r:.100}")
+            words = script.wording(role, message["content"])
+            written.append(f"{roles[role].prefix}{words}{roles[role].suffix}")
+        if add_generation_prompt:
+            written.append(roles["assistant"].prefix)
+        elif written:
+            written[-1] = written[-1].removesuffix(roles[chat_history[-1]["role"]].suffix)
+        return self._template.separator.join(written)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: object
@@ -164,8 +203,9 @@ class RWKVLM(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Write texts that end before one of the strings "until" or with the document."""
-        contexts = [self._begun(self.tok_encode(request.args[0])) for request in requests]
-        params = [self._params(request.args[1]) for request in requests]
+        prompts = [self._prompt(*request.args) for request in requests]
+        contexts = [self._begun(self.tok_encode(text)) for text, _ in prompts]
+        params = [params for _, params in prompts]
         found = [""] * len(requests)
         batches = read_contexts(self.engine, contexts, self.engine.new_state())
         with tqdm(desc="writing", total=len(requests), disable=disable_tqdm) as bar:
@@ -174,8 +214,10 @@ class RWKVLM(TemplateLM):
                     [[]] * len(batch), [params[i] for i, _ in batch], [state for _, state in batch]
                 )
                 for (i, _), result in zip(batch, results, strict=True):
-                    found[i] = result.text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, result.text)
+                    # Of a conversation the blank after the prefix is the reply's first token.
+                    trimmed = len(prompts[i][0]) < len(requests[i].args[0])
+                    found[i] = result.text.removeprefix(" ") if trimmed else result.text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
                 bar.update(len(batch))
         return found
 
@@ -184,6 +226,16 @@ class RWKVLM(TemplateLM):
         if context and (self._bos is None or context[0] == self._bos):
             return context
         return [self.prefix_token_id, *context]
+
+    def _prompt(self, context: str, given: dict[str, Any]) -> tuple[str, SamplingParams]:
+        """Return what is read and how the text is sampled; a reply ends as the template's do."""
+        params, prefix = self._params(given), self._template.roles["assistant"].prefix
+        if not context.endswith(self._template.separator + prefix):
+            return context, params
+        script = Script(self._template, self.engine.tokenizer)
+        stop, tokens = (*params.stop, *script.stop), (*params.stop_tokens, *script.stop_tokens)
+        params = dataclasses.replace(params, stop=stop, stop_tokens=tokens)
+        return context.rstrip(" "), params
 
     def _params(self, given: dict[str, Any]) -> SamplingParams:
         """Return what lm-eval says in its own words; of what it does not say, nothing is done."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import Array, Path, path_bytes
+from ._arguments import Array, Path, boolean, path_bytes
 from ._opened import Opened
 from ._rwkv_list import Layout, arrays_of, read_list
 from .errors import StateError
@@ -18,7 +18,10 @@ from .state import Parts, State, parts_of
 
 def _floats(arrays: Mapping[str, Any]) -> list[tuple[str, Array]]:
     """Return named arrays of any floats as float32; what is too large becomes infinite."""
-    found = [(str(name), np.asarray(array)) for name, array in arrays.items()]
+    try:
+        found = [(str(name), np.asarray(array)) for name, array in arrays.items()]
+    except ValueError as error:
+        raise StateError(f"init: expected arrays of floats, found none: {error}") from None
     for name, array in found:
         if array.dtype.kind != "f":
             raise StateError(f"init: {name}: expected an array of floats, found {array.dtype}")
@@ -31,7 +34,9 @@ class RestoreMixin(Opened):
 
     __slots__ = ()
 
-    def new_state(self, init: Path | Mapping[str, Any] | None = None) -> State:
+    def new_state(
+        self, init: Path | Mapping[str, Any] | None = None, *, transposed: bool | None = None
+    ) -> State:
         """Return the state before any token.
 
         Parameters
@@ -40,12 +45,16 @@ class RestoreMixin(Opened):
             A tuned state to begin with, of RWKV-5, 6 or 7: a .pth or safetensors file, or float
             arrays, with ``blocks.{i}.att.time_state`` for each layer and nothing else, (H, N, N) as
             trainers write them. By default what the model's file has of that kind, else zeros.
+        transposed : bool, optional
+            Whether its matrices are [key, value]; trainers write [value, key], for every version.
+            No file tells, so it has to be said of a .st file, which some of web-rwkv's converters
+            turn around and some do not.
 
         Raises
         ------
         StateError
             If it does not fit. Nothing in such a file tells for which version or model of the same
-            shape it was trained, nor whether somebody has turned its matrices around.
+            shape it was trained.
 
         Examples
         --------
@@ -58,11 +67,20 @@ class RestoreMixin(Opened):
         >>> engine.new_state(init=tuned).tokens_seen
         0
         """
+        turned = False if transposed is None else boolean(transposed, "transposed")
         if init is None:
+            if transposed is not None:
+                raise StateError(f"transposed: expected init with it, found {transposed} alone")
             return State(self._core.new_state())
         if isinstance(init, Mapping):
-            return State(self._core.new_state_of_arrays(_floats(init)))
-        return State(self._core.new_tuned_state(path_bytes(init, "init")))
+            return State(self._core.new_state_of_arrays(_floats(init), turned))
+        path = path_bytes(init, "init")
+        if transposed is None and path.lower().endswith(b".st"):
+            raise StateError(
+                f"{os.fsdecode(path)}: expected transposed=True or False for a .st file, as some "
+                "converters turn matrices around and some do not, found neither"
+            )
+        return State(self._core.new_tuned_state(path, turned))
 
     def state_from_bytes(
         self, blob: bytes | bytearray | memoryview, check_weights: bool = True

@@ -16,6 +16,7 @@ from .generation import GenerationMixin, Prompt, prompt_ids
 from .prefixes import read_contexts, shared_length
 from .state import State, core_of
 
+SUMMED = 8192  # log-probabilities that are summed at a time, counted from a text's beginning
 END_OF_DOCUMENT = 0  # the token that stands between documents, and so before each of them
 Scores: TypeAlias = tuple[Array, NDArray[np.bool_]]
 Normalize: TypeAlias = Literal["tokens", "bytes"]
@@ -186,7 +187,8 @@ class ScoringMixin(ForwardMixin, GenerationMixin):
 
 def total_of(logprobs: Array) -> float:
     """Return the log-probability of all tokens together."""
-    return float(logprobs.sum(dtype=np.float64))
+    pieces = (logprobs[at : at + SUMMED] for at in range(0, len(logprobs), SUMMED))
+    return sum((float(piece.sum(dtype=np.float64)) for piece in pieces), 0.0)
 
 
 def token_scores(
@@ -194,9 +196,14 @@ def token_scores(
     texts: Sequence[Tokens],
     states: Sequence[State],
     progress: Progress | None = None,
+    advance: bool = False,
 ) -> list[Scores]:
-    """Return log-probabilities of tokens, and which of them are the most likely."""
-    return engine._core.score(list(texts), [core_of(state) for state in states], progress)
+    """Return log-probabilities of tokens, and which of them are the most likely.
+
+    The states stay as they are, or advance over all tokens but the last.
+    """
+    cores = [core_of(state) for state in states]
+    return engine._core.score(list(texts), cores, progress, advance)
 
 
 def continuation_scores(

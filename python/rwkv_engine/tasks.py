@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ._arguments import Path, Progress, path_bytes
+from ._arguments import Path, Progress, integer, path_bytes, word
 from .engine import Engine
 from .errors import Error
 from .scoring import END_OF_DOCUMENT, Scores, continuation_scores, split, total_of
@@ -69,7 +69,8 @@ def last_word(engine: Engine, texts: Sequence[str], progress: Progress | None = 
     """
     if not texts:
         raise Error("texts: expected at least one, found none")
-    pairs = [(context, [f" {word}"]) for context, word in map(_last_word_of, texts)]
+    parts = [_last_word_of(word(text, f"texts[{i}]")) for i, text in enumerate(texts)]
+    pairs = [(context, [f" {last}"]) for context, last in parts]
     scores = [rows[0] for rows in _scores(engine, pairs, progress)]
     losses = [-total_of(one[0]) for one in scores]
     with np.errstate(over="ignore"):
@@ -96,6 +97,9 @@ def multiple_choice(
     """
     if not questions:
         raise Error("questions: expected at least one, found none")
+    for i, question in enumerate(questions):
+        if question.choices:  # or the error is that there are none
+            integer(question.answer, f"questions[{i}].answer", 0, len(question.choices) - 1)
     rows = _scores(engine, [(q.context, q.choices) for q in questions], progress)
     right, normalized = 0, 0
     for question, scores in zip(questions, rows, strict=True):
@@ -135,10 +139,10 @@ def _scores(
 
 
 def _last_word_of(text: str) -> tuple[str, str]:
-    context, _, word = text.rpartition(" ")
-    if not context or not word:
+    context, _, last = text.rpartition(" ")
+    if not context or not last:
         raise Error(f"expected a text of two words or more, found {text[:50]!r}")
-    return context, word
+    return context, last
 
 
 def _text_of(line: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from . import _core
 from ._arguments import DATA, DEMO, Path, Tokens, path_bytes
@@ -77,19 +77,29 @@ class Tokenizer:
 
         Raises Error at a byte that no token of the vocabulary begins with.
         """
-        if isinstance(text, str):
-            try:
-                data = text.encode()
-            except UnicodeEncodeError as error:
-                raise Error(
-                    f"text, character {error.start}: expected one that UTF-8 can hold, "
-                    f"found the surrogate U+{ord(text[error.start]):04X}"
-                ) from None
-        elif isinstance(text, (bytes, bytearray, memoryview)):
-            data = bytes(text)
-        else:
-            raise TypeError(f"text: expected str or bytes, found {type(text).__name__}")
+        data = _bytes_of(text)
         return self._core.encode(data) if self._bpe is None else self._bpe.encode(data)
+
+    def encode_parts(self, parts: Iterable[str | bytes]) -> Iterator[list[int]]:
+        """Yield the ids of a text that comes in parts: those of `encode`, wherever it is cut.
+
+        Of a World vocabulary no more is held than a part and a token. Byte-level BPE looks at
+        whole texts, so with that the parts are collected first.
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> tokenizer = rwkv.Tokenizer.world()
+        >>> [ids for ids in tokenizer.encode_parts(["Hel", "lo wor", "ld"]) if ids]
+        [[33155], [40213]]
+        """
+        if self._bpe is not None:
+            yield self._bpe.encode(b"".join(map(_bytes_of, parts)))
+            return
+        encoder = _core.StreamEncoder(self._core)
+        for part in parts:
+            yield encoder.put(_bytes_of(part))
+        yield encoder.finish()
 
     def decode(self, ids: Tokens) -> str:
         """Return the text of the ids; what is not UTF-8 becomes U+FFFD.
@@ -134,6 +144,20 @@ class StreamDecoder:
     def finish(self) -> str:
         """Return what still waits; broken characters become U+FFFD."""
         return self._core.finish()
+
+
+def _bytes_of(text: object) -> bytes:
+    if isinstance(text, str):
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise Error(
+                f"text, character {error.start}: expected one that UTF-8 can hold, "
+                f"found the surrogate U+{ord(text[error.start]):04X}"
+            ) from None
+    if isinstance(text, (bytes, bytearray, memoryview)):
+        return bytes(text)
+    raise TypeError(f"text: expected str or bytes, found {type(text).__name__}")
 
 
 def _json_beside(model: Path) -> pathlib.Path | None:

@@ -51,6 +51,9 @@ def test_shapes_and_ranks(tmp_path):
         ({**pair(), A: zeros(4, 63)}, (A, "(rank, 64)", "(4, 63)")),
         ({**pair(), A: zeros(64, 4)}, (A, "(rank, 64)", "(64, 4)")),  # turned around
         ({**pair(), B: zeros(4, 64)}, (B, "(64, 4)", "(4, 64)")),
+        ({A: zeros(64, 4), B: zeros(4, 64)}, (A, "(rank, 64)", "(64, 4)")),  # both, so that they fit each other
+        (pair(rows=128, cols=128), (A, "(rank, 64)", "(4, 128)")),  # another model's
+        (pair("blocks.0.ffn.value", 192, 64), ("blocks.0.ffn.value", "(rank, 192)", "(4, 64)")),
         (pair("blocks.0.ffn.key", 64, 192), ("blocks.0.ffn.key", "(rank, 64)", "(4, 192)")),
         ({**pair(), A: zeros(4, 64, 1)}, (A,)),
         ({**pair(), A: zeros(256)}, (A,)),

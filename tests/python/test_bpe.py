@@ -37,6 +37,17 @@ def vocabulary(tmp_path_factory):
     return path, build(path)
 
 
+def test_a_text_in_parts_is_collected(vocabulary):
+    """Nothing says where such a vocabulary lets a text be cut, so it is not."""
+    path, _ = vocabulary
+    tokenizer = rwkv.Tokenizer(path)
+    data = TEXT.encode()
+    parts = [data[at : at + 7] for at in range(0, len(data), 7)]
+    assert list(tokenizer.encode_parts(parts)) == [tokenizer.encode(TEXT)]
+    with pytest.raises(rwkv.Error, match="text, byte 9: expected UTF-8"):
+        list(tokenizer.encode_parts([b"hello ", b"you\xff"]))
+
+
 def test_ids_and_texts_are_those_of_the_package(vocabulary):
     path, reference = vocabulary
     tokenizer = rwkv.Tokenizer(path)

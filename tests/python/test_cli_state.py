@@ -206,14 +206,21 @@ def test_wrong_usage():
         assert run("state", *words).returncode == 2
 
 
+def complaint(action, words, *files):
+    status, error = failure(action, *files)
+    assert status == (2 if action == "diff" else 1)  # where 1 says that they differ
+    assert_one_sentence(1, error, words)
+
+
 @pytest.mark.parametrize("action", ["show", "verify", "diff"])
 def test_damaged_and_strange_files(place, action):
     blob = (place / "a.state").read_bytes()
     for content in (b"", blob[:50], blob[:3000], blob[:-1], b"PK" + blob, bytes(500)):
         (place / "bad.state").write_bytes(content)
         more = [place / "a.state"] if action == "diff" else []
-        assert_one_sentence(*failure(action, place / "bad.state", *more), "bad.state")
-    assert_one_sentence(*failure(action, place, *more), "expected a regular file")
+        complaint(action, "bad.state", place / "bad.state", *more)
+    complaint(action, "expected a regular file", place, *more)
+    complaint(action, "absent", place / "absent", *more)
 
 
 def test_names_can_do_nothing_to_a_terminal(place):

@@ -43,6 +43,8 @@ def test_generate(files):
     demo = rwkv.Engine("demo")
     tuned = text(demo, demo.new_state(init=files / "tuned.pth"))
     assert generated(PROMPT, *GREEDY, "--init", files / "tuned.pth") == tuned != plain
+    turned = text(demo, demo.new_state(init=files / "tuned.pth", transposed=True))
+    assert generated(PROMPT, *GREEDY, "--init", files / "tuned.pth", "--init-transposed") == turned != tuned
 
 
 def test_chat(files):
@@ -87,6 +89,7 @@ def test_mistakes_are_one_sentence(files, tmp_path):
         (("--adapter", files / "tuned.pth"), "tuned state"),
         (("--init", files / "lora.pth"), "adapter"),
         (("--init", files / "tuned.pth", "--state", "a.state"), "both"),
+        (("--init-transposed",), "init"),
     ):
         done = run("generate", PROMPT, *GREEDY, *words)
         assert done.returncode in (1, 2) and not done.stdout

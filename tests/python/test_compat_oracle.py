@@ -100,7 +100,7 @@ if not ours:
     import torch
     logits = torch.tensor(logits)
 draws = {}
-for case in [(1.0, 0.85, 0), (0.6, 0.7, 0), (1.8, 0.95, 6)]:
+for case in [(1.0, 0.85, 0), (0.6, 0.7, 0), (1.8, 0.95, 6)] * int(os.environ["RWKV_V7_ON"]):  # once is enough
     np.random.seed(11)
     draws[case] = [pipeline.sample_logits(logits, *case) for _ in range(10000)]
 pickle.dump((found, tokens, draws), open(result, "wb"))
@@ -119,7 +119,7 @@ def both(tmp_path_factory):
         for versions in (VERSIONS[:-1], VERSIONS[-1:]):
             result = folder / f"{who}.pickle"
             paths = [str(of_version(version).path()).removesuffix(".pth") for version in versions]
-            environment = {**child_environment(), "RWKV_V7_ON": str(int(versions == ["7"]))}
+            environment = {**child_environment(), "RWKV_V7_ON": str(int(versions == ["7"])), "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
                 [sys.executable, "-c", SCRIPT, who, words, result, *paths],
                 env=environment, capture_output=True, text=True, timeout=600,

@@ -2,18 +2,21 @@
 known by hand."""
 
 import dataclasses
+import io
 import json
 import math
+import tracemalloc
 import types
 
 import numpy as np
 import pytest
-from helpers import SMALL, engine, model
+from helpers import SMALL, TINY, engine, model
 from test_cli import assert_one_sentence, run
 
 import rwkv_engine as rwkv
-from rwkv_engine import evaluation
-from rwkv_engine.evaluation import compare, perplexity
+from rwkv_engine import _windows, evaluation, scoring
+from rwkv_engine.evaluation import PIECE, compare, perplexity
+from rwkv_engine.scoring import SUMMED
 
 TOKENS = model(**SMALL).tokens(100, seed=3)
 
@@ -106,8 +109,10 @@ def test_texts_and_arrays():
         ([1], rwkv.Error, "found 1"),
         ([1, 40], rwkv.Error, "0 to 39, found 40"),
         ([1, -1], rwkv.Error, "found -1"),
-        ([1, 2.5], TypeError, "float64"),
-        ([1, 2**70], TypeError, "object"),
+        ([1, 2.5], TypeError, "text: token 1: expected an integer, found float"),
+        (np.array([1, 2.5]), TypeError, "float64"),
+        ([1, True], TypeError, "found bool"),
+        ([1, 2**70], rwkv.Error, "found 1180591620717411303424"),
         (b"ab", TypeError, "bytes"),
     ],
 )
@@ -143,6 +148,98 @@ def test_perplexity_is_what_compare_finds():
     for tokens in ([], [1]):
         with pytest.raises(rwkv.Error, match=f"at least 2 tokens, found {len(tokens)}"):
             perplexity(demo, tokens)
+
+
+# ---- files ----
+
+
+class Pipe(io.BytesIO):
+    def seekable(self):
+        return False
+
+
+def test_a_file_is_what_its_text_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SUMMED", 500)
+    monkeypatch.setattr(scoring, "SUMMED", 500)
+    demo = rwkv.Engine("demo", "cpu fp32")
+    data = b"".join(b"class A%d:  # \xc3\xa9\xff\n    def a(self, b):\r\n        pass\n" % i for i in range(100))
+    ids = demo.tokenizer.encode(data)
+    assert 2000 < len(ids) < 5000
+    logprobs = demo.score(ids)
+    size = len(demo.tokenizer.decode_bytes(ids[1:]))
+    expected = evaluation.measure(logprobs, size)
+    assert expected.loss == pytest.approx(-logprobs.mean(dtype=np.float64), rel=1e-12)
+    (tmp_path / "text").write_bytes(data)
+    for part in (1 << 16, 997):
+        monkeypatch.setattr(_windows, "_PART", part)
+        done = []
+        with (tmp_path / "text").open("rb") as file:
+            assert perplexity(demo, file, lambda *counts: done.append(counts)) == expected
+        assert done == sorted(done) and done[-1] == (size, len(data)) and len(done) > 5
+        assert perplexity(demo, Pipe(data), lambda *counts: done.append(counts)) == expected
+        assert done[-1] == (size, 0)
+    assert perplexity(demo, ids) == perplexity(demo, np.array(ids, np.uint16)) == expected
+    some = 2 * PIECE + 7
+    assert compare(demo, [], io.BytesIO(data), tokens=some) == compare(demo, [], ids[:some])
+    assert perplexity(demo, io.BytesIO(data), tokens=some) == perplexity(demo, ids[:some]) == perplexity(demo, ids, tokens=some)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """An engine whose tokens are the letters a to k, with a tiny model."""
+    words = tmp_path_factory.mktemp("letters") / "words.txt"
+    words.write_text("".join(f"{i} {chr(96 + i)!r} 1\n" for i in range(1, 12)))
+    return rwkv.Engine(model(**TINY).path(), "cpu fp32", threads=1, tokenizer=words)
+
+
+@pytest.mark.parametrize("tokens", [2, SUMMED, SUMMED + 1, SUMMED + 2, 2 * SUMMED + 1])
+def test_at_the_borders_of_windows(letters, tokens):
+    ids = np.random.default_rng(0).integers(1, 12, tokens)
+    found = perplexity(letters, ids)
+    assert found == evaluation.measure(letters.score(ids), tokens - 1)
+    text = io.BytesIO(letters.tokenizer.decode_bytes(ids))
+    assert perplexity(letters, text) == found
+
+
+@pytest.mark.parametrize("data", [b"", b"a"])
+def test_a_file_that_is_too_short(data):
+    for call in (perplexity, lambda e, file: compare(e, [], file)):
+        with pytest.raises(rwkv.Error, match=f"text: expected at least 2 tokens, found {len(data)}"):
+            call(rwkv.Engine("demo"), io.BytesIO(data))
+
+
+def test_a_file_that_is_not_binary():
+    for file in (io.StringIO("import os"), io.StringIO("")):
+        with pytest.raises(TypeError, match="open in binary mode, found one that reads str"):
+            perplexity(rwkv.Engine("demo"), file)
+
+
+def test_memory_does_not_depend_on_a_files_length(letters):
+    """As a list of ids, their array or their log-probabilities it would be larger than the bound."""
+
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            assert 0 < size <= 1 << 16
+            return b"abcdefgh" * (size // 8)
+
+    perplexity(letters, Endless(), tokens=100)
+    tracemalloc.start()
+    found = perplexity(letters, Endless(), tokens=600_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.tokens, found.bytes) == (599_999, 599_999) and peak < 2e6
+
+
+def test_an_endless_file_of_the_command():
+    done = run("eval", "--file", "/dev/zero", "--tokens", 300, "--json")
+    (row,) = json.loads(done.stdout)
+    assert row["tokens"] == 299
+
+
+@pytest.mark.parametrize("tokens", [1, -1, 0, 2.5, True])
+def test_how_many_tokens_to_read(tokens):
+    with pytest.raises((TypeError, rwkv.Error), match="tokens: expected an integer"):
+        perplexity(rwkv.Engine("demo"), "import os", tokens=tokens)
 
 
 # ---- the command ----
@@ -197,7 +294,7 @@ def test_errors_are_one_sentence(arguments, word):
     assert_one_sentence(done.returncode, done.stderr, word)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--file", __file__, "--tokens", "1")])
-def test_wrong_usage(arguments):
-    done = run("eval", *arguments)
-    assert done.returncode == 2 and b"--" in done.stderr
+@pytest.mark.parametrize("tokens", [None, "1", "-5", "x", "2.5", ""])
+def test_wrong_usage(tokens):
+    done = run("eval", *(() if tokens is None else ("--file", __file__, f"--tokens={tokens}")))
+    assert done.returncode == 2 and b"--" in done.stderr and b"_count" not in done.stderr

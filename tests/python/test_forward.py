@@ -81,6 +81,8 @@ def test_outputs_have_their_shapes_and_agree():
     assert e.forward(tokens[:1], e.new_state(), output="all").shape == (1, m.V)
     with pytest.raises((rwkv.Error, ValueError), match="sideways"):
         e.forward(tokens, e.new_state(), output="sideways")
+    with pytest.raises(TypeError, match="output: expected a str, found NoneType"):
+        e.forward(tokens, e.new_state(), output=None)
 
 
 def test_results_belong_to_the_caller():

@@ -1,7 +1,7 @@
 """The engine as a model of lm-eval: what plain torch finds with the same weights, and what the adapter does by itself.
 
 lm-eval is no dependency of the tests: without it they are skipped. It is asked in processes of its own, because it
-warns of much while it is imported.
+warns of much while it is imported, and takes its time: one answers all questions but those to its command.
 """
 
 import importlib.util
@@ -11,39 +11,92 @@ import subprocess
 import sys
 
 import pytest
-from helpers import child_environment, python
+from helpers import child_environment
+
+import rwkv_engine as rwkv
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 TASKS = TESTS / "data" / "lm_eval"
 
-needs_lm_eval = pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="lm-eval is not installed")
-needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+needs_lm_eval = pytest.mark.skipif(
+    not (importlib.util.find_spec("lm_eval") and importlib.util.find_spec("torch")),
+    reason="lm-eval or torch is not installed",
+)
 
-BEGIN = """
-import rwkv_engine as rwkv
-from lm_eval.api.instance import Instance
-from rwkv_engine.lm_eval import RWKVLM
+PAIRS = [
+    ("for i in", " range("),
+    ("", "import"),
+    ("for i in", " self"),
+    ("x = [", "]"),
+    ("import ", "os"),
+    ("def f(", "self"),
+]
+# Where no token reaches over the border, texts are split as lm-eval splits them.
+SPLITS = [("import os", "\nimport sys"), ("for i in ", "range(9)"), ("x = 1\n", "y"), ("def f():  ", "return 0")]
+BEGINNINGS = {0: [0], None: [], 5: [5]}  # bos, and what contexts begin with
+TEXTS = ["import os", "", "x"] * 30
+PROMPTS = ["def main(", "import ", "", "class Node:\n    def __init__(self"] * 20
+WRITING = [  # what a task says, and what it means
+    ({"until": ["\n", ""]}, dict(temperature=0, stop=["\n"], max_tokens=256)),
+    (
+        {"until": ":", "max_gen_toks": 5, "do_sample": False, "temperature": 0.7},
+        dict(temperature=0, stop=[":"], max_tokens=5),
+    ),
+    ({"max_new_tokens": 7, "temperature": None, "num_beams": 1}, dict(temperature=0, max_tokens=7)),
+    ({"max_new_tokens": 7, "temperature": 0.0}, dict(temperature=0, max_tokens=7)),
+    (
+        {"max_gen_toks": 9, "do_sample": True, "temperature": 0.5, "seed": 1},
+        dict(temperature=0.5, top_p=1, seed=1, max_tokens=9),
+    ),
+]
+# A conversation as it is written down for the models.
+TALKS = {
+    "world": "System: Be brief.\n\nUser: {}\n\nAssistant:",
+    "assistant": "System: Be brief.\n\nUser: {}\n\nAssistant: ",
+    "bot": "System✿Be brief.✿\nUser✿{}✿\nBot✿",
+}
+TALKING = {
+    "tasks": ["local_writing", "local_choices"],
+    "apply_chat_template": True,
+    "fewshot_as_multiturn": True,
+    "system_instruction": " Be brief.\n\n",
+}
 
-def requests(*arguments):
-    return [Instance(request_type="any", doc={}, arguments=a, idx=i) for i, a in enumerate(arguments)]
 
-engine = rwkv.Engine("demo", "cpu fp32")
-model = RWKVLM(engine)
-"""
-
-
-def in_tasks(*command, cache):
+def in_tasks(*command, cache, stdin=""):
     """Runs Python in the folder of the tasks, with the cache of data sets elsewhere."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         env={**child_environment(), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)},
         cwd=TASKS,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return rwkv.Engine("demo", "cpu fp32")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    asked = {
+        "splits": SPLITS,
+        "requests": [
+            *([{"bos": bos}, "loglikelihood", PAIRS] for bos in BEGINNINGS),
+            [{}, "loglikelihood_rolling", [[text] for text in TEXTS]],
+            *([{}, "generate_until", [[prompt, given] for prompt in PROMPTS]] for given, _ in WRITING),
+            [{}, "generate_until", [["a", {"num_beams": 3}]]],
+        ],
+        "tasks": {name: [{"template": name}, TALKING] for name in TALKS},
+    }
+    cache = tmp_path_factory.mktemp("lm_eval")
+    return json.loads(in_tasks(TESTS / "reference" / "torch_lm.py", cache=cache, stdin=json.dumps(asked)))
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("lm_eval")), reason="lm-eval is installed")
@@ -54,9 +107,7 @@ def test_without_lm_eval_it_says_what_to_install():
 
 @pytest.mark.oracle
 @needs_lm_eval
-@needs_torch
-def test_results_are_those_of_torch(tmp_path):
-    found = json.loads(in_tasks(TESTS / "reference" / "torch_lm.py", cache=tmp_path))
+def test_results_are_those_of_torch(found):
     ours, theirs = found["engine"], found["torch"]
     for task, metrics in theirs["metrics"].items():
         assert {name: v for name, v in metrics.items() if type(v) is float} == pytest.approx(
@@ -78,64 +129,73 @@ def test_results_are_those_of_torch(tmp_path):
 def test_the_command_of_lm_eval_knows_the_engine(tmp_path):
     arguments = ["--model", "rwkv-engine", "--model_args", "model=demo,strategy=cpu int8,threads=1"]
     arguments += ["--tasks", "local_choices", "--include_path", ".", "--output_path", tmp_path / "out", "--batch_size", "4"]
+    arguments += ["--apply_chat_template", "bot", "--log_samples"]
     in_tasks("-m", "rwkv_engine.lm_eval", "run", *arguments, cache=tmp_path / "cache")
     (written,) = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(written.read_text())["results"]["local_choices"]
-    assert 0.5 < results["acc,none"] < 1
+    results = json.loads(written.read_text())
+    assert 0.2 < results["results"]["local_choices"]["acc,none"] < 1
+    assert results["chat_template"].startswith("System✿{system}✿\nUser✿{user}✿\nBot✿{assistant}✿")
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    assert all("User✿" in line for line in samples.read_text().splitlines())
+
+
+def total(logprobs):
+    return float(logprobs.sum(dtype="float64"))
+
+
+def continued(demo, context, rest, begin):
+    """The log-probability of a continuation, by `Engine.score` alone."""
+    encode = demo.tokenizer.encode
+    before, whole = encode(context.rstrip()), encode(context + rest)
+    while before != whole[: len(before)]:
+        before.pop()
+    front = begin + before or [0]
+    return total(demo.score([*front, *whole[len(before) :]])[len(front) - 1 :])
 
 
 @needs_lm_eval
-def test_log_likelihoods_are_those_of_score():
-    python(
-        BEGIN
-        + """
-def total(ids):
-    return float(engine.score(ids).sum(dtype="float64"))
-
-encode = engine.tokenizer.encode
-pairs = [("for i in", " range("), ("", "import"), ("for i in", " self"), ("x = [", "]"), ("import ", "os"), ("def f(", "self")]
-for bos, begin in ((0, [0]), (None, []), (5, [5])):
-    answers = RWKVLM(engine, bos=bos).loglikelihood(requests(*pairs), disable_tqdm=True)
-    for (context, rest), (logprob, _) in zip(pairs, answers, strict=True):
-        before, whole = encode(context.rstrip()), encode(context + rest)
-        while before != whole[: len(before)]:
-            before.pop()
-        front = begin + before or [0]
-        expected = engine.score([*front, *whole[len(before) :]])[len(front) - 1 :]
-        assert logprob == float(expected.sum(dtype="float64")), (bos, context)
-# Where no token reaches over the border, texts are split as lm-eval splits them.
-from lm_eval.api.model import TemplateLM
-for context, rest in [("import os", "\\nimport sys"), ("for i in ", "range(9)"), ("x = 1\\n", "y"), ("def f():  ", "return 0")]:
-    before, after = model._encode_pair(context, rest)
-    assert (before, after) == TemplateLM._encode_pair(model, context, rest), (context, before, after)
-texts = ["import os", "", "x"] * 30
-answers = model.loglikelihood_rolling(requests(*((text,) for text in texts)), disable_tqdm=True)
-assert answers == [total([0, *encode(text)]) for text in texts] and answers[1] == 0
-"""
-    )
+def test_log_likelihoods_are_those_of_score(demo, found):
+    for begin, answers in zip(BEGINNINGS.values(), found["answers"], strict=False):
+        expected = [continued(demo, *pair, begin) for pair in PAIRS]
+        assert [logprob for logprob, _ in answers] == expected, begin
+    for ours, theirs in found["splits"]:
+        assert ours == theirs
+    answers = found["answers"][len(BEGINNINGS)]
+    assert answers == [total(demo.score([0, *demo.tokenizer.encode(text)])) for text in TEXTS] and answers[1] == 0
 
 
 @needs_lm_eval
-def test_texts_are_those_of_generate():
-    python(
-        BEGIN
-        + """
-prompts = ["def main(", "import ", "", "class Node:\\n    def __init__(self"] * 20
-for given, params in [
-    ({"until": ["\\n", ""]}, dict(temperature=0, stop=["\\n"], max_tokens=256)),
-    ({"until": ":", "max_gen_toks": 5, "do_sample": False, "temperature": 0.7}, dict(temperature=0, stop=[":"], max_tokens=5)),
-    ({"max_new_tokens": 7, "temperature": None, "num_beams": 1}, dict(temperature=0, max_tokens=7)),
-    ({"max_new_tokens": 7, "temperature": 0.0}, dict(temperature=0, max_tokens=7)),
-    ({"max_gen_toks": 9, "do_sample": True, "temperature": 0.5, "seed": 1}, dict(temperature=0.5, top_p=1, seed=1, max_tokens=9)),
-]:
-    answers = model.generate_until(requests(*((prompt, given) for prompt in prompts)), disable_tqdm=True)
-    expected = {p: engine.generate([0, *engine.tokenizer.encode(p)], rwkv.SamplingParams(**params)).text for p in set(prompts)}
-    assert answers == [expected[prompt] for prompt in prompts], given
-try:
-    model.generate_until(requests(("a", {"num_beams": 3})), disable_tqdm=True)
-except rwkv.Error as error:
-    assert "'num_beams'" in str(error)
-else:
-    raise AssertionError
-"""
-    )
+def test_texts_are_those_of_generate(demo, found):
+    *answers, refusal = found["answers"][len(BEGINNINGS) + 1 :]
+    for texts, (given, params) in zip(answers, WRITING, strict=True):
+        expected = {p: written(demo, p, **params) for p in set(PROMPTS)}
+        assert texts == [expected[prompt] for prompt in PROMPTS], given
+    assert "'num_beams'" in refusal
+
+
+def written(demo, prompt, **params):
+    return demo.generate([0, *demo.tokenizer.encode(prompt)], rwkv.SamplingParams(**params)).text
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("name", TALKS)
+def test_conversations_are_written_as_the_template_says(demo, found, name):
+    talk, template = found["tasks"][name], rwkv.ChatTemplate.named(name)
+    marks = {text: demo.tokenizer.encode(text) for text in template.stop_tokens}
+    stop = [*template.stop, *(text for text, ids in marks.items() if len(ids) > 1)]
+    stop_tokens = [ids[0] for ids in marks.values() if len(ids) == 1]
+    prompts = [json.loads(line)["prompt"] for line in (TASKS / "writing.jsonl").read_text().splitlines()]
+    contexts = [request[0][0] for request in talk["requests"]["local_writing"]]
+    assert contexts == [TALKS[name].format(prompt.strip()) for prompt in prompts]
+    params = dict(temperature=0, stop=["\n", *stop], stop_tokens=stop_tokens, max_tokens=12)
+    texts = [written(demo, context.rstrip(" "), **params) for context in contexts]
+    if name == "assistant":
+        texts = [text.removeprefix(" ") for text in texts]
+    assert talk["answers"]["local_writing"] == [[text] for text in texts]
+    examples, answers = talk["requests"]["local_choices"], talk["answers"]["local_choices"]
+    separator, reply = template.separator, template.separator + template.roles["assistant"].prefix
+    for requests, found_here in zip(examples, answers, strict=True):
+        for (context, choice), (logprob, _) in zip(requests, found_here, strict=True):
+            assert context.startswith(TALKS[name].split("{}")[0]) and context.endswith(reply)
+            assert context.count(reply) == 3 and context.count(separator + "User") == 3
+            assert logprob == continued(demo, context, choice, [0])

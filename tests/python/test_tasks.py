@@ -45,6 +45,14 @@ def test_last_words():
     for texts, word in (([], "at least one, found none"), (["word"], "two words or more"), (["a "], "two words or more")):
         with pytest.raises(rwkv.Error, match=word):
             last_word(demo, texts)
+    with pytest.raises(TypeError, match=r"texts\[1\]: expected a str, found int"):
+        last_word(demo, ["two words", 5])
+
+
+@pytest.mark.parametrize("answer", [2, -1, True, "A"])
+def test_answers_that_are_none_of_the_choices(answer):
+    with pytest.raises((TypeError, rwkv.Error), match=r"questions\[1\].answer: expected an integer"):
+        multiple_choice(rwkv.Engine("demo"), [Question("a", ["x", "y"], 0), Question("a", ["x", "y"], answer)])
 
 
 def test_questions():

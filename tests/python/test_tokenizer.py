@@ -1,6 +1,7 @@
 """The tokenizer against its definition, and against the `rwkv` package where that is installed."""
 
 import importlib.util
+import itertools
 import pathlib
 import random
 
@@ -264,3 +265,44 @@ def test_a_vocabulary_that_is_absent_or_huge_is_refused(tmp_path):
         file.truncate(1 << 40)  # a hole: nothing of it may be read
     with pytest.raises(rwkv.ModelFormatError, match=f"at most 16777216 bytes, found {1 << 40}"):
         rwkv.Tokenizer(str(tmp_path / "huge.txt"))
+
+
+# ---- in parts ----
+
+
+def cut(data, rng, longest):
+    while data:
+        size = rng.randint(0, longest)
+        yield data[:size]
+        data = data[size:]
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if name != "empty"])
+def test_parts_give_the_tokens_of_the_whole(world, name):
+    data = TEXTS[name].encode() + b"\xff\xe4\xb8"
+    rng = random.Random(name)
+    for longest in (1, 3, 50, 5000):
+        found = [id for ids in world.encode_parts(cut(data, rng, longest)) for id in ids]
+        assert found == world.encode(data)
+    text = TEXTS[name]
+    assert [id for ids in world.encode_parts(text) for id in ids] == world.encode(text)  # letter by letter
+
+
+def test_tokens_come_as_soon_as_they_are_certain(world, tmp_path):
+    words = write(tmp_path / "words", f"1 'a' 1\n2 'b' 1\n3 {'ab' * 512!r} 1024\n")
+    tokenizer = rwkv.Tokenizer(words)
+    halves = [b"ab" * 511, b"a", b"b" + b"ab" * 511, b"aab"]
+    found = list(tokenizer.encode_parts(halves))
+    assert [len(ids) for ids in found] == [0, 0, 1, 1023, 2] and found[2] == [3]
+    assert list(tokenizer.encode_parts([])) == [[]] and list(tokenizer.encode_parts([b"", ""])) == [[], [], []]
+    endless = world.encode_parts(itertools.repeat("abcdefgh " * 1000))
+    assert len(next(endless)) > 2000
+
+
+def test_a_byte_without_a_token_is_named_by_its_place_in_the_whole(tmp_path):
+    tokenizer = rwkv.Tokenizer(write(tmp_path / "words", "1 'a' 1\n2 'aab' 3\n"))
+    for parts in ([b"aaa", b"aa", b"ab", b"b"], [b"aaaaaabb"], [b"a"] * 6 + [b"b", b"b"]):
+        with pytest.raises(rwkv.Error, match=r"text, byte 7: .* found value 98"):
+            list(tokenizer.encode_parts(parts))
+    with pytest.raises(TypeError, match="expected str or bytes, found int"):
+        list(tokenizer.encode_parts([b"a", 5]))

@@ -169,6 +169,32 @@ def test_web_rwkv_files_may_have_turned_it_around(tmp_path):
         refusal(path, "web-rwkv", "tuned")
 
 
+# ---- turned around ----
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matrices_that_are_said_to_be_turned_around(case, tmp_path):
+    """[key, value], as some converters to .st files write them: no file tells, so the caller does."""
+    m, e = model(**CASES[case]), engine(**CASES[case])
+    state = tuned(m)
+    turned = {name: np.ascontiguousarray(t.swapaxes(-1, -2)) for name, t in state.items()}
+    plain, other = e.new_state(init=state).to_bytes(), e.new_state(init=turned).to_bytes()
+    assert plain != other
+    pth = save(tmp_path / "a.pth", turned)
+    write_safetensors(tmp_path / "a.st", turned, "f32")
+    write_safetensors(tmp_path / "B.ST", state, "f32")
+    for init in (turned, pth, tmp_path / "a.st"):
+        assert e.new_state(init=init, transposed=True).to_bytes() == plain
+        assert e.new_state(init=init, transposed=False).to_bytes() == other
+    assert e.new_state(init=tmp_path / "B.ST", transposed=False).to_bytes() == plain
+    for name in ("a.st", "B.ST"):
+        no_state(tmp_path / name, name, "transposed=True or False", of=CASES[case])
+    with pytest.raises(TypeError, match="transposed: expected a bool, found int"):
+        e.new_state(init=state, transposed=1)
+    with pytest.raises(rwkv.StateError, match="transposed: expected init with it"):
+        e.new_state(transposed=False)
+
+
 # ---- what is refused ----
 
 
@@ -191,7 +217,9 @@ def test_what_does_not_fit(tmp_path):
         extra = {**state, "blocks.2.att.time_state": state[first]}
         no_state(write(extra), "blocks.2.att.time_state", "blocks.1.att.time_state")
         no_state(write({**state, "blocks.00.att.time_state": state[first]}), "blocks.00")
-        for shape in ((4, 16, 15), (64, 16), (16, 4, 16), (8, 16, 16), (4, 16, 16, 1)):
+        # Not square, heads side by side in either way, other heads of the same size, other sizes, the layers of one.
+        shapes = ((4, 16, 15), (64, 16), (16, 64), (4, 256), (1, 1024), (16, 4, 16), (16, 16, 4), (8, 16, 16), (2, 32, 32))
+        for shape in (*shapes, (1, 64, 64), (1, 4, 16, 16), (4, 16, 16, 1), (2, 4, 16, 16)):
             wrong = np.zeros(shape, np.float32)
             no_state(write({**state, last: wrong}), last, "(4, 16, 16)", str(shape))
         for value in (np.nan, np.inf, -np.inf):
@@ -200,6 +228,8 @@ def test_what_does_not_fit(tmp_path):
             no_state(write({**state, last: odd}), last, "finite")
         no_state(write({**state, last: np.zeros((4, 16, 16), np.int32)}), last)
     no_state({}, first)
+    no_state({first: [[1.0], [1.0, 2.0]]}, "init", "arrays of floats")
+    no_state({first: "text"}, first, "floats")
     double = {name: np.full(t.shape, 1e300) for name, t in state.items()}
     no_state(double, "finite")
 

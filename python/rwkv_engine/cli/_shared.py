@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from .. import hub
@@ -33,6 +33,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     option("--pin", action="store_true", help=PIN_HELP)
     option("--tokenizer", metavar="PATH", help="vocabulary in the World format")
     add_adapter_option(parser)
+
+
+def add_init_options(option: Callable[..., object]) -> None:
+    """Add the options that name a tuned state, given what adds one."""
+    option("--init", metavar="FILE", help="begin with a tuned state, a .pth or safetensors file")
+    option(
+        "--init-transposed",
+        action=argparse.BooleanOptionalAction,
+        help="whether its matrices are [key, value]; has to be said of .st files",
+    )
 
 
 def add_adapter_option(parser: argparse.ArgumentParser) -> None:

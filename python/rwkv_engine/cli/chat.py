@@ -20,6 +20,7 @@ from ..params import SamplingParams
 from ..templates import template_of
 from ._progress import Bar
 from ._shared import (
+    add_init_options,
     add_model_options,
     add_sampling_options,
     given_params,
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--system", metavar="TEXT", help="what the model is told first")
     option("--think", metavar="MODE", help="off, open, short, medium or long")
     option("--state", metavar="FILE", help="go on from a state that /save wrote")
-    option("--init", metavar="FILE", help="begin with a tuned state, a .pth or safetensors file")
+    add_init_options(option)
     option("--json", action="store_true", help="print a JSON object for each reply")
     option("--commands", action="store_true", help="obey /commands in piped lines too")
     option("--no-history", action="store_true", help="remember no lines for the next time")
@@ -113,13 +114,13 @@ class _Talk:
         self._template = template_of(options.template, engine.name)
         self._given = given_params(options)
         think = self._template.think if options.think is None else options.think
-        self._init = options.init
+        self._fresh = engine.new_state(options.init, transposed=options.init_transposed)
         state = None if options.state is None else engine.load_state(options.state)
         self.name = "main"
         self._branches = {self.name: self._begin(options.system, think, state)}
 
     def _begin(self, system: str | None, think: str, state: Any = None) -> Chat:
-        state = self._engine.new_state(self._init) if state is None else state
+        state = self._fresh if state is None else state
         return self._engine.chat(
             self._template, system=system, think=think, params=self._params(think), state=state
         )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeAlias
 
 from .._arguments import DEMO, Progress
 from ..engine import Engine
@@ -27,8 +33,6 @@ from ._shared import (
     add_adapter_option,
     aligned,
     fetch,
-    file_bytes,
-    text_bytes,
 )
 
 HELP = "measure how well a model predicts a text, or answers questions"
@@ -72,25 +76,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"expected 2 or more, found {value}")
-    return value
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"expected an integer of 2 or more, found {text!r:.100}")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    evaluate = _evaluation(options)
-    fetch(options.model)
     strategies = options.strategy or ["cpu bf16"]
     if options.compare:
-        strategies = [REFERENCE, *strategies]
-        found = _run(strategies, evaluate, options)
+        together = [[REFERENCE, *strategies]]
     else:  # one model in memory at a time
-        found = [_run([strategy], evaluate, options)[0] for strategy in strategies]
+        together = [[strategy] for strategy in strategies]
+    with _evaluation(options, len(together)) as evaluate:
+        fetch(options.model)
+        found = [row for some in together for row in _run(some, evaluate, options)]
     rows = [
         {"strategy": strategy, **dataclasses.asdict(one)}
-        for strategy, one in zip(strategies, found, strict=True)
+        for strategy, one in zip(itertools.chain(*together), found, strict=True)
     ]
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -99,27 +102,56 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(_table(rows)))
 
 
-def _evaluation(options: argparse.Namespace) -> Evaluate:
-    """Return what is done with engines, after reading the file."""
+@contextlib.contextmanager
+def _evaluation(options: argparse.Namespace, times: int) -> Iterator[Evaluate]:
+    """Give what is done with engines, so many times, after opening the file."""
     if options.file is None:
         for name in ("compare", "tokens"):
             if getattr(options, name):
                 raise Error(f"--{name}: expected --file with it, found none")
     if options.lambada is not None:
         texts = read_texts(options.lambada)
-        return lambda engines, progress: [last_word(engines[0], texts, progress)]
+        yield lambda engines, progress: [last_word(engines[0], texts, progress)]
+        return
     if options.choices is not None:
         questions = read_questions(options.choices, options.delimiter)
-        return lambda engines, progress: [multiple_choice(engines[0], questions, progress)]
-    data = text_bytes("-") if options.file == "-" else file_bytes(options.file)
+        yield lambda engines, progress: [multiple_choice(engines[0], questions, progress)]
+        return
 
-    def of_text(engines: list[Engine], progress: Progress) -> list[Any]:
-        tokens = engines[0].tokenizer.encode(data)[: options.tokens]
-        if options.compare:
-            return list(compare(engines[0], engines[1:], tokens, progress))
-        return [perplexity(engines[0], tokens, progress)]
+    with _opened(options.file) as file, _repeatable(file, times) as text:
+        begin = text.tell() if times > 1 else 0
 
-    return of_text
+        def of_text(engines: list[Engine], progress: Progress) -> list[Any]:
+            if times > 1:
+                text.seek(begin)
+            if options.compare:
+                return compare(engines[0], engines[1:], text, progress, tokens=options.tokens)
+            return [perplexity(engines[0], text, progress, tokens=options.tokens)]
+
+        yield of_text
+
+
+def _opened(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    if path == "-":
+        if sys.stdin is None:
+            raise Error("expected text on standard input, found it closed")
+        return contextlib.nullcontext(sys.stdin.buffer)
+    try:
+        return pathlib.Path(path).open("rb")
+    except OSError as error:
+        raise Error(f"{path}: expected a file that can be read, found: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _repeatable(file: BinaryIO, times: int) -> Iterator[BinaryIO]:
+    """Give a file that can be read so many times; what comes from a pipe goes to disk for that."""
+    if times == 1 or file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(0)
+        yield copy
 
 
 def _run(strategies: list[str], evaluate: Evaluate, options: argparse.Namespace) -> list[Any]:

@@ -14,6 +14,7 @@ from ..params import SamplingParams
 from ..state import State
 from ._progress import Bar
 from ._shared import (
+    add_init_options,
     add_model_options,
     add_sampling_options,
     file_bytes,
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--prompt-file", metavar="FILE", help="read the prompt from a file")
     option("-n", type=int, default=1, metavar="N", help="texts of one prompt (default: 1)")
     option("--state", metavar="FILE", help="go on from a state that --save wrote")
-    option("--init", metavar="FILE", help="begin with a tuned state, a .pth or safetensors file")
+    add_init_options(option)
     option("--save", metavar="FILE", help="write the state after the text")
     option("--json", action="store_true", help="print a JSON object, or a list with -n")
     option("--top-logprobs", type=int, metavar="N", help="likely tokens in --json")
@@ -54,7 +55,10 @@ def run(options: argparse.Namespace) -> None:
     text = _prompt(options)
     engine = open_engine(options)
     start = options.state
-    state = engine.new_state(options.init) if start is None else engine.load_state(start)
+    if start is None:
+        state = engine.new_state(options.init, transposed=options.init_transposed)
+    else:
+        state = engine.load_state(start)
     prompt = engine.tokenizer.encode(text)
     with Bar("reading") as bar:
         if options.n == 1 and not options.json:

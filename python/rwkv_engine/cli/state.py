@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "diff",
         _diff,
         "compare two states",
-        "; the exit status is 1 if they differ, or if one cannot be read.",
+        "; the exit status is 0 if they are equal, 1 if they differ, 2 if one cannot be read.",
     )
     option("first", metavar="FILE")
     option("second", metavar="FILE")
@@ -156,10 +156,14 @@ def _verify(options: argparse.Namespace) -> int:
                 engine.load_state(path)
         except Error as error:
             bad += 1
-            print(f"rwkv-engine: {visible(str(error))}", file=sys.stderr)
+            _complain(error)
         else:
             print(f"{visible(path)}: ok, RWKV-{file.version} after {file.tokens_seen:,} tokens")
     return 1 if bad else 0
+
+
+def _complain(error: Error) -> None:
+    print(f"rwkv-engine: {visible(str(error))}", file=sys.stderr)
 
 
 def _open(model: str) -> Engine:
@@ -209,7 +213,11 @@ def _is_archive(path: str) -> bool:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    first, second = read_state(options.first), read_state(options.second)
+    try:
+        first, second = read_state(options.first), read_state(options.second)
+    except Error as error:  # 1 says that they differ
+        _complain(error)
+        return 2
     fields = {
         name: [getattr(first, name), getattr(second, name)]
         for name in (*NAMED, *COUNTED)
