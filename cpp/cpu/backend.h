@@ -80,6 +80,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   ThreadPool pool_;
   Pieces pieces_;
+  std::vector<Ahead::Stream> streams_;  // of the weights of a region, one per worker
   std::vector<Memory> scratch_;  // one per worker
   int64_t width_ = 0;
   const std::optional<bool> sparse_;
