@@ -93,9 +93,8 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
     pool_.ahead().begin(jobs[0].w.data, streams_);
   }
   const auto work = [&](int worker, Pieces::Range range) {
-    each_job(range, [&](const LinearJob& job, int p0, int p1) {
-      kernels_.product(product_of(job, room(worker)), p0, p1);
-    });
+    each_job(range,
+             [&](const LinearJob& job, int p0, int p1) { kernels_.product(product_of(job, room(worker)), p0, p1); });
   };
   pool_.run([&](int worker) {
     if (!few) return work(worker, pieces_.all(worker));
