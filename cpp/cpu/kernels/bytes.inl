@@ -103,7 +103,7 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
   if constexpr (kHeld) load_sums(sums, y, ldy, first);
   for (int k = 0; k < kn; k += kGroup) {
     if (Stream)
-      prefetch_l1(w + kStreamAhead);
+      fetch_line(w);
     else
       prefetch(fetch.at, fetch.lines);
     const std::byte* scales = w + row * 2;

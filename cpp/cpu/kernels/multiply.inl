@@ -20,15 +20,20 @@ inline void prefetch(const std::byte*& at, int lines) {
   for (int i = 0; i < lines; i++, at += kLine) prefetch_l2(at);
 }
 
-// A stream is fetched to L1, kStreamAhead bytes ahead, where hints hold the few buffers that its misses need: one comes
-// before the loads of each line. `w` is where vector v of V is loaded, of a panel's words of Width bytes.
+// A stream is fetched to L2 first and then to L1, whose few buffers hints hold until the line has come. One hint of
+// each comes before the loads of a line: `w` is where vector v of V is loaded, of a panel's words of Width bytes.
+inline void fetch_line(const std::byte* w) {
+  prefetch_l1(w + kStreamAhead);
+  prefetch_l2(w + kStreamFar);
+}
 template <int V, int Width>
 inline void fetch_stream(const std::byte* w, int v) {
-  constexpr int kWords = kPanel * Width, kVector = kLanes * Width;
-  constexpr bool kAll = V * kVector == kWords;  // otherwise the first vector brings what others load
-  if (kAll ? v * kVector % kLine == 0 : v == 0)
-    for (int i = 0; i < (kAll && kVector < kWords ? (kVector > kLine ? kVector : kLine) : kWords); i += kLine)
-      prefetch_l1(w + kStreamAhead + i);
+  constexpr int kVector = kLanes * Width, kVectors = kPanel / kLanes;
+  if (V < kVectors) {  // the first brings what calls for other rows will load
+    for (int i = 0; v == 0 && i < kPanel * Width; i += kLine) fetch_line(w + i);
+  } else if (v * kVector % kLine == 0) {
+    fetch_line(w);
+  }
 }
 
 template <int M>
