@@ -28,12 +28,15 @@ template <int M>
 constexpr int kByteVectors = kPanel / kLanes * M <= kByteRegisters / 2 ? kPanel / kLanes : 2;
 
 // Four columns of weights, a word of them to a lane, times those of M tokens.
-template <int V, int M>
+template <int V, int M, bool Stream>
 inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
   Ints b[V];
 #ifdef RWKV_DOT_BYTES
 #pragma GCC unroll 64
-  for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
+  for (int v = 0; v < V; v++) {
+    if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
+    b[v] = load_ints(w + v * kLanes * 4);
+  }
 #pragma GCC unroll 64
   for (int m = 0; m < M; m++) {
     const Ints a = all(x[m * kTokenWords<Format::i8>]);
@@ -45,6 +48,7 @@ inline void add_bytes(Ints (&dots)[M][V], const std::byte* w, const int* x) {
   for (int half = 0; half < 2; half++) {
 #pragma GCC unroll 64
     for (int v = 0; v < V; v++) {
+      if (Stream && half == 0) fetch_stream<V, 4>(w + v * kLanes * 4, v);
       const Ints bytes = load_ints(w + v * kLanes * 4);
       b[v] = half ? odd_bytes(bytes) : even_bytes(bytes);
     }
@@ -74,10 +78,11 @@ inline Ints low_halves(Ints bytes) { return bit_and(bytes, all(0x0f0f0f0f)); }
 inline Ints high_halves(Ints bytes) { return bit_and(shift_right<4>(bytes), all(0x0f0f0f0f)); }
 
 // The same for eight columns of int4.
-template <int V, int M>
+template <int V, int M, bool Stream>
 inline void add_halves(Ints (&dots)[M][V], const std::byte* w, const int* x) {
 #pragma GCC unroll 64
   for (int v = 0; v < V; v++) {
+    if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
     const Ints bytes = load_ints(w + v * kLanes * 4), low = low_halves(bytes), high = high_halves(bytes);
 #pragma GCC unroll 64
     for (int m = 0; m < M; m++) {
@@ -96,9 +101,11 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
   constexpr int kColumns = F == Format::i8 ? 4 : 8;           // of a word of weights
   Floats sums[kHeld ? M : 1][kHeld ? V : 1];
   if constexpr (kHeld) load_sums(sums, y, ldy, first);
-  constexpr int kParts = kGroup / 4 / kColumns;
-  const Spread<Stream, 4 * kParts> hints(fetch);
   for (int k = 0; k < kn; k += kGroup) {
+    if (Stream)
+      fetch_line(w);
+    else
+      prefetch(fetch.at, fetch.lines);
     const std::byte* scales = w + row * 2;
     w += kPanel * 2 + row * 4;
     Ints dots[M][V];
@@ -112,11 +119,10 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
     for (int q = 0; q < 4; q++) {
 #pragma GCC unroll 64
       for (int c = 0; c < kGroup / 4; c += kColumns, w += kPanel * 4, numbers += kColumns / 4 * kPartsOf<F>) {
-        hints.next(q * kParts + c / kColumns);
         if constexpr (F == Format::i8)
-          add_bytes(dots, w, numbers);
+          add_bytes<V, M, Stream>(dots, w, numbers);
         else
-          add_halves(dots, w, numbers);
+          add_halves<V, M, Stream>(dots, w, numbers);
       }
     }
     x += kGroupWords<F> * Width;
@@ -152,7 +158,7 @@ void multiply_bytes(const std::byte* w, int row, const void* activations, int kn
   } else {
     constexpr int kHalf = M / 2;
     multiply_group_rows<F, kHalf, 0, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
-    multiply_group_rows<F, M - kHalf, kHalf, M, Stream>(w, row, x, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
+    multiply_group_rows<F, M - kHalf, kHalf, M, false>(w, row, x, kn, first, y + kHalf * ldy, ldy, {fetch.at, 0});
   }
 }
 

@@ -109,7 +109,7 @@ struct Run {
 
   void few_tokens() {
     const int m = p.tokens;
-    const Call call = call_for<F, true>(m);
+    const Call call = call_for<F, kStreamAhead != 0>(m), others = call_for<F, false>(m);
     int most = call.once ? p.k : kBlockColumns;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
@@ -117,10 +117,8 @@ struct Run {
         const int kn = p.k - k < most ? p.k - k : most;
         const std::byte* w = weights(panel, k);
         const void* x = activations.block(packed(0), m, k, kn);
-        for (int row = 0; row < kPanel; row += call.rows) {  // the first call of a block brings the whole of it
-          const int lines = kStreamAhead == 0 || row > 0 ? 0 : kLines;
-          call.multiply(w, row, x, kn, k == 0, sums(panel, 0) + row, p.ldy, {w + kStreamAhead, lines});
-        }
+        for (int row = 0; row < kPanel; row += call.rows)  // the first call of a block brings the whole of it
+          (row > 0 ? others : call).multiply(w, row, x, kn, k == 0, sums(panel, 0) + row, p.ldy, {w, 0});
       }
       finish(p, panel, 0, m);
     }

@@ -7,8 +7,7 @@ namespace {
 
 constexpr int kLine = 64;
 
-// What a call of multiply() fetches while it computes: `lines` cache lines per kFetchColumns. A stream's own
-// next lines go to L1, the next block to L2: hints to L1 hold the few buffers that its misses need.
+// What a call of multiply() fetches to L2 while it computes: `lines` cache lines per kFetchColumns.
 struct Fetch {
   const std::byte* at;
   int lines;
@@ -17,21 +16,25 @@ struct Fetch {
 template <Format F>
 constexpr int kFetchColumns = F == Format::i8 || F == Format::i4 ? kGroup : kStep;
 
-template <bool Stream>
 inline void prefetch(const std::byte*& at, int lines) {
-  for (int i = 0; i < lines; i++, at += kLine) Stream ? prefetch_l1(at) : prefetch_l2(at);
+  for (int i = 0; i < lines; i++, at += kLine) prefetch_l2(at);
 }
 
-// `lines` cut into Parts, each before the loads of as many lines: a plain reader with hints in bursts was a sixth
-// slower. What is fetched for later comes all at once.
-template <bool Stream, int Parts>
-struct Spread {
-  const std::byte*& at;
-  const int part, first;
-  Spread(Fetch& fetch)
-      : at(fetch.at), part(Stream ? fetch.lines / Parts : 0), first(fetch.lines - (Parts - 1) * part) {}
-  void next(int i) const { prefetch<Stream>(at, i == 0 ? first : part); }
-};
+// A stream is fetched to L2 first and then to L1, whose few buffers hints hold until the line has come. One hint of
+// each comes before the loads of a line: `w` is where vector v of V is loaded, of a panel's words of Width bytes.
+inline void fetch_line(const std::byte* w) {
+  prefetch_l1(w + kStreamAhead);
+  prefetch_l2(w + kStreamFar);
+}
+template <int V, int Width>
+inline void fetch_stream(const std::byte* w, int v) {
+  constexpr int kVector = kLanes * Width, kVectors = kPanel / kLanes;
+  if (V < kVectors) {  // the first brings what calls for other rows will load
+    for (int i = 0; v == 0 && i < kPanel * Width; i += kLine) fetch_line(w + i);
+  } else if (v * kVector % kLine == 0) {
+    fetch_line(w);
+  }
+}
 
 template <int M>
 constexpr int kCallVectors = kPanel / kLanes * M <= kTileVectors * kTileTokens ? kPanel / kLanes : kTileVectors;
@@ -72,16 +75,16 @@ void multiply(const std::byte* w, int row, const void* activations, int kn, bool
   load_sums(acc, y, ldy, first);
   const auto* x = static_cast<const float*>(activations);
   const float* even = x + kn / 2 * M;
-  const Spread<Stream, F == Format::bf16 ? kStep / 2 : kStep> hints(fetch);
   for (int k = 0; k < kn; k += kStep) {
+    if (!Stream) prefetch(fetch.at, fetch.lines);
     if constexpr (F != Format::bf16) {
 #pragma GCC unroll 64
       for (int u = 0; u < kStep; u++, w += kPanel * kWidth, x += M) {
-        hints.next(u);
         Floats b[V];
 #pragma GCC unroll 64
         for (int v = 0; v < V; v++) {
           const std::byte* at = w + v * kLanes * kWidth;
+          if (Stream) fetch_stream<V, kWidth>(at, v);
           b[v] = F == Format::f16 ? load_f16(at) : load(reinterpret_cast<const float*>(at));
         }
         add_products(acc, x, b);
@@ -89,10 +92,12 @@ void multiply(const std::byte* w, int row, const void* activations, int kn, bool
     } else {
 #pragma GCC unroll 64
       for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M, even += M) {
-        hints.next(u);
         Floats b[V];  // one half after the other: both at once would not fit AVX2's registers
 #pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
+        for (int v = 0; v < V; v++) {
+          if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
+          b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
+        }
         add_products(acc, x, b);
 #pragma GCC unroll 64
         for (int v = 0; v < V; v++) b[v] = floats(shift_left<16>(load_ints(w + v * kLanes * 4)));
@@ -113,14 +118,16 @@ void multiply_pairs(const std::byte* w, int row, const void* activations, int kn
   w += row * 4;
   load_sums(acc, y, ldy, first);
   const auto* x = static_cast<const int*>(activations);
-  const Spread<Stream, kStep / 2> hints(fetch);
   for (int k = 0; k < kn; k += kStep) {
+    if (!Stream) prefetch(fetch.at, fetch.lines);
 #pragma GCC unroll 64
     for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M) {
-      hints.next(u);
       Ints b[V];
 #pragma GCC unroll 64
-      for (int v = 0; v < V; v++) b[v] = load_ints(w + v * kLanes * 4);
+      for (int v = 0; v < V; v++) {
+        if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
+        b[v] = load_ints(w + v * kLanes * 4);
+      }
 #pragma GCC unroll 64
       for (int m = 0; m < M; m++) {
         const Ints a = all(x[m]);

@@ -98,7 +98,7 @@ class ShortProduct {
       const int lines = (left + t1 - t0 - 1) / (t1 - t0);
       for (int t = t0; t < t1; t++, left -= lines) {
         if (k > 0 && t + 1 < t1) fetch_sums(p_, panel, start(t + 1), start(t + 2));
-        prefetch<false>(fetch, left < lines ? left : lines);
+        prefetch(fetch, left < lines ? left : lines);
         const int m = start(t + 1) - start(t);
         const auto multiply = multiply_shorts_of(m);
         float* y = p_.sums(start(t), panel);

@@ -117,7 +117,7 @@ class TileProduct {
     }
     const int chunks = before_.groups > 0 ? (before_.tokens + kChunk - 1) / kChunk : 0;
     for (int g = 0; g < unit.groups; g++) {
-      prefetch<false>(fetch_.at, fetch_.lines);
+      prefetch(fetch_.at, fetch_.lines);
       Step step{*this, unit.w + panel_bytes(Format::i8, kGroup) * size_t(g) + kPanel * 2,
                 unit.x + row_bytes(Format::i8, kGroup) * size_t(g * unit.tokens), dots_[unit_at_][g][0],
                 unit.tokens > kTileRows};

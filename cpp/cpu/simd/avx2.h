@@ -14,7 +14,7 @@ constexpr int kTileTokens = 6;
 constexpr int kByteTokens = 6;
 constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
-constexpr int kStreamAhead = 2048;
+constexpr int kStreamAhead = 2048, kStreamFar = 4096;
 
 using Floats = __m256;
 using Ints = __m256i;

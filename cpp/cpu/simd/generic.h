@@ -15,7 +15,7 @@ constexpr int kTileTokens = 4;
 constexpr int kByteTokens = 4;
 constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
-constexpr int kStreamAhead = 0;
+constexpr int kStreamAhead = 0, kStreamFar = 0;
 
 struct Floats {
   float lane[kLanes];
