@@ -78,9 +78,10 @@ void Engine::check_mine(const State& state) const {
              "to_bytes() and state_from_bytes() carry it over");
 }
 
-std::shared_ptr<State> Engine::new_state() {
+std::shared_ptr<State> Engine::new_state(AdapterRef adapter) {
   check_process();
-  return std::make_shared<State>(shared_from_this(), StateContents{.slot = initial_});
+  check_mine(adapter);
+  return std::make_shared<State>(shared_from_this(), StateContents{.slot = initial_, .adapter = std::move(adapter)});
 }
 
 // ---- steps ----
@@ -232,6 +233,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
       const size_t rows = size_t(rows_of(sequences[s]));
       const size_t n = std::min(rows - at, size_t(step) - panel.token.size());
       panel.begin(at == 0 ? *state->contents_.slot : *target[s], *target[s]);
+      panel.adapt(state->contents_.adapter.get(), n);
       if (!embeddings.empty()) {
         const auto part = embeddings.subspan(at * width, n * width);
         panel.embeddings.insert(panel.embeddings.end(), part.begin(), part.end());
@@ -274,7 +276,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
       home.read(x, of_layers + (taken++ * size_t(total) + size_t(done)) * width);
     };
     model_->forward(panel.finish(), kind, space_, poll, wanted ? Model::Take(std::ref(take)) : Model::Take(),
-                    layers.empty() ? Model::TakeLayer() : Model::TakeLayer(std::ref(take_layer)));
+                    layers.empty() ? Model::TakeLayer() : Model::TakeLayer(std::ref(take_layer)), panel.adapted);
     if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 
@@ -283,7 +285,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
     StateContents& state = sequences[i].state->contents_;
     const auto& tokens = sequences[i].tokens;
     state = {std::move(target[i]), state.tokens_seen + rows_of(sequences[i]), tokens.empty() ? -1 : tokens.back(),
-             std::move(logits[i]), sequences[i].sampler};
+             std::move(logits[i]), sequences[i].sampler, std::move(state.adapter)};
   }
 }
 

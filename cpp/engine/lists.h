@@ -8,6 +8,7 @@
 
 #include "engine/state.h"
 #include "engine/state_pool.h"
+#include "model/adapted.h"
 
 namespace rwkv {
 
@@ -17,6 +18,7 @@ struct Panel {
   std::vector<size_t> ending;          // for each of `rows` the sequence that ends with it, or their number
   std::vector<const StateSlot*> from;  // of each sequence
   std::vector<const StateSlot*> to;
+  std::vector<AdaptedRows> adapted;  // their rows, where they have adapters
   std::vector<const std::byte*> src;  // (stages, sequences)
   std::vector<std::byte*> dst;
   std::vector<float> embeddings;  // of the rows, where there are no tokens
@@ -24,16 +26,26 @@ struct Panel {
 
   void reserve(size_t most_rows, size_t sequences, size_t stages) {
     token.reserve(most_rows), rows.reserve(most_rows), ending.reserve(most_rows);
-    start.reserve(sequences + 1), from.reserve(sequences), to.reserve(sequences);
+    start.reserve(sequences + 1), from.reserve(sequences), to.reserve(sequences), adapted.reserve(sequences);
     src.reserve(stages * sequences), dst.reserve(stages * sequences);
     batches.resize(stages);
   }
   void clear() {
-    token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(), embeddings.clear();
+    token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(), adapted.clear();
+    embeddings.clear();
   }
   void begin(const StateSlot& before, const StateSlot& after) {
     start.push_back(int32_t(token.size()));
     from.push_back(&before), to.push_back(&after);
+  }
+  // Of `count` rows that come next.
+  void adapt(const AdapterWeights* adapter, size_t count) {
+    if (!adapter) return;
+    const int first = int(token.size());
+    if (!adapted.empty() && adapted.back().adapter == adapter && adapted.back().first + adapted.back().count == first)
+      adapted.back().count += int(count);
+    else
+      adapted.push_back({first, int(count), adapter});
   }
   // Once all sequences are there.
   std::span<const Batch> finish() {

@@ -10,6 +10,7 @@ import numpy as np
 from . import _core
 from ._arguments import Array, Path, integer, path_bytes, word
 from ._rwkv_list import Layout, write_list
+from .adapters import LoadedAdapter
 from .device import DeviceArray
 from .errors import ConcurrentUseError, StateError
 
@@ -64,6 +65,12 @@ class State:
     def nbytes(self) -> int:
         """Bytes of the state's numbers in the portable form."""
         return self._core.nbytes
+
+    @property
+    def adapter(self) -> LoadedAdapter | None:
+        """The adapter that the state was made with, if there is one."""
+        core = self._core.adapter
+        return None if core is None else LoadedAdapter(core)
 
     @overload
     def fork(self) -> State: ...
