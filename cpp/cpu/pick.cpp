@@ -73,8 +73,7 @@ void CpuBackend::pick(std::span<const PickJob> jobs) {
     int at = 0;
     for (const PickJob& job : jobs) {
       const int tiles = tiles_of(job);
-      pick_tiles(job, tile_of(kernels_, job.to.format), std::max(share.begin - at, 0),
-                 std::min(share.end - at, tiles));
+      pick_tiles(job, tile_of(kernels_, job.to.format), std::max(share.begin - at, 0), std::min(share.end - at, tiles));
       at += tiles;
     }
   });

@@ -19,7 +19,8 @@ void expect_finite_numbers(const std::string& path, const std::string& name, std
   RWKV_CHECK(ModelFormatError, odd == values.end(), path, ": ", shown(name), ": expected finite numbers, found ", *odd);
 }
 
-AdapterReader::AdapterReader(const AdapterSpec& spec, const Config& config) : spec_(spec), config_(config), adapter_(open_adapter(spec.path)) {
+AdapterReader::AdapterReader(const AdapterSpec& spec, const Config& config)
+    : spec_(spec), config_(config), adapter_(open_adapter(spec.path)) {
   RWKV_CHECK(ModelFormatError, std::isfinite(spec_.scale) && std::isfinite(spec_.alpha.value_or(1)), spec_.path,
              ": expected a finite alpha and scale, found ", spec_.alpha.value_or(1), " and ", spec_.scale);
   check_alpha();

@@ -44,7 +44,8 @@ void sample(Fingerprint& fingerprint, const std::string& name, std::span<const f
 }
 
 // An adapter of a higher one would take more memory than it may, whatever its file's size.
-void expect_rank(const AdapterReader& reader, const std::string& name, int64_t rank, const std::vector<int64_t>& shape) {
+void expect_rank(const AdapterReader& reader, const std::string& name, int64_t rank,
+                 const std::vector<int64_t>& shape) {
   const int64_t most = std::max(kAnyRank, std::min(shape[0], shape[1]) / 2);
   reader.expect(rank <= most, name, "a rank of at most ", most, ", found ", rank, kMerge);
 }
@@ -90,7 +91,8 @@ AdapterWeights::AdapterWeights(const std::shared_ptr<const Model>& model, const 
     parts_.push_back({w->second, layer_of(module), std::move(low_rank)});
   }
   Sha256 hash;
-  const std::string names = join("rwkv adapter 1\n", model->fingerprint(), "\n", fingerprint.hex(model->config()), "\n");
+  const std::string names =
+      join("rwkv adapter 1\n", model->fingerprint(), "\n", fingerprint.hex(model->config()), "\n");
   hash.update(names.data(), names.size());
   fingerprint_ = hash.hex();
 }

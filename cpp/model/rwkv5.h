@@ -47,8 +47,8 @@ struct Scratch {
   void set_formats(Formats formats);
 };
 
-void time_mix(Verbs& verbs, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv,
-              const Batch& batch, Scratch& s, const Tensor& x);
+void time_mix(Verbs& verbs, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+              Scratch& s, const Tensor& x);
 
 // Both halves of layer `index` of the states over the batch, x (T, C) in place; calls `check` after each.
 template <class Check>

@@ -75,8 +75,8 @@ struct Scratch {
 };
 
 // The two halves of a layer over the batch: x (T, C) in place.
-void time_mix(Verbs& verbs, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv,
-              const Batch& batch, Scratch& s, const Tensor& x);
+void time_mix(Verbs& verbs, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+              Scratch& s, const Tensor& x);
 void channel_mix(Verbs& verbs, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x);
 
 // Both, on layer `index` of the states; calls `check` after each.
