@@ -55,10 +55,11 @@ class RestoreMixin(Opened):
 
         Examples
         --------
-        >>> import numpy as np
-        >>> import os, tempfile
         >>> import rwkv_engine as rwkv
-        >>> from safetensors.numpy import save_file
+        >>> engine = rwkv.Engine("demo")
+        >>> poems = engine.load_adapter(rwkv.Adapter("poems.pth", alpha=32))  # doctest: +SKIP
+        >>> states = [engine.new_state(adapter=poems), engine.new_state()]  # doctest: +SKIP
+        >>> rows = engine.forward_batch([[1, 2], [1, 2]], states)  # doctest: +SKIP
         """
         return LoadedAdapter(self._core.load_adapter(adapter_of(adapter)))
 

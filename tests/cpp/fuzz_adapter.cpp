@@ -26,6 +26,7 @@ const rwkv::Checkpoint& model() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const rwkv::Config config = rwkv::read_config(model());
+  static const auto loaded = rwkv::Model::load(model(), "cpu int8", {.threads = 1}, {});
   if (size > 0 && data[0] == '{') {
     with_input(data, size, true, [](const std::string& path) {
       const auto found = rwkv::read_adapter_config(path);
@@ -44,7 +45,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     });
   for (const auto alpha : {std::optional(8.0), std::optional<double>()})
     with_input(data, size, true, [&](const std::string& path) {
-      static const auto loaded = rwkv::Model::load(model(), "cpu int8", {.threads = 1}, {});
       rwkv::AdapterWeights weights(loaded, {path, alpha});
       weights.pack();
       require(weights.bytes() < 8 * loaded->weight_bytes(), "no more memory than the model is worth");
