@@ -1,7 +1,7 @@
 """Adapters of single states, beside the weights: what a decoded token of a batch costs with them, against without.
 
     python benchmarks/adapters.py [--shape 0.1B] [--threads N] [--precisions int8 bf16] [--ranks 16 64] [--batch 8]
-                                  [--tokens 12] [--rounds 7]
+                                  [--tokens 8] [--rounds 7]
 
 Random LoRA of all matrices of the layers. Batches of one state and of `--batch` states, of which neighbours have
 different adapters, each round first without any. What a state of a batch gets is compared with what it gets alone, ==.
@@ -19,25 +19,26 @@ import common
 import rwkv_engine as rwkv
 
 
-def write_adapter(path: pathlib.Path, config: rwkv.Config, rank: int, seed: int) -> rwkv.Adapter:
+def adapter_file(folder: pathlib.Path, config: rwkv.Config, rank: int, seed: int) -> rwkv.Adapter:
     import checkpoint_files
 
+    path = folder / f"{rank}-{seed}.pth"
+    if path.exists():
+        return rwkv.Adapter(path, alpha=rank)
     c, f = config.n_embd, config.n_ffn
     shapes = {f"att.{q}": (c, c) for q in ("receptance", "key", "value", "output")} | {"ffn.key": (f, c), "ffn.value": (c, f)}
     random, tensors = np.random.default_rng(seed), {}
     for layer in range(config.n_layer):
         for name, (rows, cols) in shapes.items():
             module = f"blocks.{layer}.{name}"
-            tensors[module + ".lora_A"] = random.normal(0, cols**-0.5, (rank, cols)).astype(np.float32)
-            tensors[module + ".lora_B"] = random.normal(0, 0.1, (rows, rank)).astype(np.float32)
+            tensors[module + ".lora_A"] = random.standard_normal((rank, cols), np.float32) * cols**-0.5
+            tensors[module + ".lora_B"] = random.standard_normal((rows, rank), np.float32) * 0.1
     checkpoint_files.write_pth(path, tensors, dtype="bf16")
     return rwkv.Adapter(path, alpha=rank)
 
 
 def run(a: argparse.Namespace, engine: rwkv.Engine, precision: str, rank: int, folder: pathlib.Path) -> list[dict[str, object]]:
-    adapters = []
-    for i in range(a.batch):
-        adapters.append(engine.load_adapter(write_adapter(folder / "adapter.pth", engine.config, rank, i)))
+    adapters = [engine.load_adapter(adapter_file(folder, engine.config, rank, i)) for i in range(a.batch)]
     settings = [(batch, count) for batch in (1, a.batch) for count in (0, 1, 2, a.batch) if count <= batch]
 
     def begin(batch: int, count: int) -> list[rwkv.State]:
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["int8", "bf16"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     a = common.parse(parser, "a minute", quick={"ranks": [4], "batch": 3, "tokens": 2, "rounds": 1})
     results = []

@@ -126,7 +126,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<int64_t> part_shape(const std::string& name) const;  // throws StateError where there is none
   void read_device(DeviceId device, const std::byte* from, std::span<std::byte> to);
   std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
-  // The same contents, bit for bit: parts, tokens seen, last token, last logits. How a text is sampled is not compared.
+  // The same contents, bit for bit: parts, tokens seen, last token, last logits, of the same adapter. How a text is
+  // sampled is not compared.
   bool equal(const State& a, const State& b);
 
  private:

@@ -1,4 +1,4 @@
-"""What was fine-tuned beside a model, merged into it when it is opened."""
+"""What was fine-tuned beside a model, merged into its weights or applied beside them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _MOST = 1e6
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter: a small difference to a model's weights, as fine-tuning writes it.
+
+    ``Engine(adapters=...)`` merges it, `Engine.load_adapter` has it for single states.
 
     LoRA, also rank-stabilised, and MiSS with its forms Bone, DiSHA and Bat. Files are those of
     peft, the folder or the .safetensors file in it, and of RWKV-PEFT, a .pth file. Tensors are

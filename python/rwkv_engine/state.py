@@ -155,7 +155,10 @@ class State:
         return {name: DeviceArray(view) for name, view in self._core.views()}
 
     def equals(self, other: State) -> bool:
-        """Tell whether both hold the same bits: parts, tokens seen, last token and last logits."""
+        """Tell whether both hold the same bits: parts, tokens seen, last token and last logits.
+
+        States with different adapters are never equal.
+        """
         return self._core.equals(core_of(other))
 
     def __repr__(self) -> str:
