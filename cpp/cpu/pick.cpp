@@ -1,4 +1,5 @@
 // Rows out of the tiles of an operand, in which they lie interleaved, into tiles of their own.
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/backend.h"
