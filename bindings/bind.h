@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,6 +14,7 @@
 
 #include "engine/engine.h"
 #include "engine/sampling.h"
+#include "model/adapter_weights.h"
 
 namespace py = pybind11;
 
@@ -41,6 +43,11 @@ rwkv::SamplingParams params_of(const py::object& params);
 // (path, alpha or None, scale) of each.
 using Adapters = std::vector<std::tuple<std::string, std::optional<double>, double>>;
 std::vector<rwkv::AdapterSpec> adapters_of(const Adapters& adapters);
+
+// A handle, as pybind11 wants objects that can be changed.
+struct LoadedAdapter {
+  std::shared_ptr<const rwkv::AdapterWeights> weights;
+};
 
 // Lets go of the GIL for a call. The interpreter waits for such calls before it ends, because a thread that came back
 // to one that has ended would take the process down.

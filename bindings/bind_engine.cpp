@@ -176,18 +176,27 @@ std::vector<rwkv::StateArray> copies_of(const Arrays& arrays) {
   return copies;
 }
 
-StateRef new_state(Engine& engine) { return engine.new_state(); }
-
-StateRef new_tuned_state(Engine& engine, const py::bytes& path, bool transposed) {
-  const std::string name = path;
+LoadedAdapter load_adapter(Engine& engine, const Adapters::value_type& adapter) {
+  const auto specs = adapters_of({adapter});
   const Unlocked unlocked;
-  return engine.new_state(name, transposed);
+  return {engine.load_adapter(specs.front(), signal_poll())};
 }
 
-StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays, bool transposed) {
+using AdapterArgument = std::optional<LoadedAdapter>;
+Engine::AdapterRef weights_of(const AdapterArgument& adapter) { return adapter ? adapter->weights : nullptr; }
+
+StateRef new_state(Engine& engine, const AdapterArgument& adapter) { return engine.new_state(weights_of(adapter)); }
+
+StateRef new_tuned_state(Engine& engine, const py::bytes& path, bool transposed, const AdapterArgument& adapter) {
+  const std::string name = path;
+  const Unlocked unlocked;
+  return engine.new_state(name, transposed, weights_of(adapter));
+}
+
+StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays, bool transposed, const AdapterArgument& adapter) {
   const auto tuned = copies_of(arrays);
   const Unlocked unlocked;
-  return engine.new_state(tuned, transposed);
+  return engine.new_state(tuned, transposed, weights_of(adapter));
 }
 
 StateRef state_from_parts(Engine& engine, const Arrays& arrays) {
@@ -199,6 +208,9 @@ StateRef state_from_parts(Engine& engine, const Arrays& arrays) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
+  py::class_<LoadedAdapter>(m, "LoadedAdapter")
+      .def_property_readonly("fingerprint", [](const LoadedAdapter& a) { return a.weights->fingerprint(); })
+      .def_property_readonly("nbytes", [](const LoadedAdapter& a) { return a.weights->bytes(); });
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def_static("open", open)
       .def_property_readonly("config", &Engine::config)
@@ -207,6 +219,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("column_bytes", &Engine::column_bytes)
       .def_property_readonly("state_bytes", &Engine::state_bytes)
+      .def("load_adapter", load_adapter)
       .def("new_state", new_state)
       .def("new_tuned_state", new_tuned_state)
       .def("new_state_of_arrays", new_state_of_arrays)

@@ -17,6 +17,12 @@ py::object last_logits(const State& state) {
   return py::array_t<float>(static_cast<py::ssize_t>(logits->size()), logits->data());
 }
 
+std::optional<LoadedAdapter> adapter_of(const State& state) {
+  auto weights = state.adapter();
+  if (!weights) return std::nullopt;
+  return LoadedAdapter{std::move(weights)};
+}
+
 py::bytes to_bytes(const State& state, const std::string& dtype) {
   const rwkv::DType type = rwkv::snapshot_type(dtype);
   const rwkv::StateContents contents = state.contents();
@@ -81,6 +87,7 @@ void bind_state(py::module_& m) {
       .def_property_readonly("last_logits", last_logits)
       .def_property_readonly("config", [](const State& state) { return state.engine()->config(); })
       .def_property_readonly("nbytes", [](const State& state) { return state.engine()->state_bytes(); })
+      .def_property_readonly("adapter", adapter_of)
       .def("fork", &State::fork)
       .def("to_bytes", to_bytes)
       .def("save", save)

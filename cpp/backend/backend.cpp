@@ -10,6 +10,10 @@ std::unique_ptr<WeightStream> Backend::stream(int, size_t) {
   throw DeviceError(join("expected a device that layers can be streamed to, found ", description()));
 }
 
+void Backend::pick(std::span<const PickJob>) {
+  throw DeviceError(join("expected a device that applies adapters to some rows of a batch, found ", description()));
+}
+
 void Backend::keep_rows(const Tensor& rows, const Batch& batch, int first, size_t offset) {
   for (int64_t i = 0; i < rows.rows; i++) {
     const int32_t row = batch.rows[size_t(first + i)];

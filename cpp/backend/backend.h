@@ -65,7 +65,8 @@ struct Batch {
 enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
 
 // y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y = act(y) is
-// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it.
+// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it. On devices that adapt(), w may
+// have no data, but rows: then y is W x already, x says for how many rows, and what follows is done.
 struct LinearJob {
   Operand x;  // (T, in)
   Linear w;   // (out, in)
@@ -81,6 +82,13 @@ struct MixJob {
   Tensor mu;            // (1, C)
   Operand out;          // (T, C)
   Tensor dynamic = {};  // (T, C) f32
+};
+
+// Some rows of an operand as one of their own: to = rows [first, first + to.rows) of `from`.
+struct PickJob {
+  Operand from;
+  int first;
+  Operand to;
 };
 
 // RWKV-7a's table of a small matrix for each token; formulas in model/rwkv7.h.
@@ -193,11 +201,37 @@ class WeightStream {
   virtual void need(int layer) = 0;     // before the verbs with this layer; those before it have been called
 };
 
+// What the layers of a model ask of a device.
+class Verbs {
+ public:
+  virtual ~Verbs() = default;
+
+  // ---- shared by every version ----
+  // xn = norm(x); every job's lerp with the previous row's xn. The state part at byte `shift` of each slot holds the
+  // xn of the last row: read from src, written to dst unless this call is to be followed by another over the same rows.
+  enum class Shift : uint8_t { keep, write };
+  virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
+                   Shift = Shift::write) = 0;
+  virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
+  // Both, where every job's x is the `out` of a lerp and nothing else reads those: a device may make them on the way.
+  virtual void mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
+                          const Batch& batch, std::span<const LinearJob> jobs) {
+    mix(x, norm, mixes, shift, batch);
+    linear(jobs);
+  }
+  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
+  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
+
+  // ---- one recurrence per family ----
+  virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
+  virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
+  virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
+};
+
 // What lies in its memory is looked at by its verbs alone: above this floor a pointer into it is a number to add to.
 // The verbs of a step come from one thread at a time, the calls of memory and of states from any.
-class Backend {
+class Backend : public Verbs {
  public:
-  virtual ~Backend() = default;
   virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
   virtual DeviceId device() const { return {}; }
 
@@ -240,7 +274,7 @@ class Backend {
   virtual void read_state(const StatePart&, const std::byte* device, float* host) const = 0;
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 
-  // ---- verbs shared by every version ----
+  // ---- a step, beside its layers' verbs ----
   // Around the verbs of a step over some layers. They get the very Batch that was begun, whose lists stay as they are
   // until the end; after an error there is none, and the next step begins anew.
   virtual void begin(const Batch&) {}
@@ -251,20 +285,6 @@ class Backend {
   // Of rows [first, first + count) of those that want a result: y[i] = norm(x[rows[first + i]]) where y is given, and
   // the same as an operand where out is given.
   virtual void norm(const Tensor& x, const Norm&, const Batch&, int first, int count, Tensor y, Operand out) = 0;
-  // xn = norm(x); every job's lerp with the previous row's xn. The state part at byte `shift` of each slot holds the
-  // xn of the last row: read from src, written to dst unless this call is to be followed by another over the same rows.
-  enum class Shift : uint8_t { keep, write };
-  virtual void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
-                   Shift = Shift::write) = 0;
-  virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
-  // Both, where every job's x is the `out` of a lerp and nothing else reads those: a device may make them on the way.
-  virtual void mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
-                          const Batch& batch, std::span<const LinearJob> jobs) {
-    mix(x, norm, mixes, shift, batch);
-    linear(jobs);
-  }
-  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
-  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
   // Often before what it has looked at is read, by `read`; `to_be_read` says whether it will be.
   virtual bool all_finite(const Tensor& x, bool to_be_read) = 0;
   // Rows (n, N) of those that want a result, from the first-th on: those that are the last of their sequence in the
@@ -283,6 +303,10 @@ class Backend {
     linear(jobs);
     wkv7(w, state, batch, y);
   }
+
+  // ---- for adapters of some rows of a batch ----
+  virtual bool adapts() const { return false; }  // whether there is what they need: pick, and jobs without a matrix
+  virtual void pick(std::span<const PickJob>);
 };
 
 struct DeviceOptions {

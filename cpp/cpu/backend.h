@@ -47,6 +47,8 @@ class CpuBackend final : public Backend {
   void norm(const Tensor& x, const Norm&, const Batch&, int first, int count, Tensor y, Operand out) override;
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
+  bool adapts() const override { return true; }
+  void pick(std::span<const PickJob>) override;
   void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
   bool all_finite(const Tensor& x, bool to_be_read) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;

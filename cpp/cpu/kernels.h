@@ -57,7 +57,7 @@ struct LiveColumns {
 constexpr int kRoom = 256 * 4 * kPanel;  // floats
 
 struct Product {
-  const std::byte* w;  // first panel of the matrix
+  const std::byte* w;  // first panel of the matrix; null: y holds the sums
   Format format;
   int k;               // its padded_k
   const std::byte* x;  // packed activations

@@ -38,14 +38,16 @@ Product product_of(const LinearJob& job, float* room) {
 }  // namespace
 
 void CpuBackend::linear(std::span<const LinearJob> jobs) {
-  if (jobs.size() == 1 && skip_zeros(jobs[0])) return;
+  if (!jobs.empty() && skip_zeros(jobs[0])) jobs = jobs.subspan(1);
+  if (jobs.empty()) return;
   // Few tokens take the time of their weights' bytes, which differs from thread to thread: pieces that may change
   // hands. Many take that of their multiplications, which differs from format to format: a share for every worker.
   const bool few = std::ranges::all_of(jobs, [&](const LinearJob& job) { return job.x.rows <= kernels_.tile; });
   const auto work_of = [&](const LinearJob& job) {  // of a panel
     const int k = padded_k(job.w.format, job.w.cols);
+    if (!job.w) return int64_t(job.x.rows) * kPanel * int64_t(sizeof(float));
     if (few) return int64_t(panel_bytes(job.w.format, k));
-    return int64_t(k) * (job.x.format == Format::i8 ? 4 : kernels_.number_work);
+    return int64_t(k) * job.x.rows * (job.x.format == Format::i8 ? 4 : kernels_.number_work);
   };
   const auto cut = [&](const LinearJob& job) {  // panels of a piece
     const int unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;

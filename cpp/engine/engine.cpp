@@ -78,9 +78,10 @@ void Engine::check_mine(const State& state) const {
              "to_bytes() and state_from_bytes() carry it over");
 }
 
-std::shared_ptr<State> Engine::new_state() {
+std::shared_ptr<State> Engine::new_state(AdapterRef adapter) {
   check_process();
-  return std::make_shared<State>(shared_from_this(), StateContents{.slot = initial_});
+  check_mine(adapter);
+  return std::make_shared<State>(shared_from_this(), StateContents{.slot = initial_, .adapter = std::move(adapter)});
 }
 
 // ---- steps ----
@@ -221,17 +222,27 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
   if (!sequences.front().embeddings.empty()) panel.embeddings.reserve(size_t(std::min(step, total)) * width);
 
   const bool every_row = output == Output::all || output == Output::hidden;
+  for (size_t s = 0, row = 0; s < count; s++) {
+    lists->order.push_back(s), lists->first.push_back(row);
+    row += every_row ? size_t(rows_of(sequences[s])) : 1;
+  }
+  // Those that share an adapter become neighbours, unless somebody looks on.
+  const auto adapter_of = [&](size_t s) { return sequences[s].state->contents_.adapter.get(); };
+  if (!look && !std::ranges::is_sorted(lists->order, {}, adapter_of))
+    std::ranges::stable_sort(lists->order, {}, adapter_of);
   const Model::Result kind = output == Output::hidden ? Model::Result::hidden
                              : output == Output::none ? Model::Result::none
                                                       : Model::Result::logits;
-  size_t s = 0, at = 0, written = 0;  // the next token to read, the next float to write
+  size_t next = 0, at = 0;  // the next token to read
   for (int64_t done = 0; done < total; done += int64_t(panel.token.size())) {
     panel.clear();
-    while (s < count && int64_t(panel.token.size()) < step) {
+    while (next < count && int64_t(panel.token.size()) < step) {
+      const size_t s = lists->order[next];
       const auto& [tokens, state, sampler, embeddings] = sequences[s];
       const size_t rows = size_t(rows_of(sequences[s]));
       const size_t n = std::min(rows - at, size_t(step) - panel.token.size());
       panel.begin(at == 0 ? *state->contents_.slot : *target[s], *target[s]);
+      panel.adapt(state->contents_.adapter.get(), n);
       if (!embeddings.empty()) {
         const auto part = embeddings.subspan(at * width, n * width);
         panel.embeddings.insert(panel.embeddings.end(), part.begin(), part.end());
@@ -242,24 +253,30 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
         if (every_row || last || (kind == Model::Result::none && i + 1 == n)) {
           panel.rows.push_back(int32_t(panel.token.size()));
           panel.ending.push_back(last ? s : count);
+          panel.place.push_back(lists->first[s] + (every_row ? at + i : 0));
         }
         panel.token.push_back(tokens.empty() ? int32_t(panel.token.size()) : tokens[at + i]);
       }
       at += n;
-      if (at == rows) s++, at = 0;
+      if (at == rows) next++, at = 0;
     }
 
     size_t row = 0;
     const auto take = [&](const Tensor& values) {
       if (look) look(values);
-      if (on_device) device.copy_rows(values, {on_device + written, DType::f32, values.rows, values.cols, values.cols});
-      float* const to = result.empty() ? nullptr : result.data() + written;
-      if (to) device.read(values, to);
-      for (int64_t i = 0; i < values.rows; i++, row++, written += size_t(values.cols)) {
+      for (int64_t i = 0, n; i < values.rows; i += n) {  // as many at a time as lie together there too
+        const size_t place = panel.place[row + size_t(i)], to = place * size_t(values.cols);
+        for (n = 1; i + n < values.rows && panel.place[row + size_t(i + n)] == place + size_t(n);) n++;
+        const Tensor some{values.row(i), DType::f32, n, values.cols, values.stride};
+        if (on_device) device.copy_rows(some, {on_device + to, DType::f32, n, values.cols, values.cols});
+        if (!result.empty()) device.read(some, result.data() + to);
+      }
+      for (int64_t i = 0; i < values.rows; i++, row++) {
         if (kind != Model::Result::logits || panel.ending[row] == count || kept) continue;
         Logits::Values& last = logits[panel.ending[row]]->on_host();
-        if (to) {
-          last.assign(to + i * values.cols, to + (i + 1) * values.cols);
+        if (!result.empty()) {
+          const auto there = result.subspan(panel.place[row] * size_t(values.cols), size_t(values.cols));
+          last.assign(there.begin(), there.end());
         } else {
           last.resize(size_t(values.cols));
           device.read({values.row(i), DType::f32, 1, values.cols, values.stride}, last.data());
@@ -274,7 +291,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
       home.read(x, of_layers + (taken++ * size_t(total) + size_t(done)) * width);
     };
     model_->forward(panel.finish(), kind, space_, poll, wanted ? Model::Take(std::ref(take)) : Model::Take(),
-                    layers.empty() ? Model::TakeLayer() : Model::TakeLayer(std::ref(take_layer)));
+                    layers.empty() ? Model::TakeLayer() : Model::TakeLayer(std::ref(take_layer)), panel.adapted);
     if (progress) progress(done + int64_t(panel.token.size()), total);
   }
 
@@ -282,8 +299,12 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
   for (size_t i = 0; i < count; i++) {
     StateContents& state = sequences[i].state->contents_;
     const auto& tokens = sequences[i].tokens;
-    state = {std::move(target[i]), state.tokens_seen + rows_of(sequences[i]), tokens.empty() ? -1 : tokens.back(),
-             std::move(logits[i]), sequences[i].sampler};
+    state = {std::move(target[i]),
+             state.tokens_seen + rows_of(sequences[i]),
+             tokens.empty() ? -1 : tokens.back(),
+             std::move(logits[i]),
+             sequences[i].sampler,
+             std::move(state.adapter)};
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -67,11 +68,19 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t column_bytes() const;             // of those, what is kept a second time to skip zeros
   size_t state_bytes() const;              // of one state, portable form
 
-  std::shared_ptr<State> new_state();
+  // Brings an adapter beside the weights, for states that are made with it. One that is there already is the same
+  // again; it goes when nobody has it any more. Throws as AdapterWeights does.
+  std::shared_ptr<const AdapterWeights> load_adapter(const AdapterSpec& spec, const Poll& poll = {});
+
+  // With an adapter of this engine, whose tokens all go through it. Throws StateError for one of another.
+  using AdapterRef = std::shared_ptr<const AdapterWeights>;
+  std::shared_ptr<State> new_state(AdapterRef adapter = nullptr);
   // One that begins with a tuned state, a file's or arrays called as in such a file: [value, key], or `transposed`.
   // Throws StateError.
-  std::shared_ptr<State> new_state(const std::string& tuned_path, bool transposed = false);
-  std::shared_ptr<State> new_state(std::span<const StateArray> tuned, bool transposed = false);
+  std::shared_ptr<State> new_state(const std::string& tuned_path, bool transposed = false,
+                                   AdapterRef adapter = nullptr);
+  std::shared_ptr<State> new_state(std::span<const StateArray> tuned, bool transposed = false,
+                                   AdapterRef adapter = nullptr);
   void check_process() const;  // throws DeviceError after os.fork()
 
   // Steps every sequence through its tokens and writes rows one behind the other: last (S, V), all (sum of T, V), none
@@ -121,12 +130,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<int64_t> part_shape(const std::string& name) const;  // throws StateError where there is none
   void read_device(DeviceId device, const std::byte* from, std::span<std::byte> to);
   std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
-  // The same contents, bit for bit: parts, tokens seen, last token, last logits. How a text is sampled is not compared.
+  // The same contents, bit for bit: parts, tokens seen, last token, last logits, of the same adapter. How a text is
+  // sampled is not compared.
   bool equal(const State& a, const State& b);
 
  private:
   Engine(std::shared_ptr<const Model> model, int64_t process);
-  std::shared_ptr<State> state_with(std::vector<float> wkv, bool transposed);
+  std::shared_ptr<State> state_with(std::vector<float> wkv, bool transposed, AdapterRef adapter);
+  void check_mine(const AdapterRef& adapter) const;
+  const std::string& fingerprint_of(const StateContents& contents) const;  // of whoever goes on with it
+  std::vector<AdapterRef> adapters() const;                                // that are loaded
   void check_output(Output output) const;
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_mine(const State& state) const;  // throws StateError for another engine's state
@@ -154,6 +167,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t process_;
   Turn turn_;
   ListsPool lists_;
+  mutable std::mutex loading_;
+  std::vector<std::weak_ptr<const AdapterWeights>> adapters_;
 };
 
 }  // namespace rwkv

@@ -8,6 +8,7 @@
 
 #include "engine/state.h"
 #include "engine/state_pool.h"
+#include "model/adapted.h"
 
 namespace rwkv {
 
@@ -15,25 +16,37 @@ namespace rwkv {
 struct Panel {
   std::vector<int32_t> token, start, rows;
   std::vector<size_t> ending;          // for each of `rows` the sequence that ends with it, or their number
+  std::vector<size_t> place;           // and where it goes, in rows of the result
   std::vector<const StateSlot*> from;  // of each sequence
   std::vector<const StateSlot*> to;
+  std::vector<AdaptedRows> adapted;   // their rows, where they have adapters
   std::vector<const std::byte*> src;  // (stages, sequences)
   std::vector<std::byte*> dst;
   std::vector<float> embeddings;  // of the rows, where there are no tokens
   std::vector<Batch> batches;     // (stages)
 
   void reserve(size_t most_rows, size_t sequences, size_t stages) {
-    token.reserve(most_rows), rows.reserve(most_rows), ending.reserve(most_rows);
-    start.reserve(sequences + 1), from.reserve(sequences), to.reserve(sequences);
+    token.reserve(most_rows), rows.reserve(most_rows), ending.reserve(most_rows), place.reserve(most_rows);
+    start.reserve(sequences + 1), from.reserve(sequences), to.reserve(sequences), adapted.reserve(sequences);
     src.reserve(stages * sequences), dst.reserve(stages * sequences);
     batches.resize(stages);
   }
   void clear() {
-    token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(), embeddings.clear();
+    token.clear(), start.clear(), rows.clear(), ending.clear(), from.clear(), to.clear(), adapted.clear();
+    place.clear(), embeddings.clear();
   }
   void begin(const StateSlot& before, const StateSlot& after) {
     start.push_back(int32_t(token.size()));
     from.push_back(&before), to.push_back(&after);
+  }
+  // Of `count` rows that come next.
+  void adapt(const AdapterWeights* adapter, size_t count) {
+    if (!adapter) return;
+    const int first = int(token.size());
+    if (!adapted.empty() && adapted.back().adapter == adapter && adapted.back().first + adapted.back().count == first)
+      adapted.back().count += int(count);
+    else
+      adapted.push_back({first, int(count), adapter});
   }
   // Once all sequences are there.
   std::span<const Batch> finish() {
@@ -52,12 +65,16 @@ struct Panel {
 struct Lists {
   std::vector<const State*> states;
   std::vector<State::Use> uses;
+  std::vector<size_t> order;  // in which the sequences are taken
+  std::vector<size_t> first;  // the first row of the result that is each one's
   // For each sequence what its state gets: the slot, and room for its logits.
   std::vector<std::shared_ptr<StateSlot>> target;
   std::vector<std::shared_ptr<Logits>> logits;
   Panel panel;
 
-  void clear() { states.clear(), uses.clear(), target.clear(), logits.clear(), panel.clear(); }
+  void clear() {
+    states.clear(), uses.clear(), order.clear(), first.clear(), target.clear(), logits.clear(), panel.clear();
+  }
   std::unique_ptr<Lists> next = nullptr;
 };
 

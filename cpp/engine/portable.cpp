@@ -9,6 +9,7 @@
 #include "engine/sampling.h"
 #include "engine/snapshot.h"
 #include "engine/state_pool.h"
+#include "model/adapter_weights.h"
 #include "model/model.h"
 #include "model/tuned_state.h"
 
@@ -40,13 +41,15 @@ SnapshotInfo info_of(const StateContents& contents) {
 }  // namespace
 
 size_t Engine::snapshot_size(const StateContents& contents, DType type) const {
-  return plan_snapshot({config(), fingerprint()}, info_of(contents), contents.last_logits != nullptr, type).size;
+  const SnapshotModel model{config(), fingerprint_of(contents)};
+  return plan_snapshot(model, info_of(contents), contents.last_logits != nullptr, type).size;
 }
 
 void Engine::to_bytes(const StateContents& contents, std::span<std::byte> snapshot, DType type) {
   check_process();
   const SnapshotInfo info = info_of(contents);
-  const auto plan = plan_snapshot({config(), fingerprint()}, info, contents.last_logits != nullptr, type);
+  const SnapshotModel model{config(), fingerprint_of(contents)};
+  const auto plan = plan_snapshot(model, info, contents.last_logits != nullptr, type);
   RWKV_CHECK(StateError, snapshot.size() == plan.size, "snapshot: expected room for ", plan.size, " bytes, found ",
              snapshot.size());
   std::byte* to = snapshot.data() + plan.header.size();  // 64-byte aligned in the file, so numbers are in the buffer
@@ -78,7 +81,11 @@ std::vector<std::byte> Engine::to_bytes(const State& state, DType type) {
 
 std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes, bool check_weights) {
   check_process();
-  SnapshotView view = read_snapshot(bytes, config(), fingerprint(), check_weights);
+  std::vector<AdapterRef> makers = adapters();
+  std::vector<std::string> fingerprints = {fingerprint()};
+  for (const AdapterRef& adapter : makers) fingerprints.push_back(adapter->fingerprint());
+  SnapshotView view = read_snapshot(bytes, config(), fingerprints, check_weights);
+  const auto maker = std::ranges::find(makers, view.fingerprint, &AdapterWeights::fingerprint);
   auto slot = pool_->take();
   std::vector<float> values;
   for_each_part(*model_, *slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
@@ -94,7 +101,7 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
   }
   return std::make_shared<State>(
       shared_from_this(), StateContents{std::move(slot), view.info.tokens_seen, view.info.last_token, std::move(logits),
-                                        std::move(view.info.sampler)});
+                                        std::move(view.info.sampler), maker == makers.end() ? nullptr : *maker});
 }
 
 void Engine::save(const State& state, const std::string& path, DType type) {
@@ -152,21 +159,24 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
 }
 
-std::shared_ptr<State> Engine::state_with(std::vector<float> wkv, bool transposed) {
+std::shared_ptr<State> Engine::state_with(std::vector<float> wkv, bool transposed, AdapterRef adapter) {
   const size_t n = size_t(config().head_size);
   for (size_t at = 0; transposed && at < wkv.size(); at += n * n)
     for (size_t r = 0; r < n; r++)
       for (size_t c = 0; c < r; c++) std::swap(wkv[at + r * n + c], wkv[at + c * n + r]);
-  return std::make_shared<State>(shared_from_this(), StateContents{.slot = pool_->make_initial(wkv)});
+  return std::make_shared<State>(shared_from_this(),
+                                 StateContents{.slot = pool_->make_initial(wkv), .adapter = std::move(adapter)});
 }
 
-std::shared_ptr<State> Engine::new_state(const std::string& tuned_path, bool transposed) {
+std::shared_ptr<State> Engine::new_state(const std::string& tuned_path, bool transposed, AdapterRef adapter) {
   check_process();
-  return state_with(read_tuned_state(tuned_path, config()), transposed);
+  check_mine(adapter);
+  return state_with(read_tuned_state(tuned_path, config()), transposed, std::move(adapter));
 }
 
-std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned, bool transposed) {
+std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned, bool transposed, AdapterRef adapter) {
   check_process();
+  check_mine(adapter);
   const std::string where = "init";
   std::vector<ArrayShape> shapes;
   for (const StateArray& a : tuned) shapes.push_back({a.name, a.shape});
@@ -178,7 +188,7 @@ std::shared_ptr<State> Engine::new_state(std::span<const StateArray> tuned, bool
     expect_finite(tuned[i].values, where, tuned[i].name);
     wkv.insert(wkv.end(), tuned[i].values.begin(), tuned[i].values.end());
   }
-  return state_with(std::move(wkv), transposed);
+  return state_with(std::move(wkv), transposed, std::move(adapter));
 }
 
 std::vector<std::pair<std::string, DeviceArray>> Engine::views(const State& state) {
@@ -234,7 +244,7 @@ bool Engine::equal(const State& a, const State& b) {
   check_mine(a);
   check_mine(b);
   const StateContents p = a.contents(), q = b.contents();
-  if (p.tokens_seen != q.tokens_seen || p.last_token != q.last_token) return false;
+  if (p.tokens_seen != q.tokens_seen || p.last_token != q.last_token || p.adapter != q.adapter) return false;
   const auto &u = p.last_logits, &v = q.last_logits;
   const bool same_logits =
       u == v || (u && v && u->size() == v->size() && std::memcmp(u->data(), v->data(), u->size() * sizeof(float)) == 0);

@@ -343,8 +343,8 @@ SnapshotView read_numbers(std::span<const std::byte> bytes, const SafetensorsHea
 
 }  // namespace
 
-SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config, const std::string& fingerprint,
-                           bool check_weights) {
+SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config,
+                           std::span<const std::string> fingerprints, bool check_weights) {
   const SafetensorsHeader header = read_header(bytes);
   const auto described = shape_fields(config);
   const auto check = [&](const std::pair<std::string, std::string>& pair) {
@@ -353,11 +353,16 @@ SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& confi
                ", found ", shown(field(header, key)));
   };
   check(described.front());  // the version: what follows must not offer to accept another's state
-  RWKV_CHECK(StateError, !check_weights || field(header, "fingerprint") == fingerprint,
-             "state of other weights: expected the fingerprint ", fingerprint, ", found ",
-             shown(field(header, "fingerprint")), " (check_weights=False accepts one of the same shape)");
+  const std::string& maker = field(header, "fingerprint");
+  RWKV_CHECK(StateError, !check_weights || std::ranges::find(fingerprints, maker) != fingerprints.end(),
+             "state of other weights: expected the fingerprint ", fingerprints.front(),
+             fingerprints.size() > 1 ? join(" or one of ", fingerprints.size() - 1, " loaded adapters") : "",
+             ", found ", shown(maker),
+             " (load_adapter() first for one that an adapter made; check_weights=False accepts one of the same shape)");
   std::ranges::for_each(described, check);
-  return read_numbers(bytes, header, config);
+  SnapshotView view = read_numbers(bytes, header, config);
+  view.fingerprint = maker;
+  return view;
 }
 
 std::pair<SnapshotModel, SnapshotView> read_snapshot(std::span<const std::byte> bytes) {

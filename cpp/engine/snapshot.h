@@ -66,14 +66,16 @@ struct SnapshotPart {
 
 struct SnapshotView {
   DType type = DType::f32;  // what it was written as
+  std::string fingerprint;  // of whoever made it
   SnapshotInfo info;
   std::vector<SnapshotPart> parts;         // as snapshot_tensors orders them
   std::span<const std::byte> last_logits;  // float32; empty if there are none
 };
 
-// Checks, in this order: length, header size, digest, format, model, shapes, numbers. Throws StateError.
-SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config, const std::string& fingerprint,
-                           bool check_weights);
+// Checks, in this order: length, header size, digest, format, model, shapes, numbers. The fingerprint must be one of
+// those given: the model's, which is the first, and of its adapters. Throws StateError.
+SnapshotView read_snapshot(std::span<const std::byte> bytes, const Config& config,
+                           std::span<const std::string> fingerprints, bool check_weights);
 
 // The same without the model: its parts must be those of the model that it names. Of that model's configuration no more
 // is known than states depend on.

@@ -11,6 +11,7 @@
 
 namespace rwkv {
 
+class AdapterWeights;
 class Engine;
 class Generation;
 struct SamplerState;
@@ -23,6 +24,7 @@ struct StateContents {
   int32_t last_token = -1;                                // -1 before the first, and after embeddings
   std::shared_ptr<const Logits> last_logits = nullptr;    // (V) after the last token; null when the last call made none
   std::shared_ptr<const SamplerState> sampler = nullptr;  // of the text that the last token belongs to, if one is known
+  std::shared_ptr<const AdapterWeights> adapter = nullptr;  // that its tokens go through
 };
 
 // The whole context of one sequence: an opaque handle. Not copyable; fork() is the only way to a second one.
@@ -42,6 +44,7 @@ class State {
   int64_t tokens_seen() const { return contents().tokens_seen; }
   int32_t last_token() const { return contents().last_token; }
   std::shared_ptr<const Logits> last_logits() const { return contents().last_logits; }
+  std::shared_ptr<const AdapterWeights> adapter() const { return contents().adapter; }
 
   // Holds the handle for one call; a second one at the same time throws ConcurrentUseError.
   class Use {

@@ -32,7 +32,7 @@ ChannelMix load_channel_mix(Loader& loader, const Config& c, int index, Format f
   return p;
 }
 
-void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& batch, ChannelMixScratch& s,
+void channel_mix(Verbs& b, const ChannelMix& p, size_t shift, const Batch& batch, ChannelMixScratch& s,
                  const Tensor& x) {
   const MixJob mixes[] = {{p.mu_k, s.mixed_k}, {p.mu_r, s.mixed_r}};
   const LinearJob in[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key},

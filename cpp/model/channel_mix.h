@@ -27,7 +27,7 @@ struct ChannelMixScratch {
 Tensor load_mu(Loader& loader, const Config& config, const std::string& part, char q);
 
 ChannelMix load_channel_mix(Loader& loader, const Config& config, int index, Format format);
-void channel_mix(Backend& backend, const ChannelMix& p, size_t shift, const Batch& batch, ChannelMixScratch& s,
+void channel_mix(Verbs& verbs, const ChannelMix& p, size_t shift, const Batch& batch, ChannelMixScratch& s,
                  const Tensor& x);
 
 }  // namespace rwkv

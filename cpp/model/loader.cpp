@@ -124,9 +124,10 @@ Linear Loader::matrix(const std::string& name, int rows, int cols, Format format
   return whole(name, {.format = format, .rows = rows, .cols = cols});
 }
 
-Linear Loader::whole(const std::string& name, Linear w) {
-  const TensorInfo& t = find(name, {w.rows, w.cols}, Kind::matrix);
-  if (!t.packed.empty()) return packed(t, 1, w).front();
+const Linear& Loader::whole(const std::string& name, Linear shape) {
+  const TensorInfo& t = find(name, {shape.rows, shape.cols}, Kind::matrix);
+  Linear& w = linears_[name] = shape;
+  if (!t.packed.empty()) return w = packed(t, 1, w).front();
   const size_t bytes = backend_->linear_bytes(w);
   w.data = arena_->take(bytes);
   if (arena_->counting()) return w;

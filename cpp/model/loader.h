@@ -77,13 +77,16 @@ class Loader {
   };
   using Matrices = std::map<std::string, Matrix>;
   Matrices take_matrices() { return std::move(matrices_); }
+  // By name, where those lie that the file holds one by one as the model multiplies with them.
+  using Linears = std::map<std::string, Linear>;
+  Linears take_linears() { return std::move(linears_); }
   using Mappings = std::vector<std::shared_ptr<const std::byte>>;
   Mappings take_mappings() { return std::move(mappings_); }  // to be kept as long as what is mapped is used
 
  private:
   enum class Kind { numbers, matrix };  // a matrix may be packed
   const TensorInfo& find(const std::string& name, const std::vector<int64_t>& shape, Kind kind = Kind::numbers);
-  Linear whole(const std::string& name, Linear shape);  // as the file holds it: `shape` gets its data
+  const Linear& whole(const std::string& name, Linear shape);  // as the file holds it: `shape` gets its data
   // Those that lie one behind the other in a packed tensor.
   std::vector<Linear> packed(const TensorInfo& tensor, int parts, Linear shape);
   std::byte* where_it_lies(const TensorInfo& tensor, size_t bytes);
@@ -107,6 +110,7 @@ class Loader {
   Mappings mappings_;
   std::shared_ptr<const std::byte> whole_file_;
   Matrices matrices_;
+  Linears linears_;
   const std::thread::id caller_ = std::this_thread::get_id();  // where progress is told
   std::atomic<int64_t> bytes_read_ = 0;
   bool columns_of_packed_ = false;

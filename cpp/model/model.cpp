@@ -124,6 +124,7 @@ std::shared_ptr<const Model> Model::load(const Checkpoint& opened, std::string_v
   model->weight_bytes_ += model->task_heads_.bytes();
   model->mappings_ = loader.take_mappings();
   model->matrices_ = loader.take_matrices();
+  model->linears_ = loader.take_linears();
   model->fingerprint_ = packed ? packed->fingerprint : loader.fingerprint().hex(model->config_);
   const auto said = file.metadata().find(kFingerprintKey);
   RWKV_CHECK(ModelFormatError,
@@ -283,7 +284,7 @@ Workspace Model::workspace() const {
 // ---- steps ----
 
 void Model::forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
-                    const Take& take, const TakeLayer& take_layer) const {
+                    const Take& take, const TakeLayer& take_layer, std::span<const AdaptedRows> adapted) const {
   const int tokens = int(batches.front().token.size());
   const auto check = [&] {
     if (poll) poll();
@@ -312,13 +313,17 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
           const Stage& home = first_on(b);
           b.embed(home.embedding, home.embedding_norm, batch, {}, scratch.embedded);
         }
+      std::optional<Adapted> with_adapters;
+      if (!adapted.empty()) with_adapters.emplace(b, adapted, space.adapters);
+      Verbs& verbs = with_adapters ? static_cast<Verbs&>(*with_adapters) : b;
       for (int i = 0; i < stage.count; i++) {
         if (stage.stream) stage.stream->need(i);
-        step(b, layers[size_t(stage.first + i)], config_, stage.states, i, batch, scratch, x, check);
+        step(verbs, layers[size_t(stage.first + i)], config_, stage.states, i, batch, scratch, x, check);
+        if (with_adapters) with_adapters->flush();
         if (take_layer) take_layer(stage.first + i, b, x);
       }
       if (s + 1 == stages_.size())
-        finish(x, batch, result, arena, poll, take);
+        finish(x, batch, adapted, result, space, poll, take);
       else if (stages_[s + 1].backend != stage.backend)
         for (size_t i = 0; i < moved.size(); i++) b.read(moved[i], place(i));
       b.end();
@@ -327,8 +332,9 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
   std::visit(run, layers_);
 }
 
-void Model::finish(const Tensor& x, const Batch& batch, Result result, Arena& arena, const std::function<void()>& poll,
-                   const Take& take) const {
+void Model::finish(const Tensor& x, const Batch& batch, std::span<const AdaptedRows> adapted, Result result,
+                   Workspace& space, const std::function<void()>& poll, const Take& take) const {
+  Arena& arena = space.scratch.back();
   Backend& b = *stages_.back().backend;
   const int wanted = int(batch.rows.size());
   const auto kept = stages_.back().states.logits;
@@ -350,7 +356,14 @@ void Model::finish(const Tensor& x, const Batch& batch, Result result, Arena& ar
     }
     b.norm(x, out_norm_, batch, at, n, {}, operand);
     const LinearJob head[] = {{operand, head_, logits}};
-    b.linear(head);
+    const auto of_results = adapted_results(adapted, batch.rows.subspan(size_t(at), size_t(n)), space.adapters);
+    if (of_results.empty()) {
+      b.linear(head);
+    } else {
+      Adapted with_adapters(b, of_results, space.adapters);
+      with_adapters.linear(head);
+      with_adapters.flush();
+    }
     if (kept) b.keep_rows(logits, batch, at, *kept);
     // What is not finite before the head is not after it, so one look is enough.
     if (!b.all_finite(logits, bool(take))) {

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "model/adapted.h"
 #include "model/config.h"
 #include "model/rwkv4.h"
 #include "model/rwkv5.h"
@@ -57,6 +58,9 @@ class Model {
   // All matrices by their official names, as far as this model packed them itself.
   const Loader::Matrices& matrices() const { return matrices_; }
 
+  // Those that adapters may add to, by name: all but the low-rank ones, on whatever device.
+  const Loader::Linears& linears() const { return linears_; }
+
   const TaskHeads& task_heads() const { return task_heads_; }
 
   int panel_rows() const { return panel_rows_; }  // most rows of one forward
@@ -66,13 +70,14 @@ class Model {
   using Take = std::function<void(const Tensor&)>;
   // The residual (T, C) behind a layer, in that device's memory.
   using TakeLayer = std::function<void(int layer, Backend& device, const Tensor& x)>;
-  // Steps the batch (at most panel_rows rows), given once for each stage with its slots, and hands the wanted results
+  // Steps the batch (at most panel_rows rows), given once for each stage with its slots, `adapted` naming the rows that
+  // have adapters, where all devices adapt(), and hands the wanted results
   // of batch.rows to `take`, if there is one, in order, some at a time: a (n, C) or (n, V) tensor in the last stage's
   // memory, valid during the call. With Result::none the rows are still computed to the end, so that what is not finite
   // is found. `take_layer`, if there is one, sees all rows behind every layer. Throws NonFiniteError, or what `poll`
   // throws; then dst slots are undefined and src slots untouched (except where they are the same).
   void forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
-               const Take& take, const TakeLayer& take_layer = {}) const;
+               const Take& take, const TakeLayer& take_layer = {}, std::span<const AdaptedRows> adapted = {}) const;
 
  private:
   Model() = default;
@@ -83,8 +88,8 @@ class Model {
   size_t scratch_bytes(const Stage& stage) const;
   void choose_rows();
   // From the residual behind the last layer to results.
-  void finish(const Tensor& x, const Batch& batch, Result result, Arena& scratch, const std::function<void()>& poll,
-              const Take& take) const;
+  void finish(const Tensor& x, const Batch& batch, std::span<const AdaptedRows> adapted, Result result,
+              Workspace& space, const std::function<void()>& poll, const Take& take) const;
 
   Config config_;
   std::string fingerprint_;
@@ -96,6 +101,7 @@ class Model {
   bool mapped_ = false;        // the file is packed: as much as can be stays in it
   Loader::Mappings mappings_;  // what stays there
   Loader::Matrices matrices_;
+  Loader::Linears linears_;
   std::vector<float> tuned_state_;
   Norm out_norm_;
   Linear head_;           // (V, C)

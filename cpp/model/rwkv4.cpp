@@ -43,7 +43,7 @@ void Scratch::set_formats(Formats formats) {
   channel_mix.set_format(formats.large);
 }
 
-void time_mix(Backend& b, const TimeMix& p, const StateLayout& layout, int index, const Batch& batch, Scratch& s,
+void time_mix(Verbs& b, const TimeMix& p, const StateLayout& layout, int index, const Batch& batch, Scratch& s,
               const Tensor& x) {
   const MixJob mixes[] = {{p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v}, {p.mu_r, s.mixed_r}};
   const LinearJob in[] = {

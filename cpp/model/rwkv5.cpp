@@ -59,7 +59,7 @@ void Scratch::set_formats(Formats formats) {
   channel_mix.set_format(formats.large);
 }
 
-void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
               Scratch& s, const Tensor& x) {
   const size_t inputs = p.gate ? 4 : 3;
   const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v}, {p.mu_g, s.mixed_g}};

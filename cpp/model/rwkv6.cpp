@@ -68,7 +68,7 @@ void Scratch::set_formats(Formats formats) {
   channel_mix.set_format(formats.large);
 }
 
-void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
               Scratch& s, const Tensor& x) {
   const MixJob first[] = {{p.mu_x, s.mixed_x}};
   b.mix(x, p.norm, first, shift, batch, Backend::Shift::keep);

@@ -105,7 +105,7 @@ void Scratch::set_formats(Formats formats) {
     o->format = formats.small;
 }
 
-void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
               Scratch& s, const Tensor& x) {
   const bool first = !p.v1;
   const bool twice = !first && s.narrow_v.format != s.mixed_v.format;  // x_v goes to a large matrix and to a small one
@@ -132,7 +132,7 @@ void time_mix(Backend& b, const TimeMix& p, const Config& config, size_t shift, 
   b.linear(residual);
 }
 
-void channel_mix(Backend& b, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x) {
+void channel_mix(Verbs& b, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x) {
   const DeepEmbedding& d = p.deep;
   const bool deep = bool(d.table);
   const MixJob mixes[] = {{p.mu, s.mixed_k}, {d.no_mu, s.unmixed}};

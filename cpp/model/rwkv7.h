@@ -75,17 +75,17 @@ struct Scratch {
 };
 
 // The two halves of a layer over the batch: x (T, C) in place.
-void time_mix(Backend& backend, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv,
-              const Batch& batch, Scratch& s, const Tensor& x);
-void channel_mix(Backend& backend, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x);
+void time_mix(Verbs& verbs, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+              Scratch& s, const Tensor& x);
+void channel_mix(Verbs& verbs, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x);
 
 // Both, on layer `index` of the states; calls `check` after each.
 template <class Check>
-void step(Backend& backend, const Layer& layer, const Config& config, const StateLayout& layout, int index,
+void step(Verbs& verbs, const Layer& layer, const Config& config, const StateLayout& layout, int index,
           const Batch& batch, Scratch& s, const Tensor& x, const Check& check) {
-  time_mix(backend, layer.time_mix, config, layout.offset(index, kShiftAtt), layout.place(index, kWkv), batch, s, x);
+  time_mix(verbs, layer.time_mix, config, layout.offset(index, kShiftAtt), layout.place(index, kWkv), batch, s, x);
   check();
-  channel_mix(backend, layer.channel_mix, layout.offset(index, kShiftFfn), batch, s, x);
+  channel_mix(verbs, layer.channel_mix, layout.offset(index, kShiftFfn), batch, s, x);
   check();
 }
 

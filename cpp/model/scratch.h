@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "core/arena.h"
+#include "model/adapted.h"
 
 namespace rwkv {
 
@@ -11,6 +12,7 @@ namespace rwkv {
 struct Workspace {
   std::vector<Arena> scratch;  // one for each stage of the model; stages on one device share its memory
   std::vector<float> carried;  // rows on their way from device to device
+  AdapterSpace adapters;
 };
 
 // Carves the activations of one step over T rows.

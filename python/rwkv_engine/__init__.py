@@ -17,7 +17,7 @@ except ImportError as error:
         f"{error}. Did you forget to compile? `pip install .` in the project's folder does it"
     ) from error
 
-from .adapters import Adapter
+from .adapters import Adapter, LoadedAdapter
 from .chat import Chat, Message, Reply, ReplyPiece, ReplyStream
 from .config import Config
 from .conversion import convert
@@ -54,6 +54,7 @@ __all__ = [
     "DeviceError",
     "Engine",
     "Error",
+    "LoadedAdapter",
     "Message",
     "ModelFormatError",
     "NonFiniteError",

@@ -12,6 +12,7 @@ from . import _core
 from ._arguments import Array, Path, boolean, path_bytes
 from ._opened import Opened
 from ._rwkv_list import Layout, arrays_of, read_list
+from .adapters import Adapter, LoadedAdapter, adapter_of, handle_of
 from .errors import StateError
 from .state import Parts, State, parts_of
 
@@ -34,8 +35,43 @@ class RestoreMixin(Opened):
 
     __slots__ = ()
 
+    def load_adapter(self, adapter: Path | Adapter) -> LoadedAdapter:
+        """Bring an adapter beside the weights, for states that are made with it.
+
+        Nothing is merged: states with different adapters, or none, go through one batch and one
+        copy of the weights, whatever their precision, also those of a file of `quantize`. It works
+        on the CPU, with LoRA and MiSS; whatever is no low-rank product has to be merged, as
+        ``Engine(adapters=...)`` does. Loading the same again gives the same memory.
+
+        Parameters
+        ----------
+        adapter : path or Adapter
+            As ``Engine(adapters=...)`` takes it.
+
+        Raises
+        ------
+        ModelFormatError
+            As `Adapter` says, and for what can only be merged: Bat, weights that were trained in
+            full, adapters of the embedding.
+        DeviceError
+            Where layers are on a GPU.
+
+        Examples
+        --------
+        >>> import rwkv_engine as rwkv
+        >>> engine = rwkv.Engine("demo")
+        >>> poems = engine.load_adapter(rwkv.Adapter("poems.pth", alpha=32))  # doctest: +SKIP
+        >>> states = [engine.new_state(adapter=poems), engine.new_state()]  # doctest: +SKIP
+        >>> rows = engine.forward_batch([[1, 2], [1, 2]], states)  # doctest: +SKIP
+        """
+        return LoadedAdapter(self._core.load_adapter(adapter_of(adapter)))
+
     def new_state(
-        self, init: Path | Mapping[str, Any] | None = None, *, transposed: bool | None = None
+        self,
+        init: Path | Mapping[str, Any] | None = None,
+        *,
+        adapter: LoadedAdapter | None = None,
+        transposed: bool | None = None,
     ) -> State:
         """Return the state before any token.
 
@@ -45,6 +81,8 @@ class RestoreMixin(Opened):
             A tuned state to begin with, of RWKV-5, 6 or 7: a .pth or safetensors file, or float
             arrays, with ``blocks.{i}.att.time_state`` for each layer and nothing else, (H, N, N) as
             trainers write them. By default what the model's file has of that kind, else zeros.
+        adapter : LoadedAdapter, optional
+            Of `load_adapter`. All tokens of the state and of its forks go through it.
         transposed : bool, optional
             Whether its matrices are [key, value]; trainers write [value, key], for every version.
             No file tells, so it has to be said of a .st file, which some of web-rwkv's converters
@@ -54,7 +92,7 @@ class RestoreMixin(Opened):
         ------
         StateError
             If it does not fit. Nothing in such a file tells for which version or model of the same
-            shape it was trained.
+            shape it was trained. Also for an adapter that another engine has loaded.
 
         Examples
         --------
@@ -67,20 +105,21 @@ class RestoreMixin(Opened):
         >>> engine.new_state(init=tuned).tokens_seen
         0
         """
+        loaded = handle_of(adapter)
         turned = False if transposed is None else boolean(transposed, "transposed")
         if init is None:
             if transposed is not None:
                 raise StateError(f"transposed: expected init with it, found {transposed} alone")
-            return State(self._core.new_state())
+            return State(self._core.new_state(loaded))
         if isinstance(init, Mapping):
-            return State(self._core.new_state_of_arrays(_floats(init), turned))
+            return State(self._core.new_state_of_arrays(_floats(init), turned, loaded))
         path = path_bytes(init, "init")
         if transposed is None and path.lower().endswith(b".st"):
             raise StateError(
                 f"{os.fsdecode(path)}: expected transposed=True or False for a .st file, as some "
                 "converters turn matrices around and some do not, found neither"
             )
-        return State(self._core.new_tuned_state(path, turned))
+        return State(self._core.new_tuned_state(path, turned, loaded))
 
     def state_from_bytes(
         self, blob: bytes | bytearray | memoryview, check_weights: bool = True
@@ -88,7 +127,8 @@ class RestoreMixin(Opened):
         """Return the state that `State.to_bytes` wrote, on any device and with any strategy.
 
         Raises StateError if it is damaged or another model's; with ``check_weights=False`` other
-        weights of the same shape may have made it.
+        weights of the same shape may have made it. One that an adapter has made gets it again if it
+        is loaded, and is another model's if it is not.
         """
         data = blob if isinstance(blob, bytes) else bytes(memoryview(blob))
         return State(self._core.state_from_bytes(data, bool(check_weights)))
@@ -126,7 +166,7 @@ class RestoreMixin(Opened):
         >>> (engine.forward([4], again) == engine.forward([4], state)).all()
         np.True_
         """
-        parts = self._core.new_state().parts()
+        parts = self._core.new_state(None).parts()
         layout = Layout.of_parts(parts, self._core.config.version)
         if isinstance(source, (str, bytes, os.PathLike)):
             items = read_list(source, layout)

@@ -10,6 +10,7 @@ import numpy as np
 from . import _core
 from ._arguments import Array, Path, integer, path_bytes, word
 from ._rwkv_list import Layout, write_list
+from .adapters import LoadedAdapter
 from .device import DeviceArray
 from .errors import ConcurrentUseError, StateError
 
@@ -64,6 +65,12 @@ class State:
     def nbytes(self) -> int:
         """Bytes of the state's numbers in the portable form."""
         return self._core.nbytes
+
+    @property
+    def adapter(self) -> LoadedAdapter | None:
+        """The adapter that the state was made with, if there is one."""
+        core = self._core.adapter
+        return None if core is None else LoadedAdapter(core)
 
     @overload
     def fork(self) -> State: ...
@@ -148,7 +155,10 @@ class State:
         return {name: DeviceArray(view) for name, view in self._core.views()}
 
     def equals(self, other: State) -> bool:
-        """Tell whether both hold the same bits: parts, tokens seen, last token and last logits."""
+        """Tell whether both hold the same bits: parts, tokens seen, last token and last logits.
+
+        States with different adapters are never equal.
+        """
         return self._core.equals(core_of(other))
 
     def __repr__(self) -> str:

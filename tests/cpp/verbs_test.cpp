@@ -29,11 +29,11 @@ struct Device {
       for (int j = 0; j < cols; j++) t.row(i)[j] = normal(random);
     return t;
   }
-  Operand operand(int rows, int cols) {
-    return {arena.take(backend->operand_bytes(Format::f32, rows, cols)), Format::f32, rows, cols};
+  Operand operand(int rows, int cols, Format format = Format::f32) {
+    return {arena.take(backend->operand_bytes(format, rows, cols)), format, rows, cols};
   }
-  Linear linear(int rows, int cols) {
-    Linear w{.format = Format::f32, .rows = rows, .cols = cols};
+  Linear linear(int rows, int cols, Format format = Format::f32) {
+    Linear w{.format = format, .rows = rows, .cols = cols};
     w.data = arena.take(backend->linear_bytes(w));
     return w;
   }
@@ -41,6 +41,23 @@ struct Device {
     backend->pack(w, {DType::f32, 4096, [&](int64_t row, int64_t count, std::byte* to) {
                         std::memcpy(to, &numbers[size_t(row * w.cols)], size_t(count * w.cols) * sizeof(float));
                       }});
+  }
+  Linear random_linear(int rows, int cols, Format format) {
+    const Linear w = linear(rows, cols, format);
+    std::vector<float> numbers(size_t(rows) * size_t(cols));
+    for (float& v : numbers) v = std::normal_distribution<float>(0, 1)(random);
+    pack(w, numbers);
+    return w;
+  }
+  Operand normed(const Tensor& x, Format format) {
+    const Norm norm{tensor(1, int(x.cols), 0.1f, 1), tensor(1, int(x.cols))};
+    std::vector<int32_t> all(size_t(x.rows));
+    for (size_t i = 0; i < all.size(); i++) all[i] = int32_t(i);
+    Batch batch;
+    batch.rows = all;
+    const Operand out = operand(int(x.rows), int(x.cols), format);
+    backend->norm(x, norm, batch, 0, int(x.rows), {}, out);
+    return out;
   }
   Tensor unpack(const Operand& x) {
     const Linear identity = linear(x.cols, x.cols);
@@ -217,6 +234,54 @@ TEST(wkv4_finds_its_state_and_channels_for_any_number_of_threads) {
     if (expected.empty()) expected = all;
     CHECK(all == expected);
   }
+}
+
+TEST(rows_of_an_operand_as_one_of_their_own) {
+  for (const Format format : {Format::f32, Format::bf16, Format::i8}) {
+    Device d;
+    const Operand x = d.normed(d.tensor(kRows, 100), format);
+    const Linear w = d.random_linear(kC, 100, format);
+    const Tensor all = d.tensor(kRows, kC);
+    const LinearJob whole[] = {{x, w, all}};
+    d.backend->linear(whole);
+    std::vector<PickJob> picks;
+    for (const auto& [first, count] : {std::pair(0, 1), std::pair(5, 13), std::pair(30, 1), std::pair(3, 28)})
+      picks.push_back({x, first, d.operand(count, 100, format)});
+    d.backend->pick(picks);
+    for (const PickJob& p : picks) {
+      const Tensor y = d.tensor(p.to.rows, kC);
+      const LinearJob job[] = {{p.to, w, y}};
+      d.backend->linear(job);
+      for (int i = 0; i < p.to.rows; i++) CHECK(std::memcmp(y.row(i), all.row(p.first + i), kC * sizeof(float)) == 0);
+    }
+  }
+}
+
+TEST(what_follows_a_product_that_is_there) {
+  constexpr int kF = 100;
+  for (const int rows : {1, 5, kRows})
+    for (const Act act : {Act::none, Act::tanh, Act::sigmoid, Act::silu, Act::relu2})
+      for (const Format format : {Format::f32, Format::bf16, Format::i8}) {
+        Device d;
+        const Operand x = d.normed(d.tensor(rows, kC), Format::f32);
+        const Linear w = d.random_linear(kF, kC, Format::f32);
+        const Tensor y = d.tensor(rows, kF), z = d.tensor(rows, kF), gate = d.tensor(rows, kF);
+        const LinearJob at_once[] = {{x, w, y, act}}, product[] = {{x, w, z}};
+        d.backend->linear(at_once);
+        d.backend->linear(product);
+        const Linear nothing{.rows = kF};
+        const Operand none{nullptr, Format::f32, rows, 0};
+        const LinearJob rest[] = {{none, nothing, z, act}};
+        d.backend->linear(rest);
+        CHECK(values(y) == values(z));
+
+        const Operand a = d.operand(rows, kF, format), b = d.operand(rows, kF, format);
+        const LinearJob gated[] = {{x, w, y, act, a, {}, gate}}, gated_rest[] = {{none, nothing, z, act, b, {}, gate}};
+        d.backend->linear(gated);
+        d.backend->linear(product);
+        d.backend->linear(gated_rest);
+        CHECK(std::memcmp(a.data, b.data, d.backend->operand_bytes(format, rows, kF)) == 0);
+      }
 }
 
 CHECK_MAIN

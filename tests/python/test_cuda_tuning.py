@@ -34,3 +34,12 @@ def test_adapters(device, shape, tmp_path):
     for rows in found:
         assert relative(rows, expected) <= 1e-5
     assert len({e.fingerprint for e in engines}) == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_adapters_of_single_states_are_refused(device, strategy, tmp_path):
+    m, e = model(**SMALL), engine(strategy, **SMALL)
+    lora = rwkv.Adapter(adapter_files.Adapter(m, "lora").pth(tmp_path / "a.pth"), alpha=6)
+    with pytest.raises(rwkv.DeviceError, match=r"expected .* CPU.*found cuda.*Engine\(model, adapters=") as error:
+        e.load_adapter(lora)
+    assert len(str(error.value)) < 500

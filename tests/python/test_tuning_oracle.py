@@ -90,6 +90,10 @@ def test_lora_by_hand(tuning, tmp_path):
     want = expected(net, tokens)
     assert relative(logits(e, tokens), want) <= 1e-5
     assert relative(plain, want) > 1e-2
+    beside = engine(**SHAPE)
+    handle = beside.load_adapter(Adapter(tmp_path / "lora.pth", alpha=alpha))
+    assert relative(logits(beside, tokens, beside.new_state(adapter=handle)), want) <= 1e-5
+    assert relative(logits(beside, tokens), plain) <= 1e-5
 
 
 def configurations(peft):
@@ -139,8 +143,18 @@ def test_what_peft_trains_and_merges(kind, tuning, tmp_path):
     reference.train(tuned, parameters, tokens, STEPS, 0.02)
     tuned.save_pretrained(tmp_path / "adapter")
     e = rwkv.Engine(m.path(), "cpu fp32", threads=2, adapters=tmp_path / "adapter")
+    beside = engine(**SHAPE)
+    if kind in ("bat", "with the head, the embedding and a norm"):  # no products of a low rank alone
+        with pytest.raises(rwkv.ModelFormatError, match="merge"):
+            beside.load_adapter(tmp_path / "adapter")
+        unmerged = None
+    else:
+        state = beside.new_state(adapter=beside.load_adapter(tmp_path / "adapter"))
+        unmerged = expected(tuned, tokens)
+        assert relative(logits(beside, tokens, state), unmerged) <= 1e-5
     want = expected(tuned.merge_and_unload(), tokens)
     assert relative(logits(e, tokens), want) <= 1e-5
+    assert unmerged is None or relative(unmerged, want) <= 1e-5
     assert relative(plain, want) > 1e-2
 
 

@@ -183,6 +183,10 @@ void run_bytes(const Product& p, int p0, int p1) {
 }
 void product(const Product& p, int p0, int p1) {
   if (p.tokens == 0) return;
+  if (!p.w) {  // the sums are in y
+    for (int panel = p0; panel < p1; panel++) finish(p, panel, 0, p.tokens);
+    return;
+  }
   switch (p.format) {
     case Format::f32:
       return run<Format::f32>(p, p0, p1);
