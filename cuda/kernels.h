@@ -109,7 +109,8 @@ struct SampleShared {
   X(pack_columns_i8, (pack<Stored::i8, Order::columns>), PackParams, NoShared, 256) \
   X(pack_columns_i4, (pack<Stored::i4, Order::columns>), PackParams, NoShared, 256)
 
-// small_FORMAT_TILES: for up to 8 TILES tokens; a block has 16 outputs times the template's last number.
+// small_FORMAT_TILES: for up to 8 TILES tokens; a block has 16 outputs times the template's last number. Those of i8 and
+// i4, here and below, also take jobs of f16 and bf16.
 #define RWKV_SMALL_KERNELS(X) \
   X(small_f32_1, (small<Stored::f32, 1, 1>), LinearParams, FinishShared<1>, 256) \
   X(small_f32_2, (small<Stored::f32, 2, 1>), LinearParams, FinishShared<1>, 256) \

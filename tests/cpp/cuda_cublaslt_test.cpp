@@ -224,11 +224,10 @@ TEST(why_there_is_none_is_said) {
   CHECK(said("RWKV_CUBLASLT", "/nowhere/libcublasLt.so")
             .find("without cublaslt: /nowhere/libcublasLt.so: cannot load /nowhere/libcublasLt.so: ") !=
         std::string::npos);
-  CHECK(said("RWKV_CUBLASLT", RWKV_CUSIM_FILE) ==
-        "cuda:0 simulator, without cublaslt: " RWKV_CUSIM_FILE ": expected cublasLtGetVersion, found none");
-  CHECK(said("FAKE_CUBLASLT_VERSION", "110900") ==
-        "cuda:0 simulator, without cublaslt: " RWKV_FAKE_CUBLASLT_FILE
-        ": expected cuBLASLt 12 or 13, found version 110900");
+  CHECK(said("RWKV_CUBLASLT", RWKV_CUSIM_FILE) == "cuda:0 simulator, without cublaslt: " RWKV_CUSIM_FILE
+                                                  ": expected cublasLtGetVersion, found none");
+  CHECK(said("FAKE_CUBLASLT_VERSION", "110900") == "cuda:0 simulator, without cublaslt: " RWKV_FAKE_CUBLASLT_FILE
+                                                   ": expected cuBLASLt 12 or 13, found version 110900");
   unsetenv("FAKE_CUBLASLT_VERSION");
   std::filesystem::remove(kLog);
 }

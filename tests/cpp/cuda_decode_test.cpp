@@ -54,9 +54,9 @@ std::vector<Row> results(const char* simulator, const char* features, const Case
     b.write(x, random.row(size_t(count * cols), scale).data());
     return x;
   };
-  // Ranks of one block of k, of less than warps, and of more, one of them no multiple.
+  // Of fewer blocks of k than warps, and of more, but no multiple.
   std::vector<LinearJob> jobs;
-  for (int rank : {5, 130, 300, 64}) {
+  for (int rank : {130, 300, 300, 5}) {
     if (c.first && jobs.size() == 3) break;
     Linear w{nullptr, c.low, kC, rank};
     kept.push_back(b.allocate(b.linear_bytes(w)));
