@@ -61,9 +61,7 @@ int64_t CpuBackend::row_stride(int64_t cols) const {
   return (panels % 32 == 0 ? panels + 1 : panels) * kPanel;
 }
 
-size_t CpuBackend::linear_bytes(const Linear& w) const {
-  return panels::matrix_bytes(w.format, w.rows, w.cols);
-}
+size_t CpuBackend::linear_bytes(const Linear& w) const { return panels::matrix_bytes(w.format, w.rows, w.cols); }
 
 size_t CpuBackend::column_bytes(const Linear& w) const {
   if (!w.mostly_zero_inputs || !sparse_.value_or(true) || !has_columns(w.format)) return 0;
