@@ -69,7 +69,8 @@ std::vector<int32_t> ids_of(const py::object& ids, int64_t limit) {
     if (kind != 'i' && kind != 'u')
       refuse_type("tokens", kExpected, "an array of " + std::string(py::str(array.dtype())));
     if (array.ndim() != 1) refuse_type("tokens", "one dimension", "shape " + std::string(py::str(array.attr("shape"))));
-    return kind == 'i' ? ids_of_array<int64_t>(array, limit) : ids_of_array<uint64_t>(array, limit);
+    if (kind == 'u') return ids_of_array<uint64_t>(array, limit);
+    return array.itemsize() <= 4 ? ids_of_array<int32_t>(array, limit) : ids_of_array<int64_t>(array, limit);
   }
   // Text is a sequence too, and bytes are one of integers: both are prompts that nobody has encoded yet.
   PyObject* const object = ids.ptr();
