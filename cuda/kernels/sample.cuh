@@ -114,6 +114,7 @@ RWKV_DEVICE uint32_t key_where(const float* x, int n, bool share, double max, do
   uint32_t key = 0;
   for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
     double sum = 0;
+#pragma unroll 1  // 1024 threads have few registers
     for (int i = int(threadIdx.x); i < n; i += int(blockDim.x))
       if (key_of(x[i]) >= (key | bit)) sum += share ? weight_of(x[i], max, 1) : 1.0;
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
