@@ -22,11 +22,7 @@ bool is_matrix(const StatePart& part) { return part.shape.size() == 3; }
 }  // namespace
 
 CpuBackend::CpuBackend(const DeviceOptions& options)
-    : kernels_(choose_kernels()),
-      pool_(options.threads, options.pin),
-      pieces_(pool_.size()),
-      streams_(size_t(pool_.size())),
-      sparse_(options.sparse) {
+    : kernels_(choose_kernels()), pool_(options.threads, options.pin), pieces_(pool_.size()), sparse_(options.sparse) {
   scratch_.resize(size_t(pool_.size()));
   sampling_.resize(size_t(pool_.size()));
   errors_.resize(size_t(pool_.size()));

@@ -82,8 +82,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   ThreadPool pool_;
   Pieces pieces_;
-  std::vector<Ahead::Stream> streams_;  // of the weights of a region, one per worker
-  std::vector<Memory> scratch_;         // one per worker
+  std::vector<Memory> scratch_;  // one per worker
   int64_t width_ = 0;
   const std::optional<bool> sparse_;
   std::vector<int32_t> live_;               // room for the columns of the widest matrix that may be skipped in

@@ -9,7 +9,6 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int64_t kPieceBytes = 32 << 10;  // of weights that a thread takes at a time
-constexpr size_t kGap = 4096;              // between two matrices that are read as one
 
 // The share of live columns up to which reading them alone is faster than reading all panels, as measured. It depends
 // on the bytes of a column that a worker reads at a stretch.
@@ -72,31 +71,14 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
   }
   for (; worker < pool_.size(); worker++) pieces_.give(worker, {given, first}), given = first;
 
-  // Panels [p0, p1) of a job, for all jobs in the range.
-  const auto each_job = [&](Pieces::Range range, const auto& fn) {
+  const auto work = [&](int worker, Pieces::Range range) {
     int at = 0;
     for (const LinearJob& job : jobs) {
       const int panels = panels_of(job.w.rows), size = cut(job), pieces = (panels + size - 1) / size;
       const int p0 = std::clamp(range.begin - at, 0, pieces) * size, p1 = std::clamp(range.end - at, 0, pieces) * size;
       at += pieces;
-      if (p0 < p1) fn(job, p0, std::min(p1, panels));
+      if (p0 < p1) kernels_.product(product_of(job, room(worker)), p0, std::min(p1, panels));
     }
-  };
-  if (few) {
-    for (int i = 0; i < pool_.size(); i++) {
-      Ahead::Stream& stream = streams_[size_t(i)] = {};
-      each_job(pieces_.all(i), [&](const LinearJob& job, int p0, int p1) {
-        const std::byte* begin = job.w.data + p0 * work_of(job);
-        if (!stream.at) stream.at = begin;
-        if (begin <= stream.at + stream.bytes + kGap && begin >= stream.at + stream.bytes)
-          stream.bytes = size_t(job.w.data + p1 * work_of(job) - stream.at);
-      });
-    }
-    pool_.ahead().begin(jobs[0].w.data, streams_);
-  }
-  const auto work = [&](int worker, Pieces::Range range) {
-    each_job(range,
-             [&](const LinearJob& job, int p0, int p1) { kernels_.product(product_of(job, room(worker)), p0, p1); });
   };
   pool_.run([&](int worker) {
     if (!few) return work(worker, pieces_.all(worker));

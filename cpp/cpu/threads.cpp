@@ -17,34 +17,29 @@ constexpr std::chrono::microseconds kSpin{200};
 // For those who have begun no share yet. All begin at once and end at once, so who is that late was not running.
 constexpr std::chrono::microseconds kPatience{10};
 constexpr int kPauses = 64;  // between two looks at the clock
-constexpr int kFetch = 8;    // lines, as long as a pause takes
 
-// True as soon as ready(), false after the time. Meanwhile calls pass() again and again.
-template <class Ready, class Pass>
-bool spin(std::chrono::microseconds time, const Ready& ready, const Pass& pass) {
+// True as soon as ready(), false after the time.
+template <class Ready>
+bool spin(std::chrono::microseconds time, const Ready& ready) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point end = Clock::now() + time;
   do
     for (int i = 0; i < kPauses; i++) {
       if (ready()) return true;
-      pass();
+      spin_pause();
     }
   while (Clock::now() < end);
   return false;
 }
 
-}  // namespace
-
-void ThreadPool::pass_time(int worker) {
-  if (!ahead_->fetch(worker, kFetch)) spin_pause();
-}
-
 // Waits until `value` is no longer `old`: first spinning, then asleep.
-unsigned ThreadPool::wait_for_change(const std::atomic<unsigned>& value, unsigned old, int worker) {
+unsigned wait_for_change(const std::atomic<unsigned>& value, unsigned old, bool spins) {
   const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
-  if (!spins_ || !spin(kSpin, changed, [&] { pass_time(worker); })) value.wait(old, std::memory_order_acquire);
+  if (!spins || !spin(kSpin, changed)) value.wait(old, std::memory_order_acquire);
   return value.load(std::memory_order_acquire);
 }
+
+}  // namespace
 
 ThreadPool::ThreadPool(int threads, bool pin) : process_(process_id()) {
   const int cores = usable_cores();
@@ -59,7 +54,6 @@ ThreadPool::ThreadPool(int threads, bool pin) : process_(process_id()) {
                threads);
   }
   shares_ = std::make_unique<Share[]>(size_t(threads));
-  ahead_ = std::make_unique<Ahead>(threads);
   threads_.reserve(size_t(threads) - 1);
   try {
     for (int i = 1; i < threads; i++) {
@@ -101,13 +95,13 @@ void ThreadPool::run(Job job, const void* argument) {
   const unsigned round = round_.fetch_add(1, std::memory_order_release) + 1;
   round_.notify_all();
   job(argument, 0);
-  if (!spins_ || !spin(kPatience, [&] { return running_.load(std::memory_order_acquire) == 0; }, [&] { pass_time(0); }))
+  if (!spins_ || !spin(kPatience, [&] { return running_.load(std::memory_order_acquire) == 0; }))
     for (int worker = 1; worker < size(); worker++)
       if (begin(worker, round)) {
         job(argument, worker);
         running_.fetch_sub(1, std::memory_order_relaxed);
       }
-  for (unsigned left; (left = running_.load(std::memory_order_acquire)) != 0;) wait_for_change(running_, left, 0);
+  for (unsigned left; (left = running_.load(std::memory_order_acquire)) != 0;) wait_for_change(running_, left, spins_);
 }
 
 // No job begins before all shares of the one before it have ended, so whoever comes too late finds a later round.
@@ -119,7 +113,7 @@ bool ThreadPool::begin(int worker, unsigned round) {
 void ThreadPool::work(int worker) {
   FlushDenormals flush;
   for (unsigned seen = 0;;) {
-    seen = wait_for_change(round_, seen, worker);
+    seen = wait_for_change(round_, seen, spins_);
     if (!begin(worker, seen)) continue;  // by now the job may be another
     if (stop_) return;
     job_(argument_, worker);

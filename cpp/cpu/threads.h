@@ -5,8 +5,6 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/ahead.h"
-
 namespace rwkv::cpu {
 
 // Worker's share of n equal pieces.
@@ -31,8 +29,6 @@ class ThreadPool {
 
   int size() const { return int(threads_.size()) + 1; }
 
-  Ahead& ahead() { return *ahead_; }  // what threads fetch while they wait for each other
-
   // fn(worker) for every worker in [0, size()); returns when all have ended. fn must not throw. Every worker runs with
   // denormals flushed.
   template <class F>
@@ -50,11 +46,7 @@ class ThreadPool {
   bool begin(int worker, unsigned round);  // true: for the caller to do, nobody else will
   void end();
 
-  void pass_time(int worker);
-  unsigned wait_for_change(const std::atomic<unsigned>& value, unsigned old, int worker);
-
   bool spins_;
-  std::unique_ptr<Ahead> ahead_;
   int64_t process_;
   Job job_ = nullptr;
   const void* argument_ = nullptr;

@@ -20,12 +20,13 @@ inline void prefetch(const std::byte*& at, int lines) {
   for (int i = 0; i < lines; i++, at += kLine) prefetch_l2(at);
 }
 
-// A stream is fetched to L2 first and then to L1, whose few buffers hints hold until the line has come. One hint of
-// each comes before the loads of a line: `w` is where vector v of V is loaded, of a panel's words of Width bytes.
+// A stream is fetched to L2 first and then to L1, whose few buffers a hint holds until its line has come; one of each
+// comes before the loads of each line.
 inline void fetch_line(const std::byte* w) {
   prefetch_l1(w + kStreamAhead);
   prefetch_l2(w + kStreamFar);
 }
+// `w` is where vector v of V is loaded, of a panel's words of Width bytes.
 template <int V, int Width>
 inline void fetch_stream(const std::byte* w, int v) {
   constexpr int kVector = kLanes * Width, kVectors = kPanel / kLanes;

@@ -118,8 +118,9 @@ inline float sum16(const Floats* s) {
 // Past the caches, where p is aligned to a whole vector; ordered by the next locked instruction, as the pool's barriers
 // are.
 inline void store_past(float* p, Floats a) { _mm256_stream_ps(p, a); }
-inline void prefetch_l1(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-inline void prefetch_l2(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+// Assembly, because g++ 12 drops calls of functions that do nothing but _mm_prefetch.
+inline void prefetch_l1(const std::byte* p) { __asm__ volatile("prefetcht0 %0" : : "m"(*p)); }
+inline void prefetch_l2(const std::byte* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
 
 inline Ints even_bytes(Ints a) { return bit_and(a, all(0x00ff00ff)); }
 inline Ints odd_bytes(Ints a) { return _mm256_srli_epi16(a, 8); }
