@@ -226,6 +226,13 @@ class Verbs {
   virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
   virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
   virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
+  // Both, where the jobs give the recurrence's w, a, g and, if it has one, v_mix, as they are and in this order, and
+  // nothing else reads those: a device may make them on the way.
+  virtual void linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
+                           Operand y) {
+    linear(jobs);
+    wkv7(w, state, batch, y);
+  }
 };
 
 // What lies in its memory is looked at by its verbs alone: above this floor a pointer into it is a number to add to.
@@ -291,18 +298,6 @@ class Backend : public Verbs {
   // batch also go to byte `offset` of its dst slot.
   virtual void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset);
   virtual void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) = 0;  // one for each job
-
-  // ---- one recurrence per family ----
-  virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
-  virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
-  virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
-  // Both, where the jobs give the recurrence's w, a, g and, if it has one, v_mix, as they are and in this order, and
-  // nothing else reads those: a device may make them on the way.
-  virtual void linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
-                           Operand y) {
-    linear(jobs);
-    wkv7(w, state, batch, y);
-  }
 
   // ---- for adapters of some rows of a batch ----
   virtual bool adapts() const { return false; }  // whether there is what they need: pick, and jobs without a matrix
