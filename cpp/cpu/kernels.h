@@ -83,7 +83,7 @@ struct LiveColumns {
   int count;
 };
 
-constexpr int kRoom = 256 * 4 * kPanel;  // floats
+constexpr int kRoom = 288 * 4 * kPanel;  // floats
 
 struct Product {
   const std::byte* w;  // first panel of the matrix

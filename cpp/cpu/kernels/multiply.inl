@@ -137,37 +137,35 @@ void multiply_pairs(const std::byte* w, int row, const void* activations, int kn
   w += row * 4;
   Pairs<M> pairs(activations, kn);
   const Spread<Stream, kStep / 2> hints(fetch);
-  for (int k = 0; k < kn; k += kChain) {
-    alignas(64) float low[M][V][kLanes];
-    for (int half = 0; half < 2; half++) {
-      const int begin = k + half * kHalf, end = begin + kHalf < kn ? begin + kHalf : kn;
-      Floats acc[M][V];
+  Floats acc[M][V];
+  const auto each = [&](const auto& work) {
 #pragma GCC unroll 64
-      for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++)
 #pragma GCC unroll 64
-        for (int v = 0; v < V; v++) acc[m][v] = zero();
-      for (int i = begin; i < end; i += kStep) {
+      for (int v = 0; v < V; v++) work(m, v);
+  };
+  const auto add_half = [&](int columns) {
+    each([&](int m, int v) { acc[m][v] = zero(); });
+    for (int i = 0; i < columns; i += kStep) {
 #pragma GCC unroll 64
-        for (int u = 0; u < kStep / 2; u++, w += kPanel * 4) {
-          hints.next(u);
-          pairs.add(acc, w);
-        }
+      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4) {
+        hints.next(u);
+        pairs.add(acc, w);
       }
-      // Tiles go on with zeros where the columns end, which leaves no -0.
-      const bool ends = begin + kHalf > kn;
-#pragma GCC unroll 64
-      for (int m = 0; m < M; m++)
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) {
-          if (ends) acc[m][v] = add(acc[m][v], zero());
-          if (half == 0) {
-            store(low[m][v], acc[m][v]);
-          } else {
-            float* sum = y + size_t(m) * ldy + v * kLanes;
-            store(sum, add(first && k == 0 ? zero() : load(sum), add(load(low[m][v]), acc[m][v])));
-          }
-        }
     }
+    // Tiles go on with zeros where the columns end, which leaves no -0.
+    if (columns < kHalf) each([&](int m, int v) { acc[m][v] = add(acc[m][v], zero()); });
+  };
+  for (int k = 0; k < kn; k += kChain) {
+    const int columns = kn - k < kChain ? kn - k : kChain, first_half = columns < kHalf ? columns : kHalf;
+    alignas(64) float low[M][V][kLanes];
+    add_half(first_half);
+    each([&](int m, int v) { store(low[m][v], acc[m][v]); });
+    add_half(columns - first_half);
+    each([&](int m, int v) {
+      float* sum = y + size_t(m) * ldy + v * kLanes;
+      store(sum, add(first && k == 0 ? zero() : load(sum), add(load(low[m][v]), acc[m][v])));
+    });
   }
 }
 

@@ -30,7 +30,7 @@ class PairProduct {
   }
 
  private:
-  static constexpr int kPanels = 4, kTiles = 8, kColumns = 512;
+  static constexpr int kPanels = 4, kTiles = 9, kColumns = 256;
   static constexpr int kChains = kColumns / kChain, kChainWords = kChain / 2 * kPanel;
   static_assert(kTiles * kNarrowTile * kPanels * kPanel <= kRoom);
   static constexpr long kRow = kLine;  // of a tile
