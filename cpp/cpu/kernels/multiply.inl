@@ -144,7 +144,7 @@ void multiply_pairs(const std::byte* w, int row, const void* activations, int kn
 #pragma GCC unroll 64
       for (int v = 0; v < V; v++) work(m, v);
   };
-  const auto add_half = [&](int columns) {
+  const auto add_half = [&](int columns) __attribute__((always_inline)) {
     each([&](int m, int v) { acc[m][v] = zero(); });
     for (int i = 0; i < columns; i += kStep) {
 #pragma GCC unroll 64
@@ -153,20 +153,25 @@ void multiply_pairs(const std::byte* w, int row, const void* activations, int kn
         pairs.add(acc, w);
       }
     }
-    // Tiles go on with zeros where the columns end, which leaves no -0.
-    if (columns < kHalf) each([&](int m, int v) { acc[m][v] = add(acc[m][v], zero()); });
   };
-  for (int k = 0; k < kn; k += kChain) {
-    const int columns = kn - k < kChain ? kn - k : kChain, first_half = columns < kHalf ? columns : kHalf;
+  const auto add_chain = [&](int first_half, int second_half, bool begins) __attribute__((always_inline)) {
     alignas(64) float low[M][V][kLanes];
     add_half(first_half);
+    // Tiles go on with zeros where the columns end, which leaves no -0.
+    if (first_half < kHalf) each([&](int m, int v) { acc[m][v] = add(acc[m][v], zero()); });
     each([&](int m, int v) { store(low[m][v], acc[m][v]); });
-    add_half(columns - first_half);
+    add_half(second_half);
+    if (second_half < kHalf) each([&](int m, int v) { acc[m][v] = add(acc[m][v], zero()); });
     each([&](int m, int v) {
       float* sum = y + size_t(m) * ldy + v * kLanes;
-      store(sum, add(first && k == 0 ? zero() : load(sum), add(load(low[m][v]), acc[m][v])));
+      store(sum, add(begins ? zero() : load(sum), add(load(low[m][v]), acc[m][v])));
     });
-  }
+  };
+  int k = 0;
+  for (; k + kChain <= kn; k += kChain) add_chain(kHalf, kHalf, first && k == 0);
+  if (k == kn) return;
+  const int left = kn - k, first_half = left < kHalf ? left : kHalf;
+  add_chain(first_half, left - first_half, first && k == 0);
 }
 
 template <Format F, int M, bool Stream>
