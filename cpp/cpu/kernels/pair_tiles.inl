@@ -66,7 +66,7 @@ class PairProduct {
     }
   }
 
-  // kn columns of a panel as tiles: of each 32 for both halves of the rows [16][16][2], as operands have them (kernels.h).
+  // kn columns of a panel as tiles: of each 32 for both halves of the rows [16][16][2], as in operands.
   static void turn(const std::byte* w, int kn, uint32_t* to) {
     int k = 0;
     for (; k + kChain <= kn; k += kChain, w += kChainWords * 4, to += kChainWords) turn_chain(w, to);
