@@ -24,7 +24,7 @@ const Kernels& choose_kernels() {
   const x86::Features has = x86::features();
   // Best first. vdpbf16ps gives the same bits as widening to float32 and is twice as fast on AMD (Zen 4), but Intel's
   // runs at half the rate of the float32 FMAs it stands for (118 against 220 Gop/s a core): there only RWKV_ISA chooses
-  // it. Tiles multiply int8; all else is as with VNNI.
+  // it. Tiles multiply int8 and bf16; all else is as with VNNI.
   const Candidate candidates[] = {
 #if RWKV_X86
       {&kAvx512Bf16, has.avx512bf16, !has.intel},

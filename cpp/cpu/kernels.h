@@ -4,10 +4,12 @@
 // What makes every result reproducible: ONE OUTPUT IS ONE LANE. A lane belongs to one row of W and sums over k alone,
 // in ascending order, whatever the vector width, the tile shape, the blocking, the number of threads and of tokens:
 //   f32, f16: acc = fma(x[k], w[k], acc)
-//   bf16: per pair of k, acc = fma(x[2i+1], w[2i+1], acc), then acc = fma(x[2i], w[2i], acc)  (what vdpbf16ps does)
+//   bf16: per 32 k, acc = acc + (sum of the first 16 + sum of the others), where each sum begins with zero and per pair
+//   of
+//     k is sum = fma(x[2i+1], w[2i+1], sum), then fma(x[2i], w[2i], sum)  (what vdpbf16ps and tdpbf16ps can do)
 //   i8, i4: per group of 64 k, acc = fma(float(sum of x[k] w[k]), scale of w * scale of x, acc): the sum is of integers
 // Sums along a row (norms, head dot products) use a fixed 16-lane tree on every set. All kernels run with denormals
-// flushed (FlushDenormals below), because vdpbf16ps always does.
+// flushed (FlushDenormals below), because those two instructions always do.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,18 +26,22 @@ constexpr Format operand_format(Format weights) {
 }
 
 using panels::kGroup, panels::kPanel, panels::kStep, panels::padded_k, panels::panel_bytes, panels::panels_of;
+constexpr int kChain = 32;  // columns of bf16 whose products are summed up apart
 
 // The functions of this header are static so that the objects of the sets export nothing but their tables: a linker
 // keeps one copy of an inline function, and it may be the one that this machine cannot run.
 
 // Packed activations (Operand) of T tokens, cut into balanced tiles of at most tile_of(Kernels, format) tokens; tile i
 // holds tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):
-//   f32   [K][M]          bf16  [K/2][M][2]
+//   f32   [K][M]          bf16  [K/2][M][2], or as tiles want them (pairs_in_tiles) [K/32][M][16][2]: of 32 columns 1,
+//   0,
+//                         3, 2 ... 15, 14, each before the one that is 16 columns behind it; what is past K is zero
 //   i8    [K/64]          of each group: [M][64] numbers in [-127, 127], [M] scales as float,
 //                         [M] corrections as int32: -128 times the sum of the numbers, for the 128 of the weights
 static constexpr size_t row_bytes(Format f, int k) {
   if (f == Format::i8) return size_t(k / kGroup) * (kGroup + 8);
-  return size_t(k) * (f == Format::f32 ? 4 : 2);
+  if (f == Format::bf16) return size_t((k + kChain - 1) / kChain * kChain) * 2;
+  return size_t(k) * 4;
 }
 static inline int tile_count(int tokens, int tile) { return (tokens + tile - 1) / tile; }
 static inline int tile_start(int tokens, int tiles, int i) { return int(int64_t(tokens) * i / tiles); }
@@ -54,7 +60,7 @@ struct LiveColumns {
   int count;
 };
 
-constexpr int kRoom = 256 * 4 * kPanel;  // floats
+constexpr int kRoom = 288 * 4 * kPanel;  // floats
 
 struct Product {
   const std::byte* w;  // first panel of the matrix; null: y holds the sums
@@ -132,8 +138,8 @@ static constexpr size_t sample_blocks(size_t n) { return (n + kSampleBlock - 1) 
 
 struct Kernels {
   const char* name;
-  int tile, byte_tile;  // most tokens in a tile, of numbers and of int8
-  int number_work;      // the time of a multiplication of numbers, of many tokens, in quarters of that of int8
+  int tile, narrow_tile;  // most tokens in a tile, of float32, and of bf16 and int8
+  int number_work;        // the time of a multiplication of numbers, of many tokens, in quarters of that of int8
 
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights. With an `out` of int8, panels
   // are finished two by two: p0 is even, and so is p1 unless the rows end.
@@ -144,9 +150,9 @@ struct Kernels {
   // room for k.
   int (*live_columns)(Format, const std::byte* x, int k, int most, int32_t* live);
   // Rows of activations into tile position(s): x is (m, kn) with stride ld, columns [k0, k0 + kn) of a tile of M =
-  // `width` tokens (at most tile_of the table), rows landing at positions [at, at + m). k0 is even, for int8 a
-  // multiple of kGroup, and so is kn unless the operand ends. `tile` is the tile's first byte. If k0 + kn is the
-  // operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
+  // `width` tokens (at most tile_of the table), rows landing at positions [at, at + m). k0 is a multiple of
+  // kChain, for int8 of kGroup, and so is kn unless the operand ends. `tile` is the tile's first byte. If k0 + kn is
+  // the operand's last column, `k_end` > k0 + kn asks for zeros up to k_end (the padding).
   void (*pack_rows)(Format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
                     int at);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float eps, float* y);
@@ -169,7 +175,9 @@ struct Kernels {
   size_t (*collect)(const float* x, size_t n, const float* maxima, float low, int32_t* ids, float* values);
 };
 
-static inline int tile_of(const Kernels& k, Format f) { return f == Format::i8 ? k.byte_tile : k.tile; }
+static inline int tile_of(const Kernels& k, Format f) { return f == Format::f32 ? k.tile : k.narrow_tile; }
+// How bf16 lies in a tile of `width` tokens.
+static inline bool pairs_in_tiles(const Kernels& k, int width) { return width > k.tile; }
 
 extern const Kernels kGeneric, kAvx2, kAvx512, kAvx512Vnni, kAvx512Amx, kAvx512Bf16;  // on x86 only, but the first
 

@@ -26,9 +26,10 @@ struct CpuBackend::Stretch {
 
 template <class Kernel>
 void CpuBackend::recur(int channels, int size, const Batch& batch, Operand y, const Kernel& kernel) {
-  // An item is as many groups of channels of one sequence as keep what an operand packs together whole: pairs of bf16,
+  // An item is as many groups of channels of one sequence as keep what an operand packs together whole: chains of bf16,
   // groups of int8. Items one behind the other are cut into pieces of equally many tokens at item borders.
-  const int whole = y.format == Format::i8 ? kGroup : 2, groups = (channels + size - 1) / size;
+  const int whole = y.format == Format::i8 ? kGroup : y.format == Format::bf16 ? kChain : 1;
+  const int groups = (channels + size - 1) / size;
   const int joined = whole / std::gcd(whole, size), items = (groups + joined - 1) / joined;
   const int64_t total = int64_t(batch.token.size()) * items;
   pool_.run([&](int worker) {

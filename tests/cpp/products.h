@@ -88,6 +88,14 @@ inline float dequantised(const std::byte* tile, int m, int t, int c) {
   return float(int8_t(group[t * kGroup + i])) * reinterpret_cast<const float*>(group + kGroup * m)[t];
 }
 
+// The same of bf16.
+inline float narrow(const Kernels& k, const std::byte* tile, int m, int t, int c) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(tile);
+  if (!pairs_in_tiles(k, m)) return bf16_to_f32(halves[(c / 2 * m + t) * 2 + c % 2]);
+  const int pair = c % (kChain / 2) ^ 1, second = c % kChain / (kChain / 2);
+  return bf16_to_f32(halves[((c / kChain * m + t) * kChain / 2 + pair) * 2 + second]);
+}
+
 // The operand as rows again, its padding included.
 inline Row unpack(const Kernels& k, Format f, const std::vector<std::byte>& operand, int tokens, int cols) {
   const int padded = padded_k(f, cols), tiles = tile_count(tokens, tile_of(k, f));
@@ -97,10 +105,10 @@ inline Row unpack(const Kernels& k, Format f, const std::vector<std::byte>& oper
     const std::byte* tile = operand.data() + size_t(begin) * row_bytes(f, padded);
     for (int t = 0; t < m; t++)
       for (int c = 0; c < padded; c++)
-        out[size_t(begin + t) * size_t(padded) + size_t(c)] =
-            f == Format::i8    ? dequantised(tile, m, t, c)
-            : f == Format::f32 ? reinterpret_cast<const float*>(tile)[c * m + t]
-                               : bf16_to_f32(reinterpret_cast<const uint16_t*>(tile)[(c / 2 * m + t) * 2 + c % 2]);
+        out[size_t(begin + t) * size_t(padded) + size_t(c)] = f == Format::i8 ? dequantised(tile, m, t, c)
+                                                              : f == Format::f32
+                                                                  ? reinterpret_cast<const float*>(tile)[c * m + t]
+                                                                  : narrow(k, tile, m, t, c);
   }
   return out;
 }

@@ -92,6 +92,51 @@ void add_columns(const std::byte* columns, size_t ld, size_t row, int n, const P
   }
 }
 
+// The live columns of kChain at a time, the first half of them apart.
+template <>
+void add_columns<Format::bf16>(const std::byte* columns, size_t ld, size_t row, int n, const Product& p,
+                               const LiveColumns& c, float* sums) {
+  constexpr int kVectors = kColumnRows / kLanes, kLines = kColumnRows * 2 / kLine;
+  const auto column = [&](int i) { return columns + (size_t(c.live[i]) * ld + row) * 2; };
+  const auto first_of = [&](int i, int k) {  // of the live columns from the i-th on, the first at k or later
+    while (i < c.count && c.live[i] < k) i++;
+    return i;
+  };
+  Pieces next(size_t(n) * 2);
+  const auto prepare = [&](int i) {
+    next.clear();
+    for (int end = i < c.count ? first_of(i, (c.live[i] / kChain + 1) * kChain) : i; i < end; i++) next.add(column(i));
+  };
+  prepare(0);
+  next.fetch(next.count * next.lines);
+  for (int i = 0; i < c.count;) {
+    const int k = c.live[i] / kChain * kChain, middle = first_of(i, k + kChain / 2), end = first_of(middle, k + kChain);
+    const std::byte* w[kChain];
+    float x[kChain];
+    for (int u = i; u < end; u++) w[u - i] = column(u), x[u - i] = input<Format::bf16>(p.x, c.live[u]);
+    prepare(end);
+    const auto add_half = [&](Floats(&half)[kVectors], int r, int u, int to) {
+      for (Floats& sum : half) sum = zero();
+      for (; u < to; u++)
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; v++)
+          half[v] = fma(all(x[u]), load_weights<Format::bf16>(w[u] + size_t(r + v * kLanes) * 2), half[v]);
+    };
+    for (int r = 0; r < n; r += kColumnRows) {
+      next.fetch(kLines * next.count);
+      Floats low[kVectors], high[kVectors];
+      add_half(low, r, 0, middle - i);
+      add_half(high, r, middle - i, end - i);
+#pragma GCC unroll 64
+      for (int v = 0; v < kVectors; v++) {
+        float* sum = sums + r + v * kLanes;
+        store(sum, add(load(sum), add(low[v], high[v])));
+      }
+    }
+    i = end;
+  }
+}
+
 // The live columns of a group of int8, four at a time, and what they are multiplied with.
 struct Quads {
   const std::byte* column[kGroup / 4][4];

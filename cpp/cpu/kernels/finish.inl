@@ -6,17 +6,17 @@ namespace rwkv::cpu {
 namespace {
 
 #ifdef RWKV_TILES
-constexpr int kByteTile = 2 * kTileRows;
+constexpr int kNarrowTile = 2 * kTileRows;
 #else
-constexpr int kByteTile = kTileTokens;
+constexpr int kNarrowTile = kTileTokens;
 #endif
-constexpr int tile_tokens(Format f) { return f == Format::i8 ? kByteTile : kTileTokens; }
+constexpr int tile_tokens(Format f) { return f == Format::f32 ? kTileTokens : kNarrowTile; }
 
 // Of the `m` tokens from `token` on; where there is an operand, they go to its tile that begins at token `first` with
 // `width` of them. An operand of int8 is made of two panels at a time, whose numbers share scales: the first waits in
 // y.
 void finish_tile(const Product& p, int panel, int token, int m, int first, int width) {
-  alignas(64) float rows[kTileTokens][kPanel];
+  alignas(64) float rows[kNarrowTile][kPanel];
   const bool groups = p.out && p.out_format == Format::i8;
   const int k0 = panel * kPanel;
   for (int i = 0; i < m; i++) {

@@ -11,6 +11,7 @@
 #include "cpu/kernels/finish.inl"
 #include "cpu/kernels/unpack.inl"
 #ifdef RWKV_TILES
+#include "cpu/kernels/pair_tiles.inl"
 #include "cpu/kernels/tiles.inl"
 #endif
 #ifndef RWKV_DOT_BYTES
@@ -52,7 +53,7 @@ struct Activations {
 
   static constexpr int most_columns(int m) {
     if (!kOther) return 1 << 30;
-    return F == Format::i8 ? kWide / m / kGroupWords<F> * kGroup : kWide / m / kStep * kStep;
+    return F == Format::i8 ? kWide / m / kGroupWords<F> * kGroup : kWide / m / kChain * kChain;
   }
   const void* block(const std::byte* tile, int m, int k0, int kn) {
     const std::byte* x = tile + row_bytes(operand_format(F), k0) * size_t(m);
@@ -171,6 +172,12 @@ void run(const Product& p, int p0, int p1) {
   else
     run.many_tokens();
 }
+void run_pairs(const Product& p, int p0, int p1) {
+#ifdef RWKV_TILES
+  if (p.tokens > kFewTokens) return PairProduct(p, p0, p1).run();
+#endif
+  run<Format::bf16>(p, p0, p1);
+}
 template <Format F>
 void run_bytes(const Product& p, int p0, int p1) {
 #ifdef RWKV_TILES
@@ -193,7 +200,7 @@ void product(const Product& p, int p0, int p1) {
     case Format::f16:
       return run<Format::f16>(p, p0, p1);
     case Format::bf16:
-      return run<Format::bf16>(p, p0, p1);
+      return run_pairs(p, p0, p1);
     case Format::i8:
       return run_bytes<Format::i8>(p, p0, p1);
     case Format::i4:

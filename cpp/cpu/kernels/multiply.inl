@@ -65,87 +65,126 @@ inline void add_products(Floats (&acc)[M][V], const float* x, const Floats (&w)[
 }
 
 // The rows of a panel from `row` on, kCallVectors<M> vectors of them, times the M tokens of a tile, `kn` columns; w is
-// the panel's block of them, y the sums of its row `row`. bf16 finds its activations
-// widened, first the odd column of every pair (kn / 2 rows of M), then the even one.
+// the panel's block of them, y the sums of its row `row`.
 template <Format F, int M, bool Stream>
 void multiply(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
               Fetch fetch) {
-  constexpr int V = kCallVectors<M>, kWidth = F == Format::f16 ? 2 : 4;  // bytes of a row between two steps of w
+  constexpr int V = kCallVectors<M>, kWidth = F == Format::f16 ? 2 : 4;  // bytes of a number
   Floats acc[M][V];
   w += row * kWidth;
   load_sums(acc, y, ldy, first);
   const auto* x = static_cast<const float*>(activations);
-  const float* even = x + kn / 2 * M;
   for (int k = 0; k < kn; k += kStep) {
     if (!Stream) prefetch(fetch.at, fetch.lines);
-    if constexpr (F != Format::bf16) {
 #pragma GCC unroll 64
-      for (int u = 0; u < kStep; u++, w += kPanel * kWidth, x += M) {
-        Floats b[V];
+    for (int u = 0; u < kStep; u++, w += kPanel * kWidth, x += M) {
+      Floats b[V];
 #pragma GCC unroll 64
-        for (int v = 0; v < V; v++) {
-          const std::byte* at = w + v * kLanes * kWidth;
-          if (Stream) fetch_stream<V, kWidth>(at, v);
-          b[v] = F == Format::f16 ? load_f16(at) : load(reinterpret_cast<const float*>(at));
-        }
-        add_products(acc, x, b);
+      for (int v = 0; v < V; v++) {
+        const std::byte* at = w + v * kLanes * kWidth;
+        if (Stream) fetch_stream<V, kWidth>(at, v);
+        b[v] = F == Format::f16 ? load_f16(at) : load(reinterpret_cast<const float*>(at));
       }
-    } else {
-#pragma GCC unroll 64
-      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M, even += M) {
-        Floats b[V];  // one half after the other: both at once would not fit AVX2's registers
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) {
-          if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
-          b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
-        }
-        add_products(acc, x, b);
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) b[v] = floats(shift_left<16>(load_ints(w + v * kLanes * 4)));
-        add_products(acc, even, b);
-      }
+      add_products(acc, x, b);
     }
   }
   store_sums(acc, y, ldy);
 }
 
+// What pairs of columns of bf16 add to sums.
 #ifdef RWKV_DOT_PAIRS
 constexpr bool kWiden = false;
 template <int M, bool Stream>
-void multiply_pairs(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
-                    Fetch fetch) {
-  constexpr int V = kCallVectors<M>;
-  Floats acc[M][V];
-  w += row * 4;
-  load_sums(acc, y, ldy, first);
-  const auto* x = static_cast<const int*>(activations);
-  for (int k = 0; k < kn; k += kStep) {
-    if (!Stream) prefetch(fetch.at, fetch.lines);
+struct Pairs {
+  const int* x;
+  Pairs(const void* activations, int) : x(static_cast<const int*>(activations)) {}
+  template <int V>
+  void add(Floats (&acc)[M][V], const std::byte* w) {
+    Ints b[V];
 #pragma GCC unroll 64
-    for (int u = 0; u < kStep / 2; u++, w += kPanel * 4, x += M) {
-      Ints b[V];
-#pragma GCC unroll 64
-      for (int v = 0; v < V; v++) {
-        if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
-        b[v] = load_ints(w + v * kLanes * 4);
-      }
-#pragma GCC unroll 64
-      for (int m = 0; m < M; m++) {
-        const Ints a = all(x[m]);
-#pragma GCC unroll 64
-        for (int v = 0; v < V; v++) acc[m][v] = dot_pairs(acc[m][v], b[v], a);
-      }
+    for (int v = 0; v < V; v++) {
+      if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
+      b[v] = load_ints(w + v * kLanes * 4);
     }
+#pragma GCC unroll 64
+    for (int m = 0; m < M; m++) {
+      const Ints a = all(x[m]);
+#pragma GCC unroll 64
+      for (int v = 0; v < V; v++) acc[m][v] = dot_pairs(acc[m][v], b[v], a);
+    }
+    x += M;
   }
-  store_sums(acc, y, ldy);
-}
-template <Format F, int M, bool Stream>
-constexpr auto kMultiply = F == Format::bf16 ? &multiply_pairs<M, Stream> : &multiply<F, M, Stream>;
+};
 #else
 constexpr bool kWiden = true;
+// The activations are widened, first the odd column of every pair (kn / 2 rows of M), then the even one.
+template <int M, bool Stream>
+struct Pairs {
+  const float *odd, *even;
+  Pairs(const void* activations, int kn) : odd(static_cast<const float*>(activations)), even(odd + kn / 2 * M) {}
+  template <int V>
+  void add(Floats (&acc)[M][V], const std::byte* w) {
+    Floats b[V];  // one half after the other: both at once would not fit AVX2's registers
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) {
+      if (Stream) fetch_stream<V, 4>(w + v * kLanes * 4, v);
+      b[v] = floats(bit_and(load_ints(w + v * kLanes * 4), all(int(0xffff0000))));
+    }
+    add_products(acc, odd, b);
+#pragma GCC unroll 64
+    for (int v = 0; v < V; v++) b[v] = floats(shift_left<16>(load_ints(w + v * kLanes * 4)));
+    add_products(acc, even, b);
+    odd += M, even += M;
+  }
+};
+#endif
+
+// The same of bf16: both halves of kChain columns begin with zero, and their sums are added to y.
+template <int M, bool Stream>
+void multiply_pairs(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
+                    Fetch fetch) {
+  constexpr int V = kCallVectors<M>, kHalf = kChain / 2;
+  w += row * 4;
+  Pairs<M, Stream> pairs(activations, kn);
+  Floats acc[M][V];
+  const auto each = [&](const auto& work) {
+#pragma GCC unroll 64
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 64
+      for (int v = 0; v < V; v++) work(m, v);
+  };
+  const auto add_half = [&](int columns) __attribute__((always_inline)) {
+    each([&](int m, int v) { acc[m][v] = zero(); });
+    for (int i = 0; i < columns; i += kStep) {
+      if (!Stream) prefetch(fetch.at, fetch.lines);
+#pragma GCC unroll 64
+      for (int u = 0; u < kStep / 2; u++, w += kPanel * 4) pairs.add(acc, w);
+    }
+  };
+  const auto add_chain = [&](int first_half, int second_half, bool begins) __attribute__((always_inline)) {
+    alignas(64) float low[M][V][kLanes];
+    add_half(first_half);
+    // Tiles go on with zeros where the columns end, which leaves no -0.
+    if (first_half < kHalf) each([&](int m, int v) { acc[m][v] = add(acc[m][v], zero()); });
+    each([&](int m, int v) { store(low[m][v], acc[m][v]); });
+    add_half(second_half);
+    if (second_half < kHalf) each([&](int m, int v) { acc[m][v] = add(acc[m][v], zero()); });
+    each([&](int m, int v) {
+      float* sum = y + size_t(m) * ldy + v * kLanes;
+      store(sum, add(begins ? zero() : load(sum), add(load(low[m][v]), acc[m][v])));
+    });
+  };
+  int k = 0;
+  for (; k + kChain <= kn; k += kChain) add_chain(kHalf, kHalf, first && k == 0);
+  if (k == kn) return;
+  const int left = kn - k, first_half = left < kHalf ? left : kHalf;
+  add_chain(first_half, left - first_half, first && k == 0);
+}
+
 template <Format F, int M, bool Stream>
 constexpr auto kMultiply = &multiply<F, M, Stream>;
-#endif
+template <int M, bool Stream>
+constexpr auto kMultiply<Format::bf16, M, Stream> = &multiply_pairs<M, Stream>;
 
 }  // namespace
 }  // namespace rwkv::cpu

@@ -93,9 +93,27 @@ void quantise_tile(const float* x, size_t ld, int m, int k0, int kn, std::byte* 
   }
 }
 
+#ifdef RWKV_TILES
+// As pack_tile of bf16, for products of tiles.
+void pack_chains(const float* x, size_t ld, int m, int k0, int kn, std::byte* tile, int width, int at) {
+  constexpr int kHalf = kChain / 2, kRow = kChain * 2;  // bytes
+  for (int k = 0; k < kn; k += kChain) {
+    std::byte* to = tile + row_bytes(Format::bf16, k0 + k) * size_t(width) + size_t(at) * kRow;
+    for (int i = 0; i < m; i++, to += kRow) {
+      const float* from = x + size_t(i) * ld + k;
+      const Ints low = to_bf16(load_first(from, kn - k)), high = to_bf16(load_first(from + kHalf, kn - k - kHalf));
+      store_ints(to, swap_neighbours(bit_or(low, shift_left<16>(high))));
+    }
+  }
+}
+#endif
+
 void pack_rows(Format format, const float* x, size_t ld, int m, int k0, int kn, int k_end, std::byte* tile, int width,
                int at) {
   if (format == Format::i8) return quantise_tile(x, ld, m, k0, kn, tile, width, at);
+#ifdef RWKV_TILES
+  if (format == Format::bf16 && width > kTileTokens) return pack_chains(x, ld, m, k0, kn, tile, width, at);
+#endif
   (format == Format::f32 ? pack_tile<Format::f32> : pack_tile<Format::bf16>)(x, ld, m, k0, kn, k_end, tile, width, at);
 }
 

@@ -131,7 +131,7 @@ class ShortProduct {
   }
 
   const Product& p_;
-  const int p0_, p1_, tiles_ = tile_count(p_.tokens, kByteTile);
+  const int p0_, p1_, tiles_ = tile_count(p_.tokens, kNarrowTile);
   alignas(64) std::byte numbers_[kColumns * kPanel * 2];
   alignas(64) std::byte scales_[kColumns / kGroup * kPanel * 2];
   alignas(64) int words_[kBlockTiles * kTileTokens * kGroupWords<kBytes> * (kColumns / kGroup)];

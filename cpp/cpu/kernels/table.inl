@@ -13,7 +13,7 @@ namespace {
 
 // As measured at 768 and 2048 columns.
 #if defined(RWKV_TILES)
-constexpr int kNumberWork = 20;
+constexpr int kNumberWork = 4;
 #elif defined(RWKV_DOT_PAIRS)
 constexpr int kNumberWork = 16;
 #elif defined(RWKV_DOT_BYTES)
@@ -24,7 +24,7 @@ constexpr int kNumberWork = 5;
 
 }  // namespace
 
-const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens,  kByteTile,    kNumberWork, product,
+const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens,  kNarrowTile,  kNumberWork, product,
                               column_product,    live_columns, pack_rows,    layer_norm,  lerp,
                               small_product,     widen,        wkv4,         wkv6,        wkv7,
                               all_finite,        block_maxima, exponentials, block_sums,  collect};

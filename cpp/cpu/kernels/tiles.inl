@@ -19,7 +19,7 @@ constexpr int kUnitGroups = 2;           // 1 and 4 are slower
 constexpr int kBlockGroups = 8;          // of k
 constexpr int kBlockPanels = 4;          // even
 constexpr int kBlockTiles = 8;
-static_assert(kBlockTiles * kByteTile * kBlockPanels * kPanel <= kRoom);
+static_assert(kBlockTiles * kNarrowTile * kBlockPanels * kPanel <= kRoom);
 constexpr int kChunk = 8;  // tokens whose sums are held in registers
 constexpr float kShift = 0x1.8p23f;
 
@@ -88,12 +88,12 @@ class TileProduct {
           }
           take({from[i] + panel_bytes(Format::i8, at), x + row_bytes(Format::i8, at) * size_t(m), groups, panel + i,
                 token, m, y_token_, y_panel_, k + at == 0, k + at + groups * kGroup == p_.k,
-                scales + at / kGroup * 2 * kByteTile});
+                scales + at / kGroup * 2 * kNarrowTile});
         }
     }
   }
 
-  // Scales and offsets of the tokens of a tile, [groups][2][kByteTile].
+  // Scales and offsets of the tokens of a tile, [groups][2][kNarrowTile].
   const float* prepare(const std::byte* x, int m, int groups) {
     scales_at_ ^= 1;
     for (int g = 0; g < groups; g++, x += row_bytes(Format::i8, kGroup) * size_t(m)) {
@@ -103,7 +103,7 @@ class TileProduct {
       for (int i = 0; i < m; i++) {
         int correction;
         memcpy(&correction, scales + (m + i) * 4, 4);
-        to[kByteTile + i] = float(correction) - kShift;
+        to[kNarrowTile + i] = float(correction) - kShift;
       }
     }
     return scales_[scales_at_][0][0];
@@ -204,9 +204,9 @@ class TileProduct {
       if (step.piece < Step::kPieces - 1) step.next();
       const Floats w[2] = {load(weight_scales_[g][0]), load(weight_scales_[g][1])};
       const float* dots = dots_[unit_at_ ^ 1][g][t];
-      const float* scales = before_.scales + g * 2 * kByteTile + t;
+      const float* scales = before_.scales + g * 2 * kNarrowTile + t;
 #pragma GCC unroll 8
-      for (int i = 0; i < kChunk; i++) add_scaled(sums[i], dots + i * kPanel, scales[kByteTile + i], scales[i], w);
+      for (int i = 0; i < kChunk; i++) add_scaled(sums[i], dots + i * kPanel, scales[kNarrowTile + i], scales[i], w);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kChunk; i++) store(y[i], sums[i][0]), store(y[i] + kLanes, sums[i][1]);
@@ -227,7 +227,7 @@ class TileProduct {
   }
 
   Product p_;  // its y is that of `before_`
-  const int p0_, p1_, tiles_ = tile_count(p_.tokens, kByteTile);
+  const int p0_, p1_, tiles_ = tile_count(p_.tokens, kNarrowTile);
   const bool hidden_ = p_.room && (p_.out || p_.sum);  // are the sums
   int y_token_ = 0, y_panel_ = 0;
   Unpacked<F, kBlockPanels, kBlockGroups * kGroup> unpacked_;
@@ -238,8 +238,8 @@ class TileProduct {
   float* high_ = nullptr;  // where tiles 2 and 3 are to be stored
   alignas(64) float begin_[kLanes] = {kShift, kShift, kShift, kShift, kShift, kShift, kShift, kShift,
                                       kShift, kShift, kShift, kShift, kShift, kShift, kShift, kShift};
-  alignas(64) float dots_[2][kUnitGroups][kByteTile][kPanel];
-  alignas(64) float scales_[2][kBlockGroups][2][kByteTile];
+  alignas(64) float dots_[2][kUnitGroups][kNarrowTile][kPanel];
+  alignas(64) float scales_[2][kBlockGroups][2][kNarrowTile];
   alignas(64) float weight_scales_[kUnitGroups][2][kLanes];
   alignas(64) float spare_[kPanel] = {};
 };

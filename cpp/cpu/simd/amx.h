@@ -19,11 +19,24 @@ template <int N>
 inline void store_tile(void* p, long stride) {
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(N) : "memory");
 }
+template <int N>
+inline void clear_tile() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "i"(N));
+}
+// C += A B of pairs of bf16: the first of all pairs are summed up from zero, and the second ones.
+template <int C, int A, int B>
+inline void multiply_pair_tiles() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
 // C += A B of signed and unsigned bytes.
 template <int C, int A, int B>
 inline void multiply_tiles() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
+
+inline Ints swap_neighbours(Ints a) { return _mm512_shuffle_epi32(a, _MM_PERM_CDAB); }
+// Of a the lower 16 bits of each lane, of b the upper ones.
+inline Ints join_halves(Ints a, Ints b) { return _mm512_mask_blend_epi16(0xaaaaaaaa, a, b); }
 
 // The tiles' shapes, which belong to the thread. No destructor: cleaning up after exceptions would be a second symbol.
 class TileShapes {

@@ -38,7 +38,7 @@ inline Features features() {
   f.avx2 = has(saved, 6) && has(b7, bit_AVX2 | bit_BMI2);
   f.avx512 = f.avx2 && has(saved, 0xe6) && has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
   f.avx512vnni = f.avx512 && has(c, bit_AVX512VNNI);
-  constexpr unsigned tiles_saved = 3u << 17, tiles = 1u << 24 | 1u << 25;  // AMX-TILE and AMX-INT8
+  constexpr unsigned tiles_saved = 3u << 17, tiles = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, -TILE and -INT8
   f.avx512amx = f.avx512vnni && has(saved, tiles_saved) && has(d7, tiles);
   if (f.avx512vnni && most >= 1) {
     __cpuid_count(7, 1, a, b, c, d);
