@@ -99,7 +99,7 @@ class PairProduct {
       if (high) load_tile<2>(y_high, ld), load_tile<3>(y_high + kLanes, ld);
     }
     for (int i = 0; i < chains; i++, w += kChainWords, x += size_t(m) * kRow) {
-      prefetch<false>(fetch.at, fetch.lines);
+      prefetch(fetch.at, fetch.lines);
       load_tile<6>(w, kRow);
       load_tile<7>(w + kWords, kRow);
       load_tile<4>(x, kRow);
