@@ -69,6 +69,7 @@ RUNS: list[Run | Breakdown] = [
     Run("1.5B", "fp16 state16", BEST, ("decode:256", "decode:960", "decode:64"), 30),
     Run("1.5B", "fp16", BEST, ("decode:1", "decode:8", "decode:32"), 25, dense=True),
     Run("1.5B", "fp16", f"{BEST},nofused", ("decode:1", "decode:8"), 20),
+    Run("1.5B", "fp16", f"{BEST},noranks", ("decode:1", "decode:8", "decode:32", "decode:64"), 20),
     Run("1.5B", "fp16i8", BEST, ("decode:1", "decode:8", "decode:32", "prefill:1x1024"), 30),
     Run("7.2B", "fp16", f"{BEST},cublaslt", PREFILL, 40),
     Run("7.2B", "fp16 state16", BEST, ("decode:256", "decode:960"), 60),

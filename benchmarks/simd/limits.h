@@ -30,16 +30,20 @@ struct Peak {
   __attribute__((target(isa))) inline uint64_t name(const std::byte* p, size_t n) { \
     type sum[4] = {zero, zero, zero, zero}; \
     for (size_t i = 0; i < n; i += 256) { \
-      hint; \
-      for (int j = 0; j < 256; j += lanes) \
+      for (int j = 0; j < 256; j += lanes) { \
+        if (j % 64 == 0) { \
+          hint; \
+        } \
         sum[j / lanes % 4] = mix(sum[j / lanes % 4], load(reinterpret_cast<const type*>(p + i + j))); \
+      } \
     } \
     alignas(64) uint64_t out[8] = {}; \
     *reinterpret_cast<type*>(out) = mix(mix(sum[0], sum[1]), mix(sum[2], sum[3])); \
     return out[0] ^ out[1] ^ out[2] ^ out[3] ^ out[4] ^ out[5] ^ out[6] ^ out[7]; \
   }
-#define RWKV_AHEAD(distance, level) \
-  for (int j = 0; j < 256; j += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i + distance + j), level)
+// Before the loads of each line; assembly, as the kernels' own.
+#define RWKV_AHEAD_L1 asm volatile("prefetcht0 %0" : : "m"(p[i + j + 2048]))
+#define RWKV_AHEAD_L2 asm volatile("prefetcht1 %0" : : "m"(p[i + j + 4096]))
 
 #define RWKV_READ_AVX2(name, hint) \
   RWKV_READ(name, "avx2", __m256i, 32, _mm256_setzero_si256(), _mm256_load_si256, _mm256_xor_si256, hint)
@@ -47,11 +51,11 @@ struct Peak {
   RWKV_READ(name, "avx512f", __m512i, 64, _mm512_setzero_si512(), _mm512_load_si512, _mm512_xor_si512, hint)
 RWKV_READ(read_sse2, "sse2", __m128i, 16, _mm_setzero_si128(), _mm_load_si128, _mm_xor_si128, )
 RWKV_READ_AVX2(read_avx2, )
-RWKV_READ_AVX2(read_avx2_l1, RWKV_AHEAD(2048, _MM_HINT_T0))
-RWKV_READ_AVX2(read_avx2_l2, RWKV_AHEAD(4096, _MM_HINT_T1))
+RWKV_READ_AVX2(read_avx2_l1, RWKV_AHEAD_L1)
+RWKV_READ_AVX2(read_avx2_both, RWKV_AHEAD_L1; RWKV_AHEAD_L2)
 RWKV_READ_AVX512(read_avx512, )
-RWKV_READ_AVX512(read_avx512_l1, RWKV_AHEAD(2048, _MM_HINT_T0))
-RWKV_READ_AVX512(read_avx512_l2, RWKV_AHEAD(4096, _MM_HINT_T1))
+RWKV_READ_AVX512(read_avx512_l1, RWKV_AHEAD_L1)
+RWKV_READ_AVX512(read_avx512_both, RWKV_AHEAD_L1; RWKV_AHEAD_L2)
 
 #define RWKV_TWELVE(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
 #define RWKV_PEAK(name, isa, type, value, code) \
@@ -108,10 +112,10 @@ __attribute__((target("amx-tile,amx-int8"))) inline void tiles_int8(long rounds)
 inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx2", read_avx2},
                                   {"avx2, L1 hint", read_avx2_l1},
-                                  {"avx2, L2 hint", read_avx2_l2},
+                                  {"avx2, L1 and L2 hints", read_avx2_both},
                                   {"avx512", read_avx512},
                                   {"avx512, L1 hint", read_avx512_l1},
-                                  {"avx512, L2 hint", read_avx512_l2}};
+                                  {"avx512, L1 and L2 hints", read_avx512_both}};
 inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8, peak_sse2, 12 * 8},
                               {"avx2", peak_avx2, 12 * 16, peak_shorts_avx2, 12 * 32},
                               {"avx512", peak_avx512, 12 * 32, peak_shorts_avx512, 12 * 64},
