@@ -77,7 +77,7 @@ step() { # NAME SECONDS COMMAND...
   else
     timeout --kill-after=3 "$((seconds < left ? seconds : left))" "$@" >"$log" 2>&1 </dev/null || status="exit status $?"
   fi
-  printf '%s\t%s\t%d\t%s\n' "$name" "$status" "$((SECONDS - begin))" "$(tail -n 1 "$log" | tr '\t' ' ' | cut -c 1-150)" >>"$steps"
+  printf '%s\t%s\t%d\t%s\n' "$name" "$status" "$((SECONDS - begin))" "$(tail -n 1 "$log" | tr '\t\r' '  ' | cut -c 1-150)" >>"$steps"
   { printf '\n== %s: %s, %d s\n' "$name" "$status" "$((SECONDS - begin))"; tail -n 500 "$log" | cut -c 1-1000; } >>"$OUT/gpu-log.txt"
   [[ $status == ok ]] && return 0
   failed=1

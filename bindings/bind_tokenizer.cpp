@@ -40,11 +40,7 @@ std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::bytes& text) {
   return tokenizer.encode(bytes);
 }
 
-std::vector<int32_t> put(StreamEncoder& encoder, const py::bytes& part) {
-  const std::string_view bytes = part;
-  const Unlocked unlocked;
-  return encoder.put(bytes);
-}
+std::vector<int32_t> put(StreamEncoder& encoder, const py::bytes& part) { return encoder.put(std::string_view(part)); }
 
 std::string decode(const Tokenizer& tokenizer, const py::object& ids) {
   const auto list = any_ids(ids);

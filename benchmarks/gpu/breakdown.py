@@ -17,8 +17,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import results  # first, as it finds common
 
@@ -92,10 +94,16 @@ def counters(a: argparse.Namespace, batch: int, length: int) -> list[dict[str, o
     command = [ncu, "--csv", "--page", "raw", "--clock-control", "none", "--profile-from-start", "off"]
     command += ["--metrics", ",".join(METRICS), "--launch-count", str(MOST_KERNELS)]
     command += [sys.executable, __file__, a.model, "--shape", a.shape, "--alone", f"{batch}x{length}"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=a.seconds)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
-    if done.returncode != 0 or len(lines) < 3:
-        raise RuntimeError((done.stderr or done.stdout).strip()[-300:] or "ncu said nothing")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*map(str, command)], stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, errors = process.communicate(timeout=max(a.end - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it runs
+            raise
+    lines = [line for line in said.splitlines() if line.startswith('"')]
+    if process.returncode != 0 or len(lines) < 3:
+        raise RuntimeError((errors or said).strip()[-300:] or "ncu said nothing")
     return table_of(lines, f"{batch}x{length}")
 
 
@@ -146,9 +154,10 @@ def main() -> int:
     parser.add_argument("--features", default="")
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32])
     parser.add_argument("--prompts", nargs="*", type=int, default=[1024])
-    parser.add_argument("--seconds", type=float, default=40, help="for a run under ncu")
+    parser.add_argument("--seconds", type=float, default=40, help="for everything")
     parser.add_argument("--alone", help="a single call, for ncu")
     a = parser.parse_args()
+    a.end = time.monotonic() + a.seconds
     os.environ["RWKV_CUDA_FEATURES"] = a.features
     if a.alone:
         return alone(a) or 0

@@ -64,7 +64,7 @@ class Bench:
         prompts = [[1 + s % (self.engine.config.n_vocab - 1)] for s in range(batch)]
 
         def texts(tokens: int) -> tuple[float, int]:
-            params = rwkv.SamplingParams(temperature=0, max_tokens=tokens)
+            params = rwkv.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
             begin = time.perf_counter()
             found = self.engine.generate_batch(prompts, params)
             return time.perf_counter() - begin, sum(len(text.tokens) for text in found)
@@ -76,7 +76,7 @@ class Bench:
         seconds = []
         for _ in range(self.a.rounds):
             (short, fewer), (long, tokens) = texts(few), texts(few + more)
-            seconds.append((long - short) * batch / max(tokens - fewer, 1))  # of a step; a text may end early
+            seconds.append((long - short) * batch / (tokens - fewer))  # of a step
         self.add_steps("decode", batch, seconds, more, read=self.weights)
 
     def steps(self, batch: int) -> None:

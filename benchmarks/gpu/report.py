@@ -30,7 +30,8 @@ def percent(share: float | None) -> str | None:
 
 
 def steps(path: str) -> None:
-    rows = [line.split("\t") for line in pathlib.Path(path).read_text().splitlines()]
+    lines = pathlib.Path(path).read_text(errors="replace").split("\n")  # what a tool said may hold anything else
+    rows = [line.split("\t") for line in lines if line]
     keys = ["step", "status", "seconds", "said"]
     results.write("steps", {}, [dict(zip(keys, row, strict=True)) for row in rows])
     table("steps", keys, rows)

@@ -11,7 +11,7 @@
 //
 // Why skipping changes no bit, if all weights are finite: a zero input adds w * 0 = +-0, which leaves every sum but -0
 // as it is, and makes of -0 a zero of either sign. So with and without skipping sums agree up to the sign of zeros, and
-// what is made of them for LinearJob::sum is the sum + 0, which is +0 for both zeros (finish() in kernels/linear.inl).
+// what is made of them for LinearJob::sum is the sum + 0, which is +0 for both zeros (finish() in kernels/finish.inl).
 // -0 comes from negative products that are flushed to zero. An infinite weight times 0 would be NaN: such a matrix, and
 // one with a scale that is not finite, is never skipped in.
 #pragma once

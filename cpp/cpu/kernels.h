@@ -4,9 +4,8 @@
 // What makes every result reproducible: ONE OUTPUT IS ONE LANE. A lane belongs to one row of W and sums over k alone,
 // in ascending order, whatever the vector width, the tile shape, the blocking, the number of threads and of tokens:
 //   f32, f16: acc = fma(x[k], w[k], acc)
-//   bf16: per 32 k, acc = acc + (sum of the first 16 + sum of the others), where each sum begins with zero and per pair
-//   of
-//     k is sum = fma(x[2i+1], w[2i+1], sum), then fma(x[2i], w[2i], sum)  (what vdpbf16ps and tdpbf16ps can do)
+//   bf16: per 32 k, acc = acc + (sum of the first 16 + sum of the others); each sum begins with zero, and per pair of k
+//     sum = fma(x[2i+1], w[2i+1], sum), then fma(x[2i], w[2i], sum)  (what vdpbf16ps and tdpbf16ps can do)
 //   i8, i4: per group of 64 k, acc = fma(float(sum of x[k] w[k]), scale of w * scale of x, acc): the sum is of integers
 // Sums along a row (norms, head dot products) use a fixed 16-lane tree on every set. All kernels run with denormals
 // flushed (FlushDenormals below), because those two instructions always do.
@@ -33,9 +32,9 @@ constexpr int kChain = 32;  // columns of bf16 whose products are summed up apar
 
 // Packed activations (Operand) of T tokens, cut into balanced tiles of at most tile_of(Kernels, format) tokens; tile i
 // holds tokens [tile_start(i), tile_start(i + 1)), M of them, and begins at byte row_bytes(K) * tile_start(i):
-//   f32   [K][M]          bf16  [K/2][M][2], or as tiles want them (pairs_in_tiles) [K/32][M][16][2]: of 32 columns 1,
-//   0,
-//                         3, 2 ... 15, 14, each before the one that is 16 columns behind it; what is past K is zero
+//   f32   [K][M]
+//   bf16  [K/2][M][2], or as tiles want them (pairs_in_tiles) [K/32][M][16][2]: of 32 columns 1, 0, 3, 2 ... 15, 14,
+//                         each before the one that is 16 columns behind it; what is past K is zero
 //   i8    [K/64]          of each group: [M][64] numbers in [-127, 127], [M] scales as float,
 //                         [M] corrections as int32: -128 times the sum of the numbers, for the 128 of the weights
 static constexpr size_t row_bytes(Format f, int k) {
@@ -139,7 +138,8 @@ static constexpr size_t sample_blocks(size_t n) { return (n + kSampleBlock - 1) 
 struct Kernels {
   const char* name;
   int tile, narrow_tile;  // most tokens in a tile, of float32, and of bf16 and int8
-  int number_work;        // the time of a multiplication of numbers, of many tokens, in quarters of that of int8
+  // The time of a multiplication of float32 and of bf16, of many tokens, in quarters of that of int8.
+  int float_work, pair_work;
 
   // y = W x for panels [p0, p1), then the epilogue. The only kernel that reads weights. With an `out` of int8, panels
   // are finished two by two: p0 is even, and so is p1 unless the rows end.

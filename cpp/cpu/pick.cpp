@@ -24,6 +24,30 @@ void pick_words(const Stretch& s, int words) {
                 s.from + (size_t(i) * size_t(s.width) + size_t(s.at)) * 4, size_t(s.rows) * 4);
 }
 
+// The same of bf16 as tiles want it: 32 columns of every row; then the next.
+void pick_chains(const Stretch& s, int chains) {
+  constexpr size_t kRow = kChain * 2;
+  for (int i = 0; i < chains; i++)
+    std::memcpy(s.to + (size_t(i) * size_t(s.to_width) + size_t(s.to_at)) * kRow,
+                s.from + (size_t(i) * size_t(s.width) + size_t(s.at)) * kRow, size_t(s.rows) * kRow);
+}
+
+// Where a number of bf16 lies in a tile, in numbers.
+size_t place_of(bool chains, int width, int row, int column) {
+  const auto at = [&](int every) { return size_t(column / every) * size_t(width) + size_t(row); };
+  constexpr int kHalf = kChain / 2;
+  if (!chains) return at(2) * 2 + size_t(column % 2);
+  return at(kChain) * kChain + size_t(column % kHalf ^ 1) * 2 + size_t(column % kChain / kHalf);
+}
+// From such a tile to one of few tokens; the other way does not occur.
+void pick_pairs(const Stretch& s, int k) {
+  const auto* from = reinterpret_cast<const uint16_t*>(s.from);
+  auto* to = reinterpret_cast<uint16_t*>(s.to);
+  for (int column = 0; column < k; column++)
+    for (int i = 0; i < s.rows; i++)
+      to[place_of(false, s.to_width, s.to_at + i, column)] = from[place_of(true, s.width, s.at + i, column)];
+}
+
 // Of every group the numbers, the scales and the corrections.
 void pick_groups(const Stretch& s, int groups) {
   for (int i = 0; i < groups; i++) {
@@ -37,9 +61,9 @@ void pick_groups(const Stretch& s, int groups) {
 }
 
 // Whole tiles of the result.
-void pick_tiles(const PickJob& job, int tile, int begin, int end) {
+void pick_tiles(const Kernels& kernels, const PickJob& job, int begin, int end) {
   const Format format = job.from.format;
-  const int k = padded_k(format, job.from.cols);
+  const int k = padded_k(format, job.from.cols), tile = tile_of(kernels, format);
   const int from_tiles = tile_count(job.from.rows, tile), to_tiles = tile_count(job.to.rows, tile);
   for (int t = begin; t < end; t++) {
     const int first = tile_start(job.to.rows, to_tiles, t), last = tile_start(job.to.rows, to_tiles, t + 1);
@@ -54,10 +78,15 @@ void pick_tiles(const PickJob& job, int tile, int begin, int end) {
                       last - first,
                       row - first,
                       std::min(last - row, stop - job.first - row)};
+      const bool bf16 = format == Format::bf16;
       if (format == Format::i8)
         pick_groups(s, k / kGroup);
+      else if (!bf16 || !pairs_in_tiles(kernels, s.width))
+        pick_words(s, bf16 ? k / 2 : k);
+      else if (pairs_in_tiles(kernels, s.to_width))
+        pick_chains(s, (k + kChain - 1) / kChain);
       else
-        pick_words(s, int(row_bytes(format, k) / 4));
+        pick_pairs(s, k);
       row += s.rows;
     }
   }
@@ -74,7 +103,7 @@ void CpuBackend::pick(std::span<const PickJob> jobs) {
     int at = 0;
     for (const PickJob& job : jobs) {
       const int tiles = tiles_of(job);
-      pick_tiles(job, tile_of(kernels_, job.to.format), std::max(share.begin - at, 0), std::min(share.end - at, tiles));
+      pick_tiles(kernels_, job, std::max(share.begin - at, 0), std::min(share.end - at, tiles));
       at += tiles;
     }
   });

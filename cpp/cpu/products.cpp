@@ -46,7 +46,8 @@ void CpuBackend::linear(std::span<const LinearJob> jobs) {
     const int k = padded_k(job.w.format, job.w.cols);
     if (!job.w) return int64_t(job.x.rows) * kPanel * int64_t(sizeof(float));
     if (few) return int64_t(panel_bytes(job.w.format, k));
-    return int64_t(k) * job.x.rows * (job.x.format == Format::i8 ? 4 : kernels_.number_work);
+    const int number = job.x.format == Format::f32 ? kernels_.float_work : kernels_.pair_work;
+    return int64_t(k) * job.x.rows * (job.x.format == Format::i8 ? 4 : number);
   };
   const auto cut = [&](const LinearJob& job) {  // panels of a piece
     const int unit = job.out && job.out.format == Format::i8 ? kGroup / kPanel : 1;

@@ -213,7 +213,7 @@ void Engine::step(std::span<const Sequence> sequences, const Results& results, c
     else
       logits[s]->leave_in(target[s], device, target[s]->data(model_->stages().size() - 1) + *kept, vocab);
   }
-  // Panels of about equal size, whole tiles of the kernels.
+  // Panels of about equal size.
   const int64_t most = model_->panel_rows(), panels = (total + most - 1) / most;
   const int64_t step = std::min(most, ((total + panels - 1) / panels + 23) / 24 * 24);
 

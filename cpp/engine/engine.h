@@ -106,7 +106,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
   // What each token of the sequences is given by those before it: all where the state has last logits, else all but the
   // first. A sequence may be empty. Memory does not depend on the number of tokens. The states stay as they are, or
-  // `advance` over all tokens but the last, so that a text can be scored in pieces.
+  // `advance`, those of at most 32 sequences, over all tokens but the last, so that a text can be scored in pieces.
   std::vector<std::vector<TokenScore>> score(std::span<const Sequence> sequences, const Poll& poll = {},
                                              const Progress& progress = {}, bool advance = false);
 

@@ -25,6 +25,8 @@ void ask(const std::function<void(std::span<const SampleJob>, std::span<TokenLog
 std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> sequences, const Poll& poll,
                                                    const Progress& progress, bool advance) {
   check_process();
+  RWKV_CHECK(Error, !advance || sequences.size() <= kTogether, "score: expected at most ", kTogether,
+             " sequences whose states advance, found ", sequences.size());
   std::vector<std::vector<TokenScore>> scores(sequences.size());
   int64_t total = 0, before = 0;
   for (const Sequence& s : sequences) {

@@ -31,16 +31,15 @@ LowRankChange as_low_rank(const ShardChange& c, int64_t rows, int64_t cols) {
   return change;
 }
 
+// What is to be added to `w`; `room` is where, if the file holds it in another form.
+const LowRankChange& expanded(const AdapterChange& change, int64_t rows, int64_t cols, LowRankChange& room) {
+  if (const auto* shards = std::get_if<ShardChange>(&change)) return room = as_low_rank(*shards, rows, cols);
+  return std::get<LowRankChange>(change);
+}
+
 std::string layer_of(const std::string& module) {
   const size_t dot = module.find('.');
   return dot == module.npos ? module : module.substr(0, module.find('.', dot + 1));
-}
-
-void sample(Fingerprint& fingerprint, const std::string& name, std::span<const float> values, int64_t rows) {
-  const auto count = std::ssize(values);
-  std::vector<float> samples(size_t(Fingerprint::samples(count)));
-  Fingerprint::take(samples, count, 0, count, values.data(), DType::f32);
-  fingerprint.add(name, {rows, count / rows}, samples);
 }
 
 // An adapter of a higher one would take more memory than it may, whatever its file's size.
@@ -79,16 +78,15 @@ AdapterWeights::AdapterWeights(const std::shared_ptr<const Model>& model, const 
     AdapterChange change = reader.change(module, there ? &shape : nullptr, "is no matrix that it multiplies with");
     reader.expect(!std::holds_alternative<BlockChange>(change), any,
                   "LoRA or MiSS, which add products of a low rank, found Bat, which depends on the weights", kMerge);
-    if (const auto* shards = std::get_if<ShardChange>(&change)) {
-      expect_rank(reader, any, shards->rank, shape);
-      change = as_low_rank(*shards, shape[0], shape[1]);
-    }
-    auto& low_rank = std::get<LowRankChange>(change);
-    expect_rank(reader, any, low_rank.rank, shape);
+    const auto* shards = std::get_if<ShardChange>(&change);
+    const int64_t rank = shards ? shards->rank : std::get<LowRankChange>(change).rank;
+    expect_rank(reader, any, rank, shape);
+    LowRankChange room;
+    const LowRankChange& low_rank = expanded(change, shape[0], shape[1], room);
     expect_finite_numbers(spec.path, any, low_rank.b);
-    sample(fingerprint, module + ".A", low_rank.a, low_rank.rank);
-    sample(fingerprint, module + ".B", low_rank.b, shape[0]);
-    parts_.push_back({w->second, layer_of(module), std::move(low_rank)});
+    fingerprint.add(module + ".A", {rank, shape[1]}, low_rank.a);
+    fingerprint.add(module + ".B", {shape[0], rank}, low_rank.b);
+    parts_.push_back({w->second, layer_of(module), int(rank), std::move(change)});
   }
   Sha256 hash;
   const std::string names =
@@ -100,15 +98,16 @@ AdapterWeights::AdapterWeights(const std::shared_ptr<const Model>& model, const 
 void AdapterWeights::pack() {
   for (const bool counting : {true, false}) {
     Arena arena = counting ? Arena() : Arena(memory_);
-    for (const auto& [w, layer, change] : parts_) {
-      const int rank = int(change.rank);
+    for (const auto& [w, layer, rank, change] : parts_) {
       LowRank pair{{.format = format_of_in(w.format), .rows = rank, .cols = w.cols},
                    {.format = format_of_out(w.format), .rows = w.rows, .cols = rank}};
       pair.in.data = arena.take(backend_->linear_bytes(pair.in));
       pair.out.data = arena.take(backend_->linear_bytes(pair.out));
       if (counting) continue;
-      backend_->pack(pair.in, source_of(change.a, w.cols));
-      backend_->pack(pair.out, source_of(change.b, rank));
+      LowRankChange room;  // of one matrix at a time: what MiSS becomes is larger than its file
+      const LowRankChange& low_rank = expanded(change, w.rows, w.cols, room);
+      backend_->pack(pair.in, source_of(low_rank.a, w.cols));
+      backend_->pack(pair.out, source_of(low_rank.b, rank));
       pairs_.emplace_back(w.data, pair);
       layers_[layer].push_back(pair);
     }

@@ -41,7 +41,7 @@ class AdapterWeights {
   AdapterWeights(const std::shared_ptr<const Model>& model, const AdapterSpec& spec);
   void pack();  // brings it to the device, where nothing else may be computing; to be called once, before it is applied
 
-  // SHA-256 over the model's fingerprint and sampled numbers of the adapter: it names those who have made a state.
+  // SHA-256 over the model's fingerprint and all numbers of the adapter: it names those who have made a state.
   const std::string& fingerprint() const { return fingerprint_; }
   size_t bytes() const { return bytes_; }  // on the device
   bool belongs_to(const Model& model) const { return model_.lock().get() == &model; }
@@ -53,7 +53,8 @@ class AdapterWeights {
   struct Part {
     Linear of;
     std::string layer;  // "blocks.0", or the matrix's own name
-    LowRankChange change;
+    int rank;
+    AdapterChange change;
   };
 
   std::weak_ptr<const Model> model_;

@@ -71,11 +71,11 @@ class Model {
   // The residual (T, C) behind a layer, in that device's memory.
   using TakeLayer = std::function<void(int layer, Backend& device, const Tensor& x)>;
   // Steps the batch (at most panel_rows rows), given once for each stage with its slots, `adapted` naming the rows that
-  // have adapters, where all devices adapt(), and hands the wanted results
-  // of batch.rows to `take`, if there is one, in order, some at a time: a (n, C) or (n, V) tensor in the last stage's
-  // memory, valid during the call. With Result::none the rows are still computed to the end, so that what is not finite
-  // is found. `take_layer`, if there is one, sees all rows behind every layer. Throws NonFiniteError, or what `poll`
-  // throws; then dst slots are undefined and src slots untouched (except where they are the same).
+  // have adapters, where all devices adapt(), and hands the wanted results of batch.rows to `take`, if there is one, in
+  // order, some at a time: a (n, C) or (n, V) tensor in the last stage's memory, valid during the call. With
+  // Result::none the rows are still computed to the end, so that what is not finite is found. `take_layer`, if there is
+  // one, sees all rows behind every layer. Throws NonFiniteError, or what `poll` throws; then dst slots are undefined
+  // and src slots untouched (except where they are the same).
   void forward(std::span<const Batch> batches, Result result, Workspace& space, const std::function<void()>& poll,
                const Take& take, const TakeLayer& take_layer = {}, std::span<const AdaptedRows> adapted = {}) const;
 

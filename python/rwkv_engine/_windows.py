@@ -36,13 +36,18 @@ class Windows:
         self._done = self._share = 0
         self._tokenizer = engine.tokenizer if hasattr(text, "read") else None
         if self._tokenizer is None:
+            if isinstance(text, (bytes, bytearray)) or not hasattr(text, "__iter__"):
+                raise TypeError(
+                    f"text: expected a str, token ids or a file open in binary mode, found "
+                    f"{type(text).__name__}"
+                )
             prompt = prompt_ids(engine, cast(Prompt, text))
             ids = token_ids(prompt, "text", engine.config.n_vocab)
             self._total = len(ids[:most]) - 1
             self._parts = iter([ids])
         else:
             file = cast(BinaryIO, text)
-            self._total = _length(file)
+            self._total = 0 if progress is None else _length(file)
             encoded = self._tokenizer.encode_parts(_parts(file))
             self._parts = (np.asarray(ids, np.int32) for ids in encoded)
 
@@ -96,7 +101,7 @@ def _parts(file: BinaryIO) -> Iterator[bytes]:
 
 def _length(file: BinaryIO) -> int:
     """Return how many bytes are left to read, or 0 if nobody knows."""
-    if not file.seekable():
+    if not getattr(file, "seekable", bool)():
         return 0
     here = file.tell()
     end = file.seek(0, os.SEEK_END)

@@ -70,7 +70,8 @@ def perplexity(
     engine : Engine
     text : str, token ids or file
         At least two tokens; the first is not predicted. A file that is open in binary mode is read
-        on the way: memory does not depend on its length.
+        on the way: with a World vocabulary memory does not depend on its length; byte-level BPE
+        looks at whole texts.
     progress : callable, optional
         Called as ``progress(tokens_done, tokens_total)``, of a file with bytes, and with 0 where
         its length is not known; what it raises ends the work.
@@ -138,7 +139,7 @@ def compare(
 
     The engines have the same vocabulary: they are the same model with several strategies, or the
     same model from several files. The text is read by all of them side by side in pieces, so that
-    memory does not depend on its length.
+    memory does not depend on its length, but for files with byte-level BPE.
 
     Parameters
     ----------

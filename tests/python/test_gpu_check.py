@@ -164,9 +164,9 @@ import results, schedule
 from schedule import BEST, Run, Schedule
 folder = pathlib.Path(sys.argv[1])
 schedule.ENGINE = folder / "child.py"
-s = Schedule(argparse.Namespace(end=time.monotonic() + 60, seconds=60, zeros=88, quick=True), folder)
+s = Schedule(argparse.Namespace(end=time.monotonic() + 600, seconds=600, zeros=88, quick=True), folder)
 for features in ("", "graphs", "graphs,pdl", "pdl", BEST, BEST + ",cublaslt"):
-    s.run(Run("tiny", "fp16", features, ("decode:1",), 3))
+    s.run(Run("tiny", "fp16", features, ("decode:1",), 3 if features == "graphs,pdl" else 30))
 for check in s.checks:
     print(check["features"], check["same_bits"], check["error"], sep="|")
 assert len(s.rows) == 6

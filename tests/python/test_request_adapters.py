@@ -317,6 +317,20 @@ def test_snapshots_find_their_adapter(make, tmp_path):
     assert not e.new_state(adapter=handle).equals(e.new_state())
 
 
+def test_every_number_counts(tmp_path):
+    """Also between those that fingerprints of models look at: an adapter with another's is taken for it."""
+    m, e = model(**WIDE), engine(**WIDE)
+    lora = lora_of(m, 60)
+    kept = [loaded(e, lora, tmp_path / "a.pth")]
+    for end in ("lora_A", "lora_B"):
+        numbers = max((t for n, t in lora.parts.items() if n.endswith(end)), key=np.size).reshape(-1)
+        assert len(numbers) > 2 * 4096
+        for at in (1, len(numbers) // 2 + 1, -2):
+            numbers[at] += 1
+            kept.append(loaded(e, lora, tmp_path / "b.pth"))
+    assert len({handle.fingerprint for handle in kept}) == len(kept) == 7
+
+
 def test_memory_goes_with_the_last_state(make):
     m, e = model(**SMALL), engine(**SMALL)
     handle = make(e, lora_of(m))

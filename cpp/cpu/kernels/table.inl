@@ -13,20 +13,20 @@ namespace {
 
 // As measured at 768 and 2048 columns.
 #if defined(RWKV_TILES)
-constexpr int kNumberWork = 4;
+constexpr int kFloatWork = 20, kPairWork = 4;
 #elif defined(RWKV_DOT_PAIRS)
-constexpr int kNumberWork = 16;
+constexpr int kFloatWork = 16, kPairWork = 16;
 #elif defined(RWKV_DOT_BYTES)
-constexpr int kNumberWork = 10;
+constexpr int kFloatWork = 10, kPairWork = 10;
 #else
-constexpr int kNumberWork = 5;
+constexpr int kFloatWork = 5, kPairWork = 5;
 #endif
 
 }  // namespace
 
-const Kernels RWKV_KERNELS = {RWKV_KERNELS_NAME, kTileTokens,  kNarrowTile,  kNumberWork, product,
-                              column_product,    live_columns, pack_rows,    layer_norm,  lerp,
-                              small_product,     widen,        wkv4,         wkv6,        wkv7,
-                              all_finite,        block_maxima, exponentials, block_sums,  collect};
+const Kernels RWKV_KERNELS = {
+    RWKV_KERNELS_NAME, kTileTokens,  kNarrowTile,  kFloatWork,    kPairWork, product, column_product, live_columns,
+    pack_rows,         layer_norm,   lerp,         small_product, widen,     wkv4,    wkv6,           wkv7,
+    all_finite,        block_maxima, exponentials, block_sums,    collect};
 
 }  // namespace rwkv::cpu

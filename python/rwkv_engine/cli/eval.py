@@ -8,11 +8,10 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 from .._arguments import DEMO, Progress
 from ..engine import Engine
@@ -124,9 +123,12 @@ def _evaluation(options: argparse.Namespace, times: int) -> Iterator[Evaluate]:
         def of_text(engines: list[Engine], progress: Progress) -> list[Any]:
             if times > 1:
                 text.seek(begin)
-            if options.compare:
-                return compare(engines[0], engines[1:], text, progress, tokens=options.tokens)
-            return [perplexity(engines[0], text, progress, tokens=options.tokens)]
+            try:
+                if options.compare:
+                    return compare(engines[0], engines[1:], text, progress, tokens=options.tokens)
+                return [perplexity(engines[0], text, progress, tokens=options.tokens)]
+            except OSError as error:
+                raise _unreadable(options.file, error) from None
 
         yield of_text
 
@@ -139,7 +141,11 @@ def _opened(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     try:
         return pathlib.Path(path).open("rb")
     except OSError as error:
-        raise Error(f"{path}: expected a file that can be read, found: {error.strerror}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> Error:
+    return Error(f"{path}: expected a file that can be read, found: {error.strerror}")
 
 
 @contextlib.contextmanager
@@ -149,9 +155,27 @@ def _repeatable(file: BinaryIO, times: int) -> Iterator[BinaryIO]:
         yield file
         return
     with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(file, copy)
-        copy.seek(0)
-        yield copy
+        yield cast(BinaryIO, _Kept(file, copy))
+
+
+class _Kept:
+    """A pipe that can be read again: what has been read of it goes to disk, and no more."""
+
+    def __init__(self, source: BinaryIO, copy: BinaryIO) -> None:
+        self._source, self._copy = source, copy
+        self.seek, self.tell = copy.seek, copy.tell
+
+    def seekable(self) -> bool:
+        """Tell that nobody knows its length."""
+        return False
+
+    def read(self, size: int) -> bytes:
+        """Read at most so many bytes, from the copy as far as it goes."""
+        part = self._copy.read(size)
+        if not part:
+            part = self._source.read(size)
+            self._copy.write(part)
+        return part
 
 
 def _run(strategies: list[str], evaluate: Evaluate, options: argparse.Namespace) -> list[Any]:
