@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -53,18 +54,29 @@ def parser(doc: str, shape: str | None = "0.4B") -> argparse.ArgumentParser:
     """The options that every benchmark has; `shape` is the default, None if it cannot be chosen."""
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
     found.add_argument("--quick", action="store_true", help="a tiny model, in seconds; prints and writes nothing")
+    found.add_argument("--machine", type=_machine_name, metavar="NAME", help="writes the result into benchmarks/results/NAME/")
     found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     if shape:
         found.add_argument("--shape", default=shape, choices=SHAPES)
     return found
 
 
+def _machine_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected letters, digits, '.', '-' or '_', as it becomes a folder; found {text!r}")
+    return text
+
+
 def parse(options: argparse.ArgumentParser, about: str, quick: dict[str, object]) -> argparse.Namespace:
     """The command line. `quick` are the settings of a quick run, `about` is what a full one needs."""
     found = options.parse_args()
     if found.quick:
+        if found.machine:
+            options.error("--quick writes nothing, --machine writes; found both")
         vars(found).update(shape="tiny", **quick)
     else:
+        if not found.machine:
+            note("the result is printed and not written, as no --machine NAME says whose it is")
         note(f"this takes about {about} on two cores; times are worth something on a quiet machine only")
     return found
 
@@ -357,18 +369,19 @@ def record(
     results: list[dict[str, object]],
     weights: str = "random weights",
 ) -> None:
-    """Prints a result and, unless it was a quick run, writes it to benchmarks/results/NAME.json."""
+    """Prints a result and, if the machine was named, writes it to benchmarks/results/MACHINE/NAME.json."""
     words = [pathlib.Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]
     document = {
         "benchmark": pathlib.Path(words[0]).stem,
         "command": " ".join(["python", *words]),
         "engine": f"rwkv-engine {rwkv.__version__}, {weights}",
         "machine": machine(engine),
-        "settings": {key: value for key, value in vars(options).items() if key != "quick"},
+        "settings": {key: value for key, value in vars(options).items() if key not in ("quick", "machine")},
         "results": results,
     }
     text = json.dumps(document, indent=2)
     print(text)
-    if not options.quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+    if options.machine:
+        folder = RESULTS / options.machine
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(text + "\n")

@@ -1,8 +1,8 @@
 """The figures of the README, from the results of constant.py and branch.py.
 
-    python benchmarks/plot.py [--results benchmarks/results]
+    python benchmarks/plot.py --machine NAME | --results FOLDER
 
-Writes constant.svg and branch.svg beside the results. The same results and the same matplotlib give the same bytes.
+Writes constant.svg and branch.svg beside the results, which --machine finds in benchmarks/results/NAME/. The same results and the same matplotlib give the same bytes.
 The background is left transparent, and all colours can be read on white and on black.
 """
 
@@ -124,7 +124,9 @@ def branch(document: dict) -> plt.Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FOLDER")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--machine", dest="results", type=RESULTS.joinpath, metavar="NAME", help="those in benchmarks/results/NAME/")
+    where.add_argument("--results", type=pathlib.Path, metavar="FOLDER")
     a = parser.parse_args()
     with plt.rc_context(STYLE):
         for draw in (constant, branch):

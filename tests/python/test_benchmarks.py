@@ -13,7 +13,7 @@ from helpers import child_environment
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "benchmarks" / "README.md").read_text()
 COMMANDS = [line.split()[1:] for line in re.search(r"^```bash\n(.*?)^```", README, re.M | re.S)[1].splitlines()]
-NAMES = [pathlib.Path(words[0]).stem for words in COMMANDS if words != ["benchmarks/plot.py"]]
+NAMES = [pathlib.Path(words[0]).stem for words in COMMANDS if words[0] != "benchmarks/plot.py"]
 MACHINE = {"cpu", "cores", "device", "memory_gigabytes", "caches", "system", "compiler", "python", "numpy"}
 
 pytestmark = pytest.mark.skipif(
@@ -44,9 +44,9 @@ def quick(tmp_path_factory):
     def result(name):
         file = folder / f"{name}.json"
         if not file.exists():
-            before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+            before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
             file.write_text(python(f"benchmarks/{name}.py", "--quick"))
-            assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before, "a quick run wrote results"
+            assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before, "a quick run wrote results"
         return json.loads(file.read_text())
 
     return result, folder
@@ -69,6 +69,29 @@ def test_a_quick_run_gives_what_is_documented(quick, name):
     for row in result["results"]:
         assert set(row) == keys
         assert all(value > 0 for key, value in row.items() if isinstance(value, float) and "log" not in key)
+
+
+def test_a_full_run_is_written_for_a_machine_that_is_named(tmp_path):
+    """A benchmark of the demo model, so that no large model is made; its results go where this test can look."""
+    prepare = f"import common, pathlib; common.RESULTS = pathlib.Path({str(tmp_path)!r})"
+
+    def run(*options):
+        words = ["benchmarks/embed.py", "--lengths", "200", "--rounds", "1", *options]
+        path = "import sys; sys.path.insert(0, 'benchmarks')"
+        program = f"{path}; {prepare}; sys.argv = {words}; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+        return subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=120)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "not written" in done.stderr and json.loads(done.stdout)["results"] and not any(tmp_path.iterdir())
+    done = run("--machine", "zen-5.b")
+    assert done.returncode == 0, done.stderr
+    assert "not written" not in done.stderr and [path.name for path in tmp_path.rglob("*.json")] == ["embed.json"]
+    assert (tmp_path / "zen-5.b" / "embed.json").read_text() == done.stdout
+    assert "machine" not in json.loads(done.stdout)["settings"]
+    for options in (["--machine", "../elsewhere"], ["--machine", ".."], ["--machine", "a", "--quick"]):
+        done = run(*options)
+        assert done.returncode == 2 and "--machine" in done.stderr and len(list(tmp_path.rglob("*"))) == 2
 
 
 def test_results_that_do_not_change_with_time_are_right(quick):
