@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kSumRows = 2048;  // of a pass: 8 KB of sums
 constexpr int kTogether = 8;    // columns of floats that one pass adds
-constexpr bool kFetch = kLanes < 16 || kStreamAhead == 0;
+constexpr bool kFetch = kLanes < 16 || kStreamNear == 0;
 
 // Pieces of columns to fetch, all of the same number of lines.
 struct Pieces {

@@ -2,8 +2,9 @@
 //
 // Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens.
 // A tile's block of activations stays in L1 for a group of panels, whose blocks stay in L2 while all tiles of the token
-// block pass; what the next group needs is fetched meanwhile. A group of int4 or fp16 becomes one of int8 or fp32
-// there, once for all tiles. Sums wait in y between blocks of k, which changes no bit.
+// block pass, or the other way around; what the next group needs is fetched meanwhile. A group of fp16, and on some
+// sets one of int4, becomes one of fp32 or int8 there, once for all tiles. Sums wait in y between blocks of k, which
+// changes no bit.
 #pragma once
 #include <string.h>
 
@@ -22,7 +23,7 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int kBlockTokens = 72;    // of a many-token product
-constexpr int kBlockColumns = 256;  // float32; twice as many of the others
+constexpr int kBlockColumns = 256;  // float32; twice or three times as many of the others
 constexpr int kWide = 512 * 12;     // words of room for a tile's block of activations, widened
 
 struct Call {
@@ -95,7 +96,9 @@ struct Run {
   Activations<F> activations = {};
   Activations<kMany> activations_of_many = {};
 
-  static constexpr int kBlock = kMany == Format::f32 ? kBlockColumns : 2 * kBlockColumns;
+  // A panel of bytes stays in L1 while all tiles pass, and so blocks of k can be longer.
+  static constexpr bool kPanelsFirst = operand_format(kMany) == Format::i8 && kParts8 == 1;
+  static constexpr int kBlock = (kMany == Format::f32 ? 1 : kPanelsFirst ? 3 : 2) * kBlockColumns;
   static constexpr int kPanels = Activations<F>::kOther ? 8 : 4;  // even
   static_assert(kBlock <= Activations<kMany>::most_columns(kTileTokens));
   Unpacked<F, kPanels, kBlock> unpacked = {};
@@ -109,8 +112,10 @@ struct Run {
   float* sums(int panel, int tile) const { return p.y + size_t(start(tile)) * p.ldy + panel * kPanel; }
 
   void few_tokens() {
+    constexpr bool kHints = kStreamNear || kStreamFar;
+    constexpr int kFrom = F == Format::f32 || F == Format::bf16 ? kStreamTokens : kStreamNarrowTokens;
     const int m = p.tokens;
-    const Call call = call_for<F, kStreamAhead != 0>(m), others = call_for<F, false>(m);
+    const Call others = call_for<F, false>(m), call = m < kFrom ? others : call_for<F, kHints>(m);
     int most = call.once ? p.k : kBlockColumns;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
@@ -147,20 +152,24 @@ struct Run {
 
     const std::byte* w[kPanels];
     for (int i = 0; i < count; i++) w[i] = unpacked.block(weights(panel + i, k), i, kn);
-    for (int t = t0; t < t1; t++) {
+    const auto multiply = [&](int t, int i) {
       const int m = start(t + 1) - start(t);
       const Call call = call_for<kMany, false>(m);
       const void* x = activations_of_many.block(packed(t), m, k, kn);
-      for (int i = 0; i < count; i++) {
-        if (k > 0 && t + 1 < t1) fetch_sums(p, panel + i, start(t + 1), start(t + 2));
-        for (int row = 0; row < kPanel; row += call.rows) {
-          if (fetch[i].at >= weights(next_panel + i, next_k + kn)) fetch[i].lines = 0;
-          call.multiply(w[i], row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
-          fetch[i].at += fetch[i].lines * (kn / kFetchColumns<F>)*kLine;
-        }
-        if (k + kn == p.k) finish(p, panel + i, start(t), m);
+      if (k > 0 && t + 1 < t1) fetch_sums(p, panel + i, start(t + 1), start(t + 2));
+      for (int row = 0; row < kPanel; row += call.rows) {
+        if (fetch[i].at >= weights(next_panel + i, next_k + kn)) fetch[i].lines = 0;
+        call.multiply(w[i], row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
+        fetch[i].at += fetch[i].lines * (kn / kFetchColumns<F>)*kLine;
       }
-    }
+      if (k + kn == p.k) finish(p, panel + i, start(t), m);
+    };
+    if (kPanelsFirst)
+      for (int i = 0; i < count; i++)
+        for (int t = t0; t < t1; t++) multiply(t, i);
+    else
+      for (int t = t0; t < t1; t++)
+        for (int i = 0; i < count; i++) multiply(t, i);
   }
 };
 

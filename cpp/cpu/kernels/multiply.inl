@@ -23,8 +23,8 @@ inline void prefetch(const std::byte*& at, int lines) {
 // A stream is fetched to L2 first and then to L1, whose few buffers a hint holds until its line has come; one of each
 // comes before the loads of each line.
 inline void fetch_line(const std::byte* w) {
-  prefetch_l1(w + kStreamAhead);
-  prefetch_l2(w + kStreamFar);
+  if (kStreamNear) prefetch_l1(w + kStreamNear);
+  if (kStreamFar) prefetch_l2(w + kStreamFar);
 }
 // `w` is where vector v of V is loaded, of a panel's words of Width bytes.
 template <int V, int Width>

@@ -6,9 +6,9 @@
 namespace rwkv::cpu {
 namespace {
 
-// Sets that multiply int8 as numbers of 16 bits are faster with int4 as it is.
+// Where int4 is multiplied as it is, its halves are taken apart for each tile, beside the multiplications.
 static constexpr Format unpacked_format(Format f) {
-  if (f == Format::i4 && kParts8 == 1) return Format::i8;
+    if (f == Format::i4 && kUnpackHalves) return Format::i8;
   return f == Format::f16 ? Format::f32 : f;
 }
 

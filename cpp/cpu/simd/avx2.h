@@ -14,7 +14,8 @@ constexpr int kTileTokens = 6;
 constexpr int kByteTokens = 6;
 constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
-constexpr int kStreamAhead = 2048, kStreamFar = 4096;
+constexpr bool kUnpackHalves = false;
+constexpr int kStreamNear = 2048, kStreamFar = 4096, kStreamTokens = 1, kStreamNarrowTokens = 1;
 
 using Floats = __m256;
 using Ints = __m256i;

@@ -20,13 +20,20 @@ constexpr int kTileTokens = 12;
 constexpr int kByteTokens = 6;  // of int8, whose sums need two registers each
 constexpr int kByteRegisters = 32;
 constexpr int kWkvVectors = 4;  // values of the recurrence per sweep
-// Bytes fetched ahead of a stream of weights, to L1 and to L2. Intel reads 18 GB/s instead of 14 with the first (one
-// thread), and both cores together what a plain reader does with both; AMD (Zen 4), which runs the set with BF16, reads
-// best without.
+// Bytes fetched ahead of a stream of weights, to L1 and to L2; 0: no such hint. And from how many tokens on, of float32
+// and bf16 and of the others. Intel reads 18 GB/s instead of 14 with the first (one thread), and both cores together
+// what a plain reader does with both; AMD (Zen 5), which runs the set with BF16, reads best without, as long as it has
+// little to compute. AMD takes halves of bytes apart beside its dot products, at no cost; Intel does it once for all tiles.
 #ifdef __AVX512BF16__
-constexpr int kStreamAhead = 0, kStreamFar = 0;
+constexpr bool kUnpackHalves = false;
+constexpr int kStreamNear = 0, kStreamFar = 8192, kStreamTokens = 8, kStreamNarrowTokens = 2;
 #else
-constexpr int kStreamAhead = 2048, kStreamFar = 4096;
+#ifdef __AVX512VNNI__
+constexpr bool kUnpackHalves = true;
+#else
+constexpr bool kUnpackHalves = false;
+#endif
+constexpr int kStreamNear = 2048, kStreamFar = 4096, kStreamTokens = 1, kStreamNarrowTokens = 1;
 #endif
 
 using Floats = __m512;

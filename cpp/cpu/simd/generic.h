@@ -15,7 +15,8 @@ constexpr int kTileTokens = 4;
 constexpr int kByteTokens = 4;
 constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
-constexpr int kStreamAhead = 0, kStreamFar = 0;
+constexpr bool kUnpackHalves = false;
+constexpr int kStreamNear = 0, kStreamFar = 0, kStreamTokens = 1, kStreamNarrowTokens = 1;
 
 struct Floats {
   float lane[kLanes];
