@@ -25,15 +25,27 @@ inline float sum_row(int n, F f) {
   return sum.total();
 }
 
+// The next vector of a row with so many elements left. Masks are slow, and rows whose length is a multiple of sixteen
+// (Whole) need none.
+template <bool Whole>
+inline Floats load_some(const float* p, int left) {
+  return Whole ? load(p) : load_first(p, left);
+}
+template <bool Whole>
+inline void store_some(float* p, Floats a, int left) {
+  Whole ? store(p, a) : store_first(p, a, left);
+}
+
 struct Moments {
   Floats mean, scale;  // scale: 1 / sqrt(variance + eps)
 };
+template <bool Whole = false>
 inline Moments moments(const float* x, int n, float eps) {
   const float count = float(n);
-  const Floats mean = all(sum_row(n, [=](Floats s, int i) { return add(s, load_first(x + i, n - i)); }) / count);
+  const Floats mean = all(sum_row(n, [=](Floats s, int i) { return add(s, load_some<Whole>(x + i, n - i)); }) / count);
   const float squares = sum_row(n, [=](Floats s, int i) {
-    const Floats d = keep_first(sub(load_first(x + i, n - i), mean), n - i);
-    return fma(d, d, s);
+    const Floats d = sub(load_some<Whole>(x + i, n - i), mean), kept = Whole ? d : keep_first(d, n - i);
+    return fma(kept, kept, s);
   });
   return {mean, div(all(1.0f), sqrt(all(squares / count + eps)))};
 }

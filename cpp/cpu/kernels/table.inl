@@ -15,7 +15,7 @@ namespace {
 #if defined(RWKV_TILES)
 constexpr int kFloatWork = 20, kPairWork = 4;
 #elif defined(RWKV_DOT_PAIRS)
-constexpr int kFloatWork = 16, kPairWork = 16;
+constexpr int kFloatWork = 14, kPairWork = 9;
 #elif defined(RWKV_DOT_BYTES)
 constexpr int kFloatWork = 10, kPairWork = 10;
 #else

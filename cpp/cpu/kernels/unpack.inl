@@ -8,7 +8,7 @@ namespace {
 
 // Where int4 is multiplied as it is, its halves are taken apart for each tile, beside the multiplications.
 static constexpr Format unpacked_format(Format f) {
-    if (f == Format::i4 && kUnpackHalves) return Format::i8;
+  if (f == Format::i4 && kUnpackHalves) return Format::i8;
   return f == Format::f16 ? Format::f32 : f;
 }
 

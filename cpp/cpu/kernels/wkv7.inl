@@ -19,39 +19,44 @@ struct WkvBlock {
 };
 
 // The vectors of one token: decay, in-context rate, the mixed value, the normalised removal key. Returns sum r k r_k.
+template <bool Whole>
 inline float wkv7_token(const Wkv7Head& p, size_t at, float* r, float* w, float* k, float* v, float* b, float* kk) {
   const int n = p.n, ld = padded_n(n);
   const Floats one = all(1.0f), decay = all(-0x1.368b30p-1f);  // exp(-1/2)
   const float squares = sum_row(n, [&](Floats s, int i) {
-    const Floats q = mul(load_first(p.k + at + i, n - i), load_first(p.k_k + i, n - i));
+    const Floats q = mul(load_some<Whole>(p.k + at + i, n - i), load_some<Whole>(p.k_k + i, n - i));
     store(kk + i, q);
     return fma(q, q, s);
   });
   const Floats norm = div(one, max(all(1e-12f), sqrt(all(squares))));
+  const auto token = [=](const float* x, int i) { return load_some<Whole>(x + at + i, n - i); };
+  const auto channel = [=](const float* x, int i) { return load_some<Whole>(x + i, n - i); };
+  // One thing after the other, the decay's two exponentials far apart: a processor looks a few hundred instructions
+  // ahead, and a chain of both with all else in between would fill that.
+  for (int i = 0; i < ld; i += kLanes) store(w + i, mul(decay, sigmoid(add(channel(p.w0, i), token(p.w, i)))));
   RowSum bonus;
   for (int i = 0; i < ld; i += kLanes) {
-    const int count = n - i;
-    const auto token = [=](const float* x) { return load_first(x + at + i, count); };
-    const auto channel = [=](const float* x) { return load_first(x + i, count); };
-    const Floats a = sigmoid(add(channel(p.a0), token(p.a)));
-    const Floats key = mul(token(p.k), fma(sub(a, one), channel(p.k_a), one));
+    const Floats a = sigmoid(add(channel(p.a0, i), token(p.a, i)));
+    const Floats key = mul(token(p.k, i), fma(sub(a, one), channel(p.k_a, i), one));
     const Floats q = mul(load(kk + i), norm);
-    Floats value = token(p.v);
-    if (p.v_mix) {
-      const Floats gate = sigmoid(add(channel(p.v0), token(p.v_mix)));
-      value = fma(sub(token(p.v_first), value), gate, value);
-    } else {
-      store_first(p.v_first + at + i, value, count);
-    }
-    store(r + i, token(p.r));
-    store(w + i, exp(mul(decay, sigmoid(add(channel(p.w0), token(p.w))))));
+    store(r + i, token(p.r, i));
     store(k + i, key);
-    store(v + i, value);
     store(kk + i, q);
     store(b + i, sub(zero(), mul(q, a)));
     Floats& s = bonus.part[i / kLanes % kParts];
-    s = fma(mul(token(p.r), key), channel(p.r_k), s);
+    s = fma(mul(token(p.r, i), key), channel(p.r_k, i), s);
   }
+  for (int i = 0; i < ld; i += kLanes) {
+    Floats value = token(p.v, i);
+    if (p.v_mix) {
+      const Floats gate = sigmoid(add(channel(p.v0, i), token(p.v_mix, i)));
+      value = fma(sub(token(p.v_first, i), value), gate, value);
+    } else {
+      store_some<Whole>(p.v_first + at + i, value, n - i);
+    }
+    store(v + i, value);
+  }
+  for (int i = 0; i < ld; i += kLanes) store(w + i, exp(load(w + i)));
   return bonus.total();
 }
 
@@ -122,7 +127,8 @@ void wkv7_step(const float* src, float* dst, int n, int at, WkvBlock& block) {
   for (int c = 0; c < C; c++) store(block.y + at + c * kLanes, y[c]);
 }
 
-void wkv7(const Wkv7Head& p) {
+template <bool Whole>
+void wkv7_head(const Wkv7Head& p) {
   const int n = p.n, ld = padded_n(n), most = kWkvBlock / ld;
   const float* src = p.src;
   WkvBlock block;
@@ -132,8 +138,8 @@ void wkv7(const Wkv7Head& p) {
     const int tokens = p.tokens - begin < most ? p.tokens - begin : most;
     for (int t = 0; t < tokens; t++) {
       const int o = t * ld;
-      bonus[t] = wkv7_token(p, size_t(begin + t) * p.ld, block.r + o, block.w + o, block.k + o, block.v + o,
-                            block.b + o, block.kk + o);
+      bonus[t] = wkv7_token<Whole>(p, size_t(begin + t) * p.ld, block.r + o, block.w + o, block.k + o, block.v + o,
+                                   block.b + o, block.kk + o);
     }
     for (int i = 0; i < ld; i++) block.kk[tokens * ld + i] = 0;
 
@@ -147,15 +153,17 @@ void wkv7(const Wkv7Head& p) {
     for (int t = 0; t < tokens; t++) {
       const float *y = block.y + t * ld, *v = block.v + t * ld, *g = p.g + size_t(begin + t) * p.ld;
       float* out = p.y + size_t(begin + t) * p.ldy;
-      const Moments m = moments(y, n, p.eps);
+      const Moments m = moments<Whole>(y, n, p.eps);
       for (int i = 0; i < n; i += kLanes) {
         const Floats d = mul(sub(load(y + i), m.mean), m.scale);
-        const Floats normed = fma(d, load_first(p.ln_weight + i, n - i), load_first(p.ln_bias + i, n - i));
-        store_first(out + i, mul(fma(all(bonus[t]), load(v + i), normed), load_first(g + i, n - i)), n - i);
+        const Floats normed = fma(d, load_some<Whole>(p.ln_weight + i, n - i), load_some<Whole>(p.ln_bias + i, n - i));
+        store_some<Whole>(out + i, mul(fma(all(bonus[t]), load(v + i), normed), load_some<Whole>(g + i, n - i)), n - i);
       }
     }
   }
 }
+
+void wkv7(const Wkv7Head& p) { p.n % 16 == 0 ? wkv7_head<true>(p) : wkv7_head<false>(p); }
 
 }  // namespace
 }  // namespace rwkv::cpu

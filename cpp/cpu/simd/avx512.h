@@ -23,7 +23,8 @@ constexpr int kWkvVectors = 4;  // values of the recurrence per sweep
 // Bytes fetched ahead of a stream of weights, to L1 and to L2; 0: no such hint. And from how many tokens on, of float32
 // and bf16 and of the others. Intel reads 18 GB/s instead of 14 with the first (one thread), and both cores together
 // what a plain reader does with both; AMD (Zen 5), which runs the set with BF16, reads best without, as long as it has
-// little to compute. AMD takes halves of bytes apart beside its dot products, at no cost; Intel does it once for all tiles.
+// little to compute. AMD takes halves of bytes apart beside its dot products, at no cost; Intel does it once for all
+// tiles.
 #ifdef __AVX512BF16__
 constexpr bool kUnpackHalves = false;
 constexpr int kStreamNear = 0, kStreamFar = 8192, kStreamTokens = 8, kStreamNarrowTokens = 2;
