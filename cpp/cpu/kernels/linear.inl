@@ -162,14 +162,16 @@ struct Run {
         call.multiply(w[i], row, x, kn, k == 0, sums(panel + i, t) + row, p.ldy, fetch[i]);
         fetch[i].at += fetch[i].lines * (kn / kFetchColumns<F>)*kLine;
       }
-      if (k + kn == p.k) finish(p, panel + i, start(t), m);
     };
+    const bool last = k + kn == p.k;
     if (kPanelsFirst)
       for (int i = 0; i < count; i++)
         for (int t = t0; t < t1; t++) multiply(t, i);
-    else
-      for (int t = t0; t < t1; t++)
-        for (int i = 0; i < count; i++) multiply(t, i);
+    for (int t = t0; t < t1; t++)
+      for (int i = 0; i < count; i++) {
+        if (!kPanelsFirst) multiply(t, i);
+        if (last) finish(p, panel + i, start(t), start(t + 1) - start(t));
+      }
   }
 };
 
