@@ -32,17 +32,18 @@ def threads_here() -> set[str]:
 class Decoder:
     """An engine with its threads, and what its tokens took."""
 
-    def __init__(self, path: pathlib.Path, precision: str, threads: int, pin: bool) -> None:
+    def __init__(self, path: pathlib.Path, precision: str, threads: int, pin: bool, tokens: int) -> None:
         others = threads_here() - {str(os.getpid())}
         self.engine = rwkv.Engine(path, f"cpu {precision}", threads=threads, pin=pin)
         self.files = [os.open(TASKS / thread / "schedstat", os.O_RDONLY) for thread in threads_here() - others]
-        self.state, self.ids = self.engine.new_state(), [1]
-        for warm in (True, False):
-            self.seconds: list[float] = []
-            self.waits: list[float] = []  # of the thread that waited longest for a core
-            self.counted = np.zeros(3, int)
-            if warm:
-                self.run(WARM_UP)
+        self.state = self.engine.new_state()
+        self.last, self.done = 1, 0
+        # Arrays of ones, so that the page faults are the engine's and not those of lists that grow.
+        self.ids = np.ones(tokens, int)
+        self.seconds, self.waits = np.ones(tokens), np.ones(tokens)  # waits: of the thread that waited longest for a core
+        self.counted = np.zeros(3, int)
+        self.run(min(WARM_UP, tokens))
+        self.done, self.counted = 0, np.zeros(3, int)
 
     def waited(self) -> np.ndarray:
         return np.array([int(os.pread(file, 100, 0).split()[1]) for file in self.files]) / 1e9
@@ -53,18 +54,19 @@ class Decoder:
 
     def run(self, tokens: int) -> None:
         before, waited = self.counters(), self.waited()
-        for _ in range(tokens):
+        for i in range(self.done, self.done + tokens):
             begin = time.perf_counter()
-            self.ids.append(int(self.engine.forward(self.ids[-1:], self.state).argmax()))
-            self.seconds.append(time.perf_counter() - begin)
+            self.last = int(self.engine.forward([self.last], self.state).argmax())
+            self.seconds[i] = time.perf_counter() - begin
             now = self.waited()
-            self.waits.append(float((now - waited).max()))
+            self.ids[i], self.waits[i] = self.last, (now - waited).max()
             waited = now
+        self.done += tokens
         self.counted = self.counted + self.counters() - before
 
     def result(self) -> dict[str, object]:
-        seconds = np.array(self.seconds)
-        alone = seconds[np.array(self.waits) < DISTURBED]
+        seconds = self.seconds
+        alone = seconds[self.waits < DISTURBED]
         median, p90, p99, longest = (float(q) for q in np.percentile(seconds, [50, 90, 99, 100]))
         faults, waited, preempted = (int(count) for count in self.counted)
         return {
@@ -89,11 +91,11 @@ def main() -> None:
     path = common.model_file(a.shape, "bf16")
     results = []
     for precision in ("bf16", "int8"):
-        decoders = {pin: Decoder(path, precision, a.threads, pin) for pin in (False, True)}
-        while len(decoders[True].seconds) < a.tokens:
+        decoders = {pin: Decoder(path, precision, a.threads, pin, a.tokens) for pin in (False, True)}
+        while decoders[True].done < a.tokens:
             for decoder in decoders.values():
-                decoder.run(min(a.block, a.tokens - len(decoder.seconds)))
-        assert decoders[False].ids == decoders[True].ids, "pinning changed the answer"
+                decoder.run(min(a.block, a.tokens - decoder.done))
+        assert np.array_equal(decoders[False].ids, decoders[True].ids), "pinning changed the answer"
         results += [{"precision": precision, "pinned": pin, **decoder.result()} for pin, decoder in decoders.items()]
     common.record(f"steady-{a.shape}-{a.threads}t", a, decoders[True].engine, results)
 
