@@ -119,9 +119,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void to_bytes(const StateContents& contents, std::span<std::byte> snapshot,  // of exactly that size
                 DType type = DType::f32);
   std::vector<std::byte> to_bytes(const State& state, DType type = DType::f32);
-  std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true);
+  // Of the adapter that made it, if that is loaded, or of the one that is given: another's throws StateError. With
+  // check_weights = false other weights of the same shape may have made it; it goes on with the adapter that is given.
+  std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true,
+                                          AdapterRef adapter = nullptr);
   void save(const State& state, const std::string& path, DType type = DType::f32);
-  std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
+  std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true, AdapterRef adapter = nullptr);
   std::vector<StateArray> parts(const State& state);
   // The same parts where they lie, by name; the state may move on meanwhile, these numbers stay. Throws DeviceError
   // where they do not lie in one piece, as layers are on several devices.
@@ -129,7 +132,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Numbers of another library in memory of one of this engine's devices, or of the CPU.
   std::vector<int64_t> part_shape(const std::string& name) const;  // throws StateError where there is none
   void read_device(DeviceId device, const std::byte* from, std::span<std::byte> to);
-  std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
+  std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts, AdapterRef adapter = nullptr);
   // The same contents, bit for bit: parts, tokens seen, last token, last logits, of the same adapter. How a text is
   // sampled is not compared.
   bool equal(const State& a, const State& b);
