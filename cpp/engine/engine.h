@@ -69,7 +69,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   // Brings an adapter beside the weights, for states that are made with it. One that is there already is the same
-  // again; it goes when nobody has it any more. Throws as AdapterWeights does.
+  // again; it goes when nobody has it any more. Throws as AdapterWeights does, and what `poll` throws.
   std::shared_ptr<const AdapterWeights> load_adapter(const AdapterSpec& spec, const Poll& poll = {});
 
   // With an adapter of this engine, whose tokens all go through it. Throws StateError for one of another.
@@ -106,7 +106,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
   // What each token of the sequences is given by those before it: all where the state has last logits, else all but the
   // first. A sequence may be empty. Memory does not depend on the number of tokens. The states stay as they are, or
-  // `advance`, those of at most 32 sequences, over all tokens but the last, so that a text can be scored in pieces.
+  // `advance`, those of at most 32 sequences, over all tokens but the last, so that a text can be scored in pieces:
+  // then each state may be there once, and as in forward() no error moves one.
   std::vector<std::vector<TokenScore>> score(std::span<const Sequence> sequences, const Poll& poll = {},
                                              const Progress& progress = {}, bool advance = false);
 
@@ -161,6 +162,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores, const Poll& poll,
                   const Progress& progress, bool advance);
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
+  static void check_once(std::vector<const State*>& states);  // sorts them
 
   std::shared_ptr<const Model> model_;
   std::shared_ptr<StatePool> pool_;
