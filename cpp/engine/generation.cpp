@@ -154,7 +154,9 @@ void Generation::read(const Poll& poll, const Progress& progress) {
   std::vector<StateContents> before;
   for (const TextRequest& r : requests_) before.push_back(r.state->contents());
   prepare(before, poll, progress);
-  for (size_t i = 0; i < requests_.size(); i++) requests_[i].state->advance(before[i], after_prompt_[i]);
+  std::vector<State::Advance> read;
+  for (size_t i = 0; i < requests_.size(); i++) read.push_back({*requests_[i].state, before[i], after_prompt_[i]});
+  State::advance(read);
 }
 
 // One token for every text that has not ended. Nothing of a text changes before its step has succeeded.
@@ -262,7 +264,8 @@ std::optional<Piece> Generation::next(size_t index, const Poll& poll, const Proc
   }
   const StateContents before = text.shown;
   Piece piece = hand_over(text, poll);
-  text.handle->advance(before, text.shown);
+  const State::Advance shown{*text.handle, before, text.shown};
+  State::advance(std::span(&shown, 1));
   return piece;
 }
 

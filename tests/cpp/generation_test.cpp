@@ -174,6 +174,19 @@ TEST(a_call_that_fails_changes_nothing) {
   CHECK_THROWS(f.generation({{{1}, state, p, 0}}), rwkv::Error, "n: expected 1 or more, found 0");
 }
 
+TEST(prompts_move_all_states_or_none) {
+  const Fixture f;
+  const auto first = f.engine->new_state(), second = f.engine->new_state();
+  Generation generation = f.generation({{{1, 2}, first, params(1), 1}, {{3}, second, params(2), 1}});
+  std::optional<rwkv::State::Use> use;
+  const auto take = [&](int64_t, int64_t) { use.emplace(*second); };
+  CHECK_THROWS(generation.read({}, take), rwkv::ConcurrentUseError, "one use of a state handle");
+  use.reset();
+  CHECK(first->tokens_seen() == 0 && second->tokens_seen() == 0);
+  generation.read();
+  CHECK(first->tokens_seen() == 2 && second->tokens_seen() == 1);
+}
+
 TEST(parameters_out_of_range) {
   const auto refused = [](auto change, const char* message) {
     SamplingParams p;
