@@ -56,8 +56,9 @@ class RWKVLM(TemplateLM):
     Texts are split into context and continuation as for lm-eval's other models, unless a token
     reaches over the border: then the continuation begins with that token. Texts are written behind
     contexts as they are, blanks at their ends included, but for one: where a conversation ends with
-    "Assistant: ", the blank is the reply's, as vocabularies have words with the blank before them;
-    the text that is returned is without it. An empty context is token 0; other models fail there.
+    "Assistant:" or "Assistant: ", a blank is the reply's, as vocabularies have words with the blank
+    before them. Continuations get it where they begin without; texts that are returned are without
+    it. An empty context is token 0; other models fail there.
     Requests are read side by side, what contexts begin with alike (the examples of few-shot tasks)
     is read once, and continuations of one context are forks of its state. No text is cut, and no
     result depends on what it is computed together with.
@@ -141,8 +142,7 @@ class RWKVLM(TemplateLM):
             if role not in roles:
                 raise Error(f"role: expected one of {', '.join(roles)}, found {role!r:.100}")
             words = script.wording(role, message["content"])
-            # Behind "Assistant:" models write a blank first, as in texts of the training.
-            blank = " " if role == "assistant" and roles[role].prefix.endswith(":") else ""
+            blank = self._blank if role == "assistant" else ""
             written.append(f"{roles[role].prefix}{blank}{words}{roles[role].suffix}")
         if add_generation_prompt:
             written.append(roles["assistant"].prefix)
@@ -162,6 +162,8 @@ class RWKVLM(TemplateLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split a text as lm-eval does, or before the token that reaches over the border."""
+        if continuation and not continuation[0].isspace() and self._awaits_reply(context):
+            continuation = self._blank + continuation
         before, whole = self.tok_encode(context.rstrip()), self.tok_encode(context + continuation)
         border = shared_length(before, whole)
         return whole[:border], whole[border:]
@@ -226,8 +228,9 @@ class RWKVLM(TemplateLM):
                 )
                 for (i, _), result in zip(batch, results, strict=True):
                     # Of a conversation the blank after the prefix is the reply's first token.
-                    trimmed = len(prompts[i][0]) < len(requests[i].args[0])
-                    found[i] = result.text.removeprefix(" ") if trimmed else result.text
+                    context = requests[i].args[0]
+                    own = self._awaits_reply(context) and (self._blank or context.endswith(" "))
+                    found[i] = result.text.removeprefix(" ") if own else result.text
                     self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
                 bar.update(len(batch))
         return found
@@ -246,8 +249,17 @@ class RWKVLM(TemplateLM):
         script = Script(self._template, self.engine.tokenizer)
         stop, tokens = (*params.stop, *script.stop), (*params.stop_tokens, *script.stop_tokens)
         params = dataclasses.replace(params, stop=stop, stop_tokens=tokens)
-        begun = not context.endswith(self._template.roles["assistant"].prefix)
-        return context if begun else context.rstrip(" "), params
+        return context.rstrip(" ") if self._awaits_reply(context) else context, params
+
+    @property
+    def _blank(self) -> str:
+        """What models write first behind "Assistant:", as in texts of the training."""
+        return " " if self._template.roles["assistant"].prefix.endswith(":") else ""
+
+    def _awaits_reply(self, context: str) -> bool:
+        """Tell whether a context is a conversation whose next reply nobody has begun."""
+        prefix = self._template.roles["assistant"].prefix
+        return context.endswith(prefix) and self._in_reply(context)
 
     def _in_reply(self, context: str) -> bool:
         """Tell whether a context reads as `apply_chat_template` writes it, up to within a reply."""

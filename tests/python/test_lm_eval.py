@@ -64,6 +64,16 @@ CONTEXTS = {
     "# Reply class Node\n# User Go on.": None,
     "# User def main(": None,
 }
+# Pairs in a World conversation, and the continuations that are read.
+REPLIES = {
+    ("User: Go on.\n\nAssistant:", "range(9)"): " range(9)",
+    ("User: Go on.\n\nAssistant:", " range(9)"): " range(9)",
+    ("User: Go on.\n\nAssistant:", "\nreturn"): "\nreturn",
+    ("User: Go on.\n\nAssistant: It is", "range(9)"): "range(9)",
+    ("User: Go on.\n\nAssistant:", ""): "",
+    ("Go on.\n\nAssistant:", "range(9)"): "range(9)",
+    ("User: Go on:", "range(9)"): "range(9)",
+}
 TALKING = {
     "tasks": ["local_writing", "local_choices", "local_begun"],
     "apply_chat_template": True,
@@ -109,6 +119,7 @@ def found(tmp_path_factory):
             *([{"bos": bos}, "loglikelihood", PAIRS] for bos in BEGINNINGS),
             [{}, "loglikelihood_rolling", [[text] for text in TEXTS]],
             *([{}, "generate_until", [[prompt, given] for prompt in PROMPTS]] for given, _ in WRITING),
+            [{"template": "world"}, "loglikelihood", list(REPLIES)],
             [{"template": "comments.toml"}, "generate_until", [[context, {"max_gen_toks": 20}] for context in CONTEXTS]],
             [{}, "generate_until", [["a", {"num_beams": 3}]]],
         ],
@@ -185,7 +196,7 @@ def test_log_likelihoods_are_those_of_score(demo, found):
 
 @needs_lm_eval
 def test_texts_are_those_of_generate(demo, found):
-    *answers, _, refusal = found["answers"][len(BEGINNINGS) + 1 :]
+    *answers, _, _, refusal = found["answers"][len(BEGINNINGS) + 1 :]
     for texts, (given, params) in zip(answers, WRITING, strict=True):
         expected = {p: written(demo, p, **params) for p in set(PROMPTS)}
         assert texts == [expected[prompt] for prompt in PROMPTS], given
@@ -209,6 +220,12 @@ def test_what_ends_a_reply_ends_replies_alone(demo, found):
 
 
 @needs_lm_eval
+def test_a_world_model_s_reply_stands_behind_a_blank(demo, found):
+    for (logprob, _), ((context, _), read) in zip(found["answers"][-3], REPLIES.items(), strict=True):
+        assert logprob == continued(demo, context, read, [0])
+
+
+@needs_lm_eval
 @pytest.mark.parametrize("name", TALKS)
 def test_conversations_are_written_as_the_template_says(demo, found, name):
     talk, template = found["tasks"][name], rwkv.ChatTemplate.named(name)
@@ -220,7 +237,8 @@ def test_conversations_are_written_as_the_template_says(demo, found, name):
     assert contexts == [TALKS[name].format(prompt.strip()) for prompt in prompts]
     params = dict(temperature=0, stop=["\n", *stop], stop_tokens=stop_tokens, max_tokens=12)
     texts = [written(demo, context.rstrip(" "), **params) for context in contexts]
-    if name == "assistant":
+    if name in ("assistant", "world"):  # the blank behind "Assistant:" is no part of the reply
+        assert any(text.startswith(" ") for text in texts)
         texts = [text.removeprefix(" ") for text in texts]
     assert talk["answers"]["local_writing"] == [[text] for text in texts]
     begun = [request[0][0] for request in talk["requests"]["local_begun"]]
@@ -234,4 +252,5 @@ def test_conversations_are_written_as_the_template_says(demo, found, name):
             assert context.startswith(TALKS[name].split("{}")[0]) and context.endswith(reply)
             assert context.count(reply) == 3 and context.count(separator + "User") == 3
             assert context.count(f"{reply}{blank}") == (2 if blank else 3)
-            assert logprob == continued(demo, context, choice, [0])
+            read = choice if choice[0].isspace() else blank + choice
+            assert logprob == continued(demo, context, read, [0])
