@@ -112,6 +112,7 @@ void Engine::save(const State& state, const std::string& path, DType type) {
 }
 
 std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights, AdapterRef adapter) {
+  check_mine(adapter);  // which is no fault of the file
   const File file(path);
   // A state is as large as its model says; the rest is for the header, which later releases may lengthen.
   const uint64_t per_token = sizeof(float) + sizeof(int32_t) + sizeof(double);  // a logit, and a weight with its id
