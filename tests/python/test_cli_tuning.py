@@ -121,6 +121,14 @@ def test_states_of_adapters_are_verified_and_converted(files, tmp_path):
     done = run("state", "verify", *names, *whose[:2])
     assert done.stdout.decode().splitlines() == [f"{names[0]}: ok, RWKV-7 after 3 tokens"]
 
+    rwkv.quantize("demo", tmp_path / "q.safetensors", "int8")  # which merges nothing
+    done = run("state", "verify", *names, "--model", tmp_path / "q.safetensors", *whose[2:])
+    assert done.stdout.decode().splitlines() == [f"{names[2]}: ok, RWKV-7 after 3 tokens"]
+    assert done.returncode == 1 and done.stderr.count(b"state of other weights") == 2
+    for words, part in ((("--adapter", "absent.pth"), "absent.pth"), (("--adapter", "absent.pth", *whose[2:]), "absent.pth")):
+        assert_one_sentence(*failed("verify", names[0], *whose[:2], *words), part)
+    assert_one_sentence(*failed("verify", *names, "--model", "absent.pth"), "absent.pth")
+
     half = tmp_path / "half.state"
     for name in names[1:]:
         assert run("state", "convert", name, half, "--dtype", "fp16", "--overwrite", *whose).returncode == 0

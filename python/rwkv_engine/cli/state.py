@@ -18,7 +18,7 @@ from .._arguments import Array
 from ..adapters import Adapter, LoadedAdapter
 from ..conversion import check_free
 from ..engine import Engine
-from ..errors import Error, StateError
+from ..errors import Error, StateError, StrategyError
 from ..statefile import StateFile, read_state
 from ._progress import Bar
 from ._shared import add_adapter_option, fetch, visible
@@ -179,36 +179,41 @@ class _Model:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._path, self._adapters = options.model, options.adapter
+        self._merged: Engine | None = None
         fetch(self._path)
-        self.engine = self._open(self._adapters)
+        if len(self._adapters) != 1:
+            self.merged()
+
+    def merged(self) -> Engine:
+        """Return the model with all adapters in its weights."""
+        if self._merged is None:
+            self._merged = self._open("auto", self._adapters)
+        return self._merged
 
     def check(self, path: str) -> None:
-        """Raise StateError for a state of other weights."""
+        """Raise StateError for a state of other weights; a single adapter may lie beside them."""
         try:
-            self.engine.load_state(path)
-        except StateError as error:
-            if self._beside is None:
+            self.merged().load_state(path)
+        except Error as error:
+            if len(self._adapters) != 1:
                 raise
-            engine, adapter = self._beside
             try:
+                engine, adapter = self._beside
                 engine.load_state(path, adapter=adapter)
-            except StateError:
-                raise error from None
+            except Error as other:  # such an adapter, or such a file, may only go the other way
+                raise (error if isinstance(error, StateError) else other) from None
 
     @functools.cached_property
-    def _beside(self) -> tuple[Engine, LoadedAdapter] | None:
-        """The adapter beside the weights, if it is one that can be there."""
-        if len(self._adapters) != 1:
-            return None
-        engine = self._open([])
+    def _beside(self) -> tuple[Engine, LoadedAdapter]:
         try:
-            return engine, engine.load_adapter(self._adapters[0])
-        except Error:
-            return None
+            engine = self._open("cpu bf16", [])  # where adapters can be; fingerprints are the same
+        except StrategyError:  # a file that was quantised
+            engine = self._open("auto", [])
+        return engine, engine.load_adapter(self._adapters[0])
 
-    def _open(self, adapters: Sequence[Adapter]) -> Engine:
+    def _open(self, strategy: str, adapters: Sequence[Adapter]) -> Engine:
         with Bar("loading") as bar:
-            return Engine(self._path, adapters=adapters, progress=bar.update)
+            return Engine(self._path, strategy, adapters=adapters, progress=bar.update)
 
 
 def _model_of(options: argparse.Namespace) -> _Model | None:
@@ -236,7 +241,7 @@ def _convert(options: argparse.Namespace) -> int:
             raise Error(
                 f"{source}: expected --model, as a .pth does not say whose it is, found none"
             )
-        model.engine.state_from_rwkv(source).save(target, options.dtype or "fp32")
+        model.merged().state_from_rwkv(source).save(target, options.dtype or "fp32")
         return 0
     file = read_state(source)
     model = _model_of(options)
