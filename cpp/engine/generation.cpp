@@ -244,13 +244,13 @@ void Generation::step(const Poll& poll, const Process& process) {
 }
 
 Piece Generation::hand_over(Text& text, const Poll& poll) {
-  TextBuffer::Step step = text.buffer.take();
-  if (!step.after.slot) {
+  if (TextBuffer::Step& next = text.buffer.front(); !next.after.slot) {
     State state(engine_, text.shown);
-    const Sequence sequence{std::span(&step.piece.token, 1), &state, step.after.sampler};
+    const Sequence sequence{std::span(&next.piece.token, 1), &state, next.after.sampler};
     engine_->forward(std::span(&sequence, 1), Output::last, {}, poll);
-    step.after = state.contents();
+    next.after = state.contents();
   }
+  TextBuffer::Step step = text.buffer.take();
   text.shown = std::move(step.after);
   return std::move(step.piece);
 }
@@ -262,10 +262,10 @@ std::optional<Piece> Generation::next(size_t index, const Poll& poll, const Proc
     if (text.finish != Finish::none) return std::nullopt;
     step(poll, process);
   }
-  const StateContents before = text.shown;
+  const State::Use use(*text.handle);  // from here on, so that a piece is handed over with its state or is the next
+  text.handle->check_at(text.shown);
   Piece piece = hand_over(text, poll);
-  const State::Advance shown{*text.handle, before, text.shown};
-  State::advance(std::span(&shown, 1));
+  text.handle->contents_ = text.shown;
   return piece;
 }
 

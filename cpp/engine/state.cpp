@@ -16,12 +16,15 @@ void State::advance(std::span<const Advance> states) {
   std::vector<Use> uses;
   for (const auto& [state, from, to] : states) {
     uses.emplace_back(state);
-    const StateContents& found = state.contents_;
-    RWKV_CHECK(ConcurrentUseError, found.slot == from.slot && found.tokens_seen == from.tokens_seen,
-               "expected the state as it was left, after ", from.tokens_seen, " tokens, found it after ",
-               found.tokens_seen, ": another call has stepped it; fork() gives each its own");
+    state.check_at(from);
   }
   for (const auto& [state, from, to] : states) state.contents_ = to;
+}
+
+void State::check_at(const StateContents& from) const {
+  RWKV_CHECK(ConcurrentUseError, contents_.slot == from.slot && contents_.tokens_seen == from.tokens_seen,
+             "expected the state as it was left, after ", from.tokens_seen, " tokens, found it after ",
+             contents_.tokens_seen, ": another call has stepped it; fork() gives each its own");
 }
 
 State::Use::Use(const State& state) : state_(&state) {

@@ -68,6 +68,7 @@ class State {
  private:
   friend class Engine;
   friend class Generation;
+  void check_at(const StateContents& from) const;  // of a handle in use: throws if another call has moved it from there
   std::shared_ptr<Engine> engine_;
   StateContents contents_;
   mutable std::atomic<bool> busy_{false};
