@@ -25,7 +25,8 @@ py::tuple inspect(const py::bytes& path, const Adapters& adapters) {
   std::vector<TensorInfo> tensors;
   {
     const Unlocked unlocked;
-    const auto file = rwkv::with_official_names(rwkv::with_adapters(rwkv::Checkpoint::open(name), specs));
+    const auto opened = rwkv::Checkpoint::open(name);
+    const auto file = rwkv::with_official_names(rwkv::with_adapters(opened, specs, signal_poll()));
     config = rwkv::read_config(file);
     container = file.container();
     if (const auto packed = rwkv::packed_in(file)) precision = packed->precision;
@@ -55,7 +56,7 @@ void convert(const py::bytes& from, const Adapters& adapters, const py::object& 
   const auto report = progress_of(progress);
   const auto poll = signal_poll();
   const Unlocked unlocked;
-  write(rwkv::with_adapters(rwkv::Checkpoint::open(source), specs), [&](int64_t done, int64_t total) {
+  write(rwkv::with_adapters(rwkv::Checkpoint::open(source), specs, poll), [&](int64_t done, int64_t total) {
     if (poll) poll();
     if (report) report(done, total);
   });

@@ -154,16 +154,19 @@ int32_t sample(Engine& engine, const Array& logits, const py::object& params, ui
   return engine.sample(std::span(&job, 1), signal_poll()).front().token;
 }
 
-StateRef state_from_bytes(Engine& engine, const py::bytes& blob, bool check_weights) {
+using AdapterArgument = std::optional<LoadedAdapter>;
+Engine::AdapterRef weights_of(const AdapterArgument& adapter) { return adapter ? adapter->weights : nullptr; }
+
+StateRef state_from_bytes(Engine& engine, const py::bytes& blob, bool check_weights, const AdapterArgument& adapter) {
   const std::string_view bytes = blob;
   const Unlocked unlocked;
-  return engine.state_from_bytes(std::as_bytes(std::span(bytes)), check_weights);
+  return engine.state_from_bytes(std::as_bytes(std::span(bytes)), check_weights, weights_of(adapter));
 }
 
-StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights) {
+StateRef load_state(Engine& engine, const py::bytes& path, bool check_weights, const AdapterArgument& adapter) {
   const std::string name = path;
   const Unlocked unlocked;
-  return engine.load_state(name, check_weights);
+  return engine.load_state(name, check_weights, weights_of(adapter));
 }
 
 using Arrays = std::vector<std::pair<std::string, Array>>;
@@ -182,9 +185,6 @@ LoadedAdapter load_adapter(Engine& engine, const Adapters::value_type& adapter) 
   return {engine.load_adapter(specs.front(), signal_poll())};
 }
 
-using AdapterArgument = std::optional<LoadedAdapter>;
-Engine::AdapterRef weights_of(const AdapterArgument& adapter) { return adapter ? adapter->weights : nullptr; }
-
 StateRef new_state(Engine& engine, const AdapterArgument& adapter) { return engine.new_state(weights_of(adapter)); }
 
 StateRef new_tuned_state(Engine& engine, const py::bytes& path, bool transposed, const AdapterArgument& adapter) {
@@ -199,10 +199,10 @@ StateRef new_state_of_arrays(Engine& engine, const Arrays& arrays, bool transpos
   return engine.new_state(tuned, transposed, weights_of(adapter));
 }
 
-StateRef state_from_parts(Engine& engine, const Arrays& arrays) {
+StateRef state_from_parts(Engine& engine, const Arrays& arrays, const AdapterArgument& adapter) {
   const auto parts = copies_of(arrays);
   const Unlocked unlocked;
-  return engine.state_from_parts(parts);
+  return engine.state_from_parts(parts, weights_of(adapter));
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include <tuple>
 #include <utility>
 
 #include "bind.h"
@@ -69,6 +70,13 @@ bool equals(const State& state, const State& other) {
   return state.engine()->equal(state, other);
 }
 
+// Of (state, a fork of what it was, a fork that has gone on).
+void advance(const std::vector<std::tuple<State*, const State*, const State*>>& states) {
+  std::vector<State::Advance> all;
+  for (const auto& [state, from, to] : states) all.push_back({*state, from->contents(), to->contents()});
+  State::advance(all);
+}
+
 }  // namespace
 
 py::dict arrays_of(std::vector<rwkv::StateArray>&& parts) {
@@ -81,6 +89,7 @@ py::dict arrays_of(std::vector<rwkv::StateArray>&& parts) {
 }
 
 void bind_state(py::module_& m) {
+  m.def("advance", advance);
   py::class_<State, std::shared_ptr<State>>(m, "State")
       .def_property_readonly("tokens_seen", &State::tokens_seen)
       .def_property_readonly("last_token", &State::last_token)

@@ -10,10 +10,11 @@ case ${1:-short} in
   *) echo "usage: $0 [short|long]" >&2; exit 2 ;;
 esac
 
-# With the library's own assertions. -O1 and errors that can be continued from take 2.4 times as long to compile.
+# With the library's own assertions, and a warning is an error. -O1 and errors that can be continued from take 2.4 times as long to compile.
 build() {  # FOLDER SANITIZERS TARGET...
   cmake -S . -B "$1" -G Ninja -DCMAKE_MAKE_PROGRAM="$(command -v ninja)" \
     -DRWKV_SANITIZE="$2" -DRWKV_BUILD_TESTS=ON -DRWKV_BUILD_PYTHON=OFF -DCMAKE_BUILD_TYPE=Debug \
+    -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
     -DCMAKE_CXX_FLAGS_DEBUG="-Og -g1 -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS" >/dev/null
   cmake --build "$1" --parallel "$(nproc)" --target "${@:3}"
 }

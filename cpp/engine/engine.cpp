@@ -34,7 +34,7 @@ Engine::~Engine() = default;
 std::shared_ptr<Engine> Engine::open(const std::string& path, const EngineOptions& options) {
   RWKV_CHECK(Error, options.threads >= 0 && options.threads <= 1024, "threads: expected 1 to 1024, found ",
              options.threads);
-  const Checkpoint file = with_adapters(Checkpoint::open(path), options.adapters);
+  const Checkpoint file = with_adapters(Checkpoint::open(path), options.adapters, options.poll);
   const auto report = [&](int64_t done, int64_t total) {
     if (options.poll) options.poll();
     if (options.progress) options.progress(done, total);
@@ -111,6 +111,10 @@ void Engine::check_sequences(std::span<const Sequence> sequences, std::vector<co
     RWKV_CHECK(Error, !s.tokens.empty(), "expected at least one token, found none");
     check_tokens(s.tokens);
   }
+  check_once(states);
+}
+
+void Engine::check_once(std::vector<const State*>& states) {
   std::ranges::sort(states);
   RWKV_CHECK(StateError, std::ranges::adjacent_find(states) == states.end(),
              "expected every state once in a batch, found one twice; fork() gives a second handle");

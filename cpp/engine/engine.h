@@ -69,7 +69,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   size_t state_bytes() const;              // of one state, portable form
 
   // Brings an adapter beside the weights, for states that are made with it. One that is there already is the same
-  // again; it goes when nobody has it any more. Throws as AdapterWeights does.
+  // again; it goes when nobody has it any more. Throws as AdapterWeights does, and what `poll` throws.
   std::shared_ptr<const AdapterWeights> load_adapter(const AdapterSpec& spec, const Poll& poll = {});
 
   // With an adapter of this engine, whose tokens all go through it. Throws StateError for one of another.
@@ -106,7 +106,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<double> apply_task_head(std::string_view task, std::span<const double> pooled) const;
   // What each token of the sequences is given by those before it: all where the state has last logits, else all but the
   // first. A sequence may be empty. Memory does not depend on the number of tokens. The states stay as they are, or
-  // `advance`, those of at most 32 sequences, over all tokens but the last, so that a text can be scored in pieces.
+  // `advance`, those of at most 32 sequences, over all tokens but the last, so that a text can be scored in pieces:
+  // then each state may be there once, and as in forward() no error moves one.
   std::vector<std::vector<TokenScore>> score(std::span<const Sequence> sequences, const Poll& poll = {},
                                              const Progress& progress = {}, bool advance = false);
 
@@ -119,9 +120,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void to_bytes(const StateContents& contents, std::span<std::byte> snapshot,  // of exactly that size
                 DType type = DType::f32);
   std::vector<std::byte> to_bytes(const State& state, DType type = DType::f32);
-  std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true);
+  // Of the adapter that made it, if that is loaded, or of the one that is given: another's throws StateError. With
+  // check_weights = false other weights of the same shape may have made it; it goes on with the adapter that is given.
+  std::shared_ptr<State> state_from_bytes(std::span<const std::byte> bytes, bool check_weights = true,
+                                          AdapterRef adapter = nullptr);
   void save(const State& state, const std::string& path, DType type = DType::f32);
-  std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true);
+  std::shared_ptr<State> load_state(const std::string& path, bool check_weights = true, AdapterRef adapter = nullptr);
   std::vector<StateArray> parts(const State& state);
   // The same parts where they lie, by name; the state may move on meanwhile, these numbers stay. Throws DeviceError
   // where they do not lie in one piece, as layers are on several devices.
@@ -129,7 +133,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Numbers of another library in memory of one of this engine's devices, or of the CPU.
   std::vector<int64_t> part_shape(const std::string& name) const;  // throws StateError where there is none
   void read_device(DeviceId device, const std::byte* from, std::span<std::byte> to);
-  std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts);
+  std::shared_ptr<State> state_from_parts(std::span<const StateArray> parts, AdapterRef adapter = nullptr);
   // The same contents, bit for bit: parts, tokens seen, last token, last logits, of the same adapter. How a text is
   // sampled is not compared.
   bool equal(const State& a, const State& b);
@@ -158,6 +162,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores, const Poll& poll,
                   const Progress& progress, bool advance);
   void check_sequences(std::span<const Sequence> sequences, std::vector<const State*>& states) const;
+  static void check_once(std::vector<const State*>& states);  // sorts them
 
   std::shared_ptr<const Model> model_;
   std::shared_ptr<StatePool> pool_;

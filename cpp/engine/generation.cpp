@@ -154,7 +154,9 @@ void Generation::read(const Poll& poll, const Progress& progress) {
   std::vector<StateContents> before;
   for (const TextRequest& r : requests_) before.push_back(r.state->contents());
   prepare(before, poll, progress);
-  for (size_t i = 0; i < requests_.size(); i++) requests_[i].state->advance(before[i], after_prompt_[i]);
+  std::vector<State::Advance> read;
+  for (size_t i = 0; i < requests_.size(); i++) read.push_back({*requests_[i].state, before[i], after_prompt_[i]});
+  State::advance(read);
 }
 
 // One token for every text that has not ended. Nothing of a text changes before its step has succeeded.
@@ -242,13 +244,13 @@ void Generation::step(const Poll& poll, const Process& process) {
 }
 
 Piece Generation::hand_over(Text& text, const Poll& poll) {
-  TextBuffer::Step step = text.buffer.take();
-  if (!step.after.slot) {
+  if (TextBuffer::Step& next = text.buffer.front(); !next.after.slot) {
     State state(engine_, text.shown);
-    const Sequence sequence{std::span(&step.piece.token, 1), &state, step.after.sampler};
+    const Sequence sequence{std::span(&next.piece.token, 1), &state, next.after.sampler};
     engine_->forward(std::span(&sequence, 1), Output::last, {}, poll);
-    step.after = state.contents();
+    next.after = state.contents();
   }
+  TextBuffer::Step step = text.buffer.take();
   text.shown = std::move(step.after);
   return std::move(step.piece);
 }
@@ -260,9 +262,10 @@ std::optional<Piece> Generation::next(size_t index, const Poll& poll, const Proc
     if (text.finish != Finish::none) return std::nullopt;
     step(poll, process);
   }
-  const StateContents before = text.shown;
+  const State::Use use(*text.handle);  // from here on, so that a piece is handed over with its state or is the next
+  text.handle->check_at(text.shown);
   Piece piece = hand_over(text, poll);
-  text.handle->advance(before, text.shown);
+  text.handle->contents_ = text.shown;
   return piece;
 }
 

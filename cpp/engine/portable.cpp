@@ -79,13 +79,16 @@ std::vector<std::byte> Engine::to_bytes(const State& state, DType type) {
   return snapshot;
 }
 
-std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes, bool check_weights) {
+std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes, bool check_weights,
+                                                AdapterRef adapter) {
   check_process();
-  std::vector<AdapterRef> makers = adapters();
-  std::vector<std::string> fingerprints = {fingerprint()};
-  for (const AdapterRef& adapter : makers) fingerprints.push_back(adapter->fingerprint());
+  check_mine(adapter);
+  std::vector<std::string> fingerprints = {adapter ? adapter->fingerprint() : fingerprint()};
+  const auto makers = adapter ? std::vector<AdapterRef>() : adapters();
+  for (const AdapterRef& maker : makers) fingerprints.push_back(maker->fingerprint());
   SnapshotView view = read_snapshot(bytes, config(), fingerprints, check_weights);
   const auto maker = std::ranges::find(makers, view.fingerprint, &AdapterWeights::fingerprint);
+  if (maker != makers.end()) adapter = *maker;
   auto slot = pool_->take();
   std::vector<float> values;
   for_each_part(*model_, *slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
@@ -101,14 +104,15 @@ std::shared_ptr<State> Engine::state_from_bytes(std::span<const std::byte> bytes
   }
   return std::make_shared<State>(
       shared_from_this(), StateContents{std::move(slot), view.info.tokens_seen, view.info.last_token, std::move(logits),
-                                        std::move(view.info.sampler), maker == makers.end() ? nullptr : *maker});
+                                        std::move(view.info.sampler), std::move(adapter)});
 }
 
 void Engine::save(const State& state, const std::string& path, DType type) {
   write_atomically(path, Access::owner, to_bytes(state, type));
 }
 
-std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights) {
+std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_weights, AdapterRef adapter) {
+  check_mine(adapter);  // which is no fault of the file
   const File file(path);
   // A state is as large as its model says; the rest is for the header, which later releases may lengthen.
   const uint64_t per_token = sizeof(float) + sizeof(int32_t) + sizeof(double);  // a logit, and a weight with its id
@@ -118,7 +122,7 @@ std::shared_ptr<State> Engine::load_state(const std::string& path, bool check_we
   std::vector<std::byte> bytes(size_t(file.size()));
   file.read(0, bytes.data(), bytes.size());
   try {
-    return state_from_bytes(bytes, check_weights);
+    return state_from_bytes(bytes, check_weights, std::move(adapter));
   } catch (const StateError& e) {
     throw StateError(join(path, ": ", e.what()));
   }
@@ -137,8 +141,9 @@ std::vector<StateArray> Engine::parts(const State& state) {
   return arrays;
 }
 
-std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> parts) {
+std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> parts, AdapterRef adapter) {
   check_process();
+  check_mine(adapter);
   const auto expected = snapshot_tensors(config());
   std::vector<const StateArray*> ordered;
   for (const TensorInfo& want : expected) {
@@ -156,7 +161,8 @@ std::shared_ptr<State> Engine::state_from_parts(std::span<const StateArray> part
   for_each_part(*model_, *slot, [&](const StatePart& part, size_t p, int layer, const Place& place) {
     place.backend.write_state(part, place.data, ordered[p]->values.data() + layer * part.count());
   });
-  return std::make_shared<State>(shared_from_this(), StateContents{.slot = std::move(slot)});
+  return std::make_shared<State>(shared_from_this(),
+                                 StateContents{.slot = std::move(slot), .adapter = std::move(adapter)});
 }
 
 std::shared_ptr<State> Engine::state_with(std::vector<float> wkv, bool transposed, AdapterRef adapter) {

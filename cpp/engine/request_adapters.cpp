@@ -17,12 +17,12 @@ std::vector<Engine::AdapterRef> Engine::adapters() const {
 
 Engine::AdapterRef Engine::load_adapter(const AdapterSpec& spec, const Poll& poll) {
   check_process();
-  const auto adapter = std::make_shared<AdapterWeights>(model_, spec);
+  const auto adapter = std::make_shared<AdapterWeights>(model_, spec, poll);
   const Turn::Hold hold(turn_, poll);  // also of those who load the same
   const auto loaded = adapters();
   const auto same = std::ranges::find(loaded, adapter->fingerprint(), &AdapterWeights::fingerprint);
   if (same != loaded.end()) return *same;
-  adapter->pack();
+  adapter->pack(poll);
   const std::lock_guard lock(loading_);
   std::erase_if(adapters_, [](const auto& a) { return a.expired(); });
   adapters_.push_back(adapter);

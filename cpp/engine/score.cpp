@@ -27,6 +27,11 @@ std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> seq
   check_process();
   RWKV_CHECK(Error, !advance || sequences.size() <= kTogether, "score: expected at most ", kTogether,
              " sequences whose states advance, found ", sequences.size());
+  if (advance) {
+    std::vector<const State*> states;
+    for (const Sequence& s : sequences) states.push_back(s.state);
+    check_once(states);
+  }
   std::vector<std::vector<TokenScore>> scores(sequences.size());
   int64_t total = 0, before = 0;
   for (const Sequence& s : sequences) {
@@ -50,13 +55,17 @@ std::vector<std::vector<TokenScore>> Engine::score(std::span<const Sequence> seq
 
 void Engine::score_some(std::span<const Sequence> sequences, std::span<std::vector<TokenScore>> scores,
                         const Poll& poll, const Progress& progress, bool advance) {
-  std::vector<StateContents> contents;  // keep the logits
-  std::vector<std::unique_ptr<State>> forks;
+  // States that advance are held from the first look at them until they have what was made of it.
+  std::vector<State::Use> held;
+  for (const Sequence& s : sequences.first(advance ? sequences.size() : 0)) held.emplace_back(*s.state);
+  std::vector<StateContents> contents;                          // keep the logits
+  std::vector<std::unique_ptr<State>> forks(sequences.size());  // of those that are read
   std::vector<Sequence> read;
   std::vector<SampleJob> first;
   std::vector<int32_t> following;
-  for (const Sequence& s : sequences) {
-    const StateContents& c = contents.emplace_back(s.state->contents());
+  for (size_t i = 0; i < sequences.size(); i++) {
+    const Sequence& s = sequences[i];
+    const StateContents& c = contents.emplace_back(advance ? s.state->contents_ : s.state->contents());
     if (s.tokens.empty()) continue;
     if (c.last_logits) {
       const auto n = int64_t(c.last_logits->size());
@@ -69,9 +78,8 @@ void Engine::score_some(std::span<const Sequence> sequences, std::span<std::vect
                        .given = s.tokens[0]});
     }
     if (s.tokens.size() < 2) continue;
-    State* state = s.state;
-    if (!advance) state = forks.emplace_back(std::make_unique<State>(shared_from_this(), c)).get();
-    read.push_back({s.tokens.first(s.tokens.size() - 1), state});
+    forks[i] = std::make_unique<State>(shared_from_this(), c);
+    read.push_back({s.tokens.first(s.tokens.size() - 1), forks[i].get()});
     following.insert(following.end(), s.tokens.begin() + 1, s.tokens.end());
   }
 
@@ -110,6 +118,8 @@ void Engine::score_some(std::span<const Sequence> sequences, std::span<std::vect
     scores[i].insert(scores[i].end(), next, next + std::ptrdiff_t(count - 1));
     next += std::ptrdiff_t(count - 1);
   }
+  for (size_t i = 0; advance && i < sequences.size(); i++)
+    if (forks[i]) sequences[i].state->contents_ = std::move(forks[i]->contents_);
 }
 
 }  // namespace rwkv

@@ -12,12 +12,19 @@ StateContents State::contents() const {
   return contents_;
 }
 
-void State::advance(const StateContents& from, const StateContents& to) {
-  const Use use(*this);
+void State::advance(std::span<const Advance> states) {
+  std::vector<Use> uses;
+  for (const auto& [state, from, to] : states) {
+    uses.emplace_back(state);
+    state.check_at(from);
+  }
+  for (const auto& [state, from, to] : states) state.contents_ = to;
+}
+
+void State::check_at(const StateContents& from) const {
   RWKV_CHECK(ConcurrentUseError, contents_.slot == from.slot && contents_.tokens_seen == from.tokens_seen,
-             "expected the state as the text left it, after ", from.tokens_seen, " tokens, found it after ",
+             "expected the state as it was left, after ", from.tokens_seen, " tokens, found it after ",
              contents_.tokens_seen, ": another call has stepped it; fork() gives each its own");
-  contents_ = to;
 }
 
 State::Use::Use(const State& state) : state_(&state) {

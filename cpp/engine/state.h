@@ -46,6 +46,14 @@ class State {
   std::shared_ptr<const Logits> last_logits() const { return contents().last_logits; }
   std::shared_ptr<const AdapterWeights> adapter() const { return contents().adapter; }
 
+  // Has handles go from what a call found to what forks of them have become, all or none. Throws ConcurrentUseError if
+  // another call has moved one meanwhile, or uses it.
+  struct Advance {
+    State& state;
+    StateContents from, to;
+  };
+  static void advance(std::span<const Advance> states);
+
   // Holds the handle for one call; a second one at the same time throws ConcurrentUseError.
   class Use {
    public:
@@ -60,9 +68,7 @@ class State {
  private:
   friend class Engine;
   friend class Generation;
-  // From what a call found to what it made of it; throws ConcurrentUseError if another moved the handle meanwhile.
-  void advance(const StateContents& from, const StateContents& to);
-
+  void check_at(const StateContents& from) const;  // of a handle in use: throws if another call has moved it from there
   std::shared_ptr<Engine> engine_;
   StateContents contents_;
   mutable std::atomic<bool> busy_{false};

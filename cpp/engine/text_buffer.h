@@ -51,7 +51,8 @@ class TextBuffer {
   void flush();           // everything is certain: no more tokens come
 
   bool empty() const { return certain_ == 0; }
-  Step take();  // the next piece that is certain
+  Step& front() { return steps_.front(); }  // the next piece that is certain
+  Step take();                              // and takes it out
 
  private:
   void release(size_t open);

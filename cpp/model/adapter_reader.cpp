@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace rwkv {
 
 using Shape = std::vector<int64_t>;
+
+constexpr int64_t kPiece = int64_t(1) << 20;  // numbers that are read at a time
 
 void read_floats(const Checkpoint& file, const TensorInfo& t, int64_t first, int64_t count, float* to) {
   if (t.dtype == DType::f32) return file.read(t, first, count, to);
@@ -19,8 +22,8 @@ void expect_finite_numbers(const std::string& path, const std::string& name, std
   RWKV_CHECK(ModelFormatError, odd == values.end(), path, ": ", shown(name), ": expected finite numbers, found ", *odd);
 }
 
-AdapterReader::AdapterReader(const AdapterSpec& spec, const Config& config)
-    : spec_(spec), config_(config), adapter_(open_adapter(spec.path)) {
+AdapterReader::AdapterReader(const AdapterSpec& spec, const Config& config, std::function<void()> poll)
+    : spec_(spec), config_(config), adapter_(open_adapter(spec.path)), poll_(std::move(poll)) {
   RWKV_CHECK(ModelFormatError, std::isfinite(spec_.scale) && std::isfinite(spec_.alpha.value_or(1)), spec_.path,
              ": expected a finite alpha and scale, found ", spec_.alpha.value_or(1), " and ", spec_.scale);
   check_alpha();
@@ -72,8 +75,12 @@ AdapterChange AdapterReader::change(const std::string& module, const Shape* shap
 }
 
 std::vector<float> AdapterReader::numbers(const TensorInfo& t) const {
-  std::vector<float> values(size_t(t.count()));
-  read_floats(adapter_.file, t, 0, t.count(), values.data());
+  const int64_t count = t.count();
+  std::vector<float> values(static_cast<size_t>(count));
+  for (int64_t at = 0; at < count; at += kPiece) {
+    if (poll_) poll_();
+    read_floats(adapter_.file, t, at, std::min(kPiece, count - at), values.data() + at);
+  }
   expect_finite_numbers(spec_.path, t.name, values);
   return values;
 }

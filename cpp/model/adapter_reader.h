@@ -1,6 +1,7 @@
 // What an adapter changes of each matrix of a model, read and checked against the model's shapes.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,10 +40,11 @@ struct BlockChange {
 
 using AdapterChange = std::variant<LowRankChange, ShardChange, BlockChange>;
 
-// Throws ModelFormatError, naming the tensor, for what does not fit.
+// Throws ModelFormatError, naming the tensor, for what does not fit, and what `poll` throws, which is called while
+// numbers are read.
 class AdapterReader {
  public:
-  AdapterReader(const AdapterSpec& spec, const Config& config);
+  AdapterReader(const AdapterSpec& spec, const Config& config, std::function<void()> poll = {});
 
   const AdapterFile& adapter() const { return adapter_; }
   std::string model_text() const;  // "RWKV-7 model of 12 layers"
@@ -71,6 +73,7 @@ class AdapterReader {
   const AdapterSpec spec_;
   const Config config_;
   const AdapterFile adapter_;
+  const std::function<void()> poll_;
 };
 
 // Elements [first, first + count) as float32.

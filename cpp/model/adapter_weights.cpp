@@ -57,13 +57,13 @@ RowSource source_of(const std::vector<float>& numbers, int64_t cols) {
 
 }  // namespace
 
-AdapterWeights::AdapterWeights(const std::shared_ptr<const Model>& model, const AdapterSpec& spec)
+AdapterWeights::AdapterWeights(const std::shared_ptr<const Model>& model, const AdapterSpec& spec, const Poll& poll)
     : model_(model), backend_(model->stages().front().backend) {
   for (const Model::Stage& stage : model->stages())
     RWKV_CHECK(DeviceError, stage.backend->adapts() && stage.backend == backend_,
                "expected all layers on the CPU, where states can have adapters of their own, found ",
                stage.backend->description(), kMerge);
-  const AdapterReader reader(spec, model->config());
+  const AdapterReader reader(spec, model->config(), poll);
   for (const TensorInfo& t : reader.adapter().replacements)
     reader.expect(false, t.name, "A and B of matrices alone, found a weight that was trained in full", kMerge);
 
@@ -95,7 +95,7 @@ AdapterWeights::AdapterWeights(const std::shared_ptr<const Model>& model, const 
   fingerprint_ = hash.hex();
 }
 
-void AdapterWeights::pack() {
+void AdapterWeights::pack(const Poll& poll) {
   for (const bool counting : {true, false}) {
     Arena arena = counting ? Arena() : Arena(memory_);
     for (const auto& [w, layer, rank, change] : parts_) {
@@ -104,6 +104,7 @@ void AdapterWeights::pack() {
       pair.in.data = arena.take(backend_->linear_bytes(pair.in));
       pair.out.data = arena.take(backend_->linear_bytes(pair.out));
       if (counting) continue;
+      if (poll) poll();
       LowRankChange room;  // of one matrix at a time: what MiSS becomes is larger than its file
       const LowRankChange& low_rank = expanded(change, w.rows, w.cols, room);
       backend_->pack(pair.in, source_of(low_rank.a, w.cols));

@@ -1,6 +1,7 @@
 // An adapter beside a model's weights, for those rows of a batch that ask for it: y = W x + B (A x). One copy of the
 // weights, of whatever precision, serves all adapters and none.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -38,8 +39,12 @@ class AdapterWeights {
  public:
   // Reads the adapter. Throws ModelFormatError as merging does and, naming the tensor, for what is no low-rank product:
   // Bat, adapters of the embedding, weights that were trained in full. DeviceError on a device that does not adapt().
-  AdapterWeights(const std::shared_ptr<const Model>& model, const AdapterSpec& spec);
-  void pack();  // brings it to the device, where nothing else may be computing; to be called once, before it is applied
+  // What `poll` throws, which is called again and again meanwhile, ends it.
+  using Poll = std::function<void()>;
+  AdapterWeights(const std::shared_ptr<const Model>& model, const AdapterSpec& spec, const Poll& poll = {});
+  // Brings it to the device, where nothing else may be computing; to be called once, before it is applied. What has
+  // been ended by `poll` is of no use.
+  void pack(const Poll& poll = {});
 
   // SHA-256 over the model's fingerprint and all numbers of the adapter: it names those who have made a state.
   const std::string& fingerprint() const { return fingerprint_; }

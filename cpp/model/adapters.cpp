@@ -62,11 +62,11 @@ RowChange change_of_rows(AdapterChange&& change) {
 
 class Merger {
  public:
-  Merger(const Checkpoint& model, const AdapterSpec& spec)
+  Merger(const Checkpoint& model, const AdapterSpec& spec, const std::function<void()>& poll)
       : model_(std::make_shared<const Checkpoint>(model)),
         path_(spec.path),
         config_(read_config(model)),
-        reader_(spec, config_),
+        reader_(spec, config_, poll),
         source_(std::make_shared<const Checkpoint>(reader_.adapter().file)),
         tensors_(model.tensors()) {
     for (size_t i = 0; i < tensors_.size(); i++) index_[tensors_[i].name] = i;
@@ -123,7 +123,8 @@ bool has_adapters(const Checkpoint& file) {
   return std::ranges::any_of(file.tensors(), [](const TensorInfo& t) { return t.derived != nullptr; });
 }
 
-Checkpoint with_adapters(const Checkpoint& opened, std::span<const AdapterSpec> adapters) {
+Checkpoint with_adapters(const Checkpoint& opened, std::span<const AdapterSpec> adapters,
+                         const std::function<void()>& poll) {
   if (adapters.empty()) return opened;
   RWKV_CHECK(ModelFormatError, !is_packed(opened), opened.path(),
              ": expected the original weights to merge adapters into, found a file that was quantised: merge first, ",
@@ -133,7 +134,7 @@ Checkpoint with_adapters(const Checkpoint& opened, std::span<const AdapterSpec> 
   for (const AdapterSpec& spec : adapters) {
     RWKV_CHECK(ModelFormatError, seen.insert(spec.path).second, spec.path,
                ": expected each adapter once, found it twice; scale changes how much is added");
-    file = file.with(Merger(file, spec).merge());
+    file = file.with(Merger(file, spec, poll).merge());
   }
   return file;
 }

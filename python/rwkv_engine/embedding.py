@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
 from ._arguments import Array, Progress, Tokens, boolean, integer, token_ids
-from .errors import ConcurrentUseError, Error, StateError
+from .errors import Error, StateError
 from .forward import ForwardMixin
 from .restore import RestoreMixin
 from .state import State, core_of
@@ -175,7 +176,7 @@ def _way_of(config: Config, pooling: str | None, task: str | None, eos_token: in
 class _Text:
     """A text on its way: how much of it has been read, and the sum over what counts of that."""
 
-    __slots__ = ("count", "counted", "done", "ids", "state", "sum")
+    __slots__ = ("before", "count", "counted", "done", "ids", "state", "sum")
 
     def __init__(self, ids: NDArray[np.int32], way: _Way) -> None:
         if way.end is not None and ids[-1] != way.end:
@@ -187,6 +188,7 @@ class _Text:
         self.count = int(self.counted.sum())
         self.done = 0
         self.sum: Any = 0.0
+        self.before: State | None = None  # of a state that was given
         self.state: State | None = None
 
     def begun(self, new_state: Callable[[], State]) -> State:
@@ -230,19 +232,18 @@ def _fork(states: Sequence[State], texts: Sequence[_Text]) -> None:
             "states: expected every state once, found one twice; fork() gives a second"
         )
     for state, text in zip(states, texts, strict=True):
-        text.state = state.fork()
+        text.before = state.fork()
+        text.state = text.before.fork()
 
 
 def _move(states: Sequence[State], texts: Sequence[_Text]) -> None:
-    """Let states become those after the texts."""
-    ends = [core_of(text.state) for text in texts if text.state is not None]
-    for state, text, end in zip(states, texts, ends, strict=True):
-        if state.tokens_seen + len(text.ids) != end.tokens_seen:
-            raise ConcurrentUseError(
-                "states: expected them as they were, found one that was stepped"
-            )
-    for state, end in zip(states, ends, strict=True):
-        state._core = end
+    """Let states become those after the texts, unless somebody has stepped one meanwhile."""
+    _core.advance(
+        [
+            (core_of(state), core_of(text.before), core_of(text.state))
+            for state, text in zip(states, texts, strict=True)
+        ]
+    )
 
 
 def _after(done: int, total: int, progress: Progress) -> Progress:

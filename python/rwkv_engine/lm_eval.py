@@ -16,6 +16,7 @@ model "rwkv-engine"::
 from __future__ import annotations
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -53,10 +54,14 @@ class RWKVLM(TemplateLM):
     """An engine that lm-eval asks for log-likelihoods and texts.
 
     Texts are split into context and continuation as for lm-eval's other models, unless a token
-    reaches over the border: then the continuation begins with that token. Requests are read side by
-    side, what contexts begin with alike (the examples of few-shot tasks) is read once, and
-    continuations of one context are forks of its state. No text is cut, and no result depends on
-    what it is computed together with.
+    reaches over the border: then the continuation begins with that token. Texts are written behind
+    contexts as they are, blanks at their ends included, but for one: where a conversation ends with
+    "Assistant:" or "Assistant: ", a blank is the reply's, as vocabularies have words with the blank
+    before them. Continuations get it where they begin without; texts that are returned are without
+    it. An empty context is token 0; other models fail there.
+    Requests are read side by side, what contexts begin with alike (the examples of few-shot tasks)
+    is read once, and continuations of one context are forks of its state. No text is cut, and no
+    result depends on what it is computed together with.
 
     Parameters
     ----------
@@ -71,8 +76,9 @@ class RWKVLM(TemplateLM):
     template : str, path or ChatTemplate, optional
         How conversations are written down, with lm-eval's ``--apply_chat_template``, which may also
         name it: "bot", "assistant", "function_calling", "world" or a TOML file. By default the one
-        for the model's name. Replies begin behind the assistant's prefix, without thinking, and end
-        also with what ends them in the template. What people say is cleaned as `Engine.chat` does.
+        for the model's name. Replies begin behind the assistant's prefix, without thinking, or go
+        on where the task begins them (``gen_prefix``), and end also with what ends them in the
+        template. What people say is cleaned as `Engine.chat` does.
     batch_size, max_batch_size, device
         lm-eval hands these to every model. They mean nothing here.
     """
@@ -136,11 +142,16 @@ class RWKVLM(TemplateLM):
             if role not in roles:
                 raise Error(f"role: expected one of {', '.join(roles)}, found {role!r:.100}")
             words = script.wording(role, message["content"])
-            written.append(f"{roles[role].prefix}{words}{roles[role].suffix}")
+            blank = self._blank if role == "assistant" else ""
+            written.append(f"{roles[role].prefix}{blank}{words}{roles[role].suffix}")
         if add_generation_prompt:
             written.append(roles["assistant"].prefix)
         elif written:
-            written[-1] = written[-1].removesuffix(roles[chat_history[-1]["role"]].suffix)
+            last = chat_history[-1]
+            # The line that a task begins for the model, such as one of code, may have ended.
+            end = last["content"][len(last["content"].rstrip()) :]
+            written[-1] = written[-1].removesuffix(roles[last["role"]].suffix)
+            written[-1] += re.sub(r"[\r\n]+", "\n", end)
         return self._template.separator.join(written)
 
     def tok_encode(
@@ -151,6 +162,8 @@ class RWKVLM(TemplateLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split a text as lm-eval does, or before the token that reaches over the border."""
+        if continuation and not continuation[0].isspace() and self._awaits_reply(context):
+            continuation = self._blank + continuation
         before, whole = self.tok_encode(context.rstrip()), self.tok_encode(context + continuation)
         border = shared_length(before, whole)
         return whole[:border], whole[border:]
@@ -215,8 +228,9 @@ class RWKVLM(TemplateLM):
                 )
                 for (i, _), result in zip(batch, results, strict=True):
                     # Of a conversation the blank after the prefix is the reply's first token.
-                    trimmed = len(prompts[i][0]) < len(requests[i].args[0])
-                    found[i] = result.text.removeprefix(" ") if trimmed else result.text
+                    context = requests[i].args[0]
+                    own = self._awaits_reply(context) and (self._blank or context.endswith(" "))
+                    found[i] = result.text.removeprefix(" ") if own else result.text
                     self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
                 bar.update(len(batch))
         return found
@@ -229,13 +243,31 @@ class RWKVLM(TemplateLM):
 
     def _prompt(self, context: str, given: dict[str, Any]) -> tuple[str, SamplingParams]:
         """Return what is read and how the text is sampled; a reply ends as the template's do."""
-        params, prefix = self._params(given), self._template.roles["assistant"].prefix
-        if not context.endswith(self._template.separator + prefix):
+        params = self._params(given)
+        if not self._in_reply(context):
             return context, params
         script = Script(self._template, self.engine.tokenizer)
         stop, tokens = (*params.stop, *script.stop), (*params.stop_tokens, *script.stop_tokens)
         params = dataclasses.replace(params, stop=stop, stop_tokens=tokens)
-        return context.rstrip(" "), params
+        return context.rstrip(" ") if self._awaits_reply(context) else context, params
+
+    @property
+    def _blank(self) -> str:
+        """What models write first behind "Assistant:", as in texts of the training."""
+        return " " if self._template.roles["assistant"].prefix.endswith(":") else ""
+
+    def _awaits_reply(self, context: str) -> bool:
+        """Tell whether a context is a conversation whose next reply nobody has begun."""
+        prefix = self._template.roles["assistant"].prefix
+        return context.endswith(prefix) and self._in_reply(context)
+
+    def _in_reply(self, context: str) -> bool:
+        """Tell whether a context reads as `apply_chat_template` writes it, up to within a reply."""
+        roles, separator = self._template.roles, self._template.separator
+        if not context.startswith(tuple(role.prefix for role in roles.values())):
+            return False
+        last, reply = max((context.rfind(separator + r.prefix), r.prefix) for r in roles.values())
+        return last >= 0 and reply == roles["assistant"].prefix
 
     def _params(self, given: dict[str, Any]) -> SamplingParams:
         """Return what lm-eval says in its own words; of what it does not say, nothing is done."""

@@ -122,26 +122,51 @@ class RestoreMixin(Opened):
         return State(self._core.new_tuned_state(path, turned, loaded))
 
     def state_from_bytes(
-        self, blob: bytes | bytearray | memoryview, check_weights: bool = True
+        self,
+        blob: bytes | bytearray | memoryview,
+        check_weights: bool = True,
+        *,
+        adapter: LoadedAdapter | None = None,
     ) -> State:
         """Return the state that `State.to_bytes` wrote, on any device and with any strategy.
 
-        Raises StateError if it is damaged or another model's; with ``check_weights=False`` other
-        weights of the same shape may have made it. One that an adapter has made gets it again if it
-        is loaded, and is another model's if it is not.
+        Parameters
+        ----------
+        blob : bytes-like
+        check_weights : bool
+            False: other weights of the same shape may have made it.
+        adapter : LoadedAdapter, optional
+            Of `load_adapter`, which must have made it or, with ``check_weights=False``, goes on
+            with it. By default the one that has made it, if that is loaded; else the state is
+            another model's.
+
+        Raises
+        ------
+        StateError
+            If it is damaged or another model's.
         """
         data = blob if isinstance(blob, bytes) else bytes(memoryview(blob))
-        return State(self._core.state_from_bytes(data, bool(check_weights)))
+        core = self._core.state_from_bytes(data, bool(check_weights), handle_of(adapter))
+        return State(core)
 
-    def load_state(self, path: Path, check_weights: bool = True) -> State:
+    def load_state(
+        self, path: Path, check_weights: bool = True, *, adapter: LoadedAdapter | None = None
+    ) -> State:
         """Return the state in a file that `State.save` wrote; otherwise as `state_from_bytes`."""
-        return State(self._core.load_state(path_bytes(path, "path"), bool(check_weights)))
+        name = path_bytes(path, "path")
+        return State(self._core.load_state(name, bool(check_weights), handle_of(adapter)))
 
-    def state_from_numpy(self, parts: Parts) -> State:
-        """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them."""
-        return State(self._core.state_from_parts(parts_of(parts)))
+    def state_from_numpy(self, parts: Parts, *, adapter: LoadedAdapter | None = None) -> State:
+        """Return a state that has seen no tokens, of float32 parts as `State.to_numpy` has them.
 
-    def state_from_rwkv(self, source: Path | Sequence[Any]) -> State:
+        Parts do not say whose they are: ``adapter`` is that of the state they come from, if it had
+        one, as `new_state` takes it. Raises StateError for parts that are not this model's.
+        """
+        return State(self._core.state_from_parts(parts_of(parts), handle_of(adapter)))
+
+    def state_from_rwkv(
+        self, source: Path | Sequence[Any], *, adapter: LoadedAdapter | None = None
+    ) -> State:
         """Return a state that has seen no tokens, of a state list of the `rwkv` package.
 
         Parameters
@@ -149,6 +174,8 @@ class RestoreMixin(Opened):
         source : sequence of arrays or tensors, or path
             As `State.to_rwkv` lists them, in float32, float16 or bfloat16, or a .pth that
             ``torch.save`` wrote of such a list. torch is not needed, and nothing in a file is run.
+        adapter : LoadedAdapter, optional
+            As in `state_from_numpy`.
 
         Raises
         ------
@@ -172,15 +199,18 @@ class RestoreMixin(Opened):
             items = read_list(source, layout)
         else:
             items = arrays_of(source)
-        return self.state_from_numpy(layout.parts_of(items))
+        return self.state_from_numpy(layout.parts_of(items), adapter=adapter)
 
-    def state_from_dlpack(self, parts: Mapping[str, Any]) -> State:
+    def state_from_dlpack(
+        self, parts: Mapping[str, Any], *, adapter: LoadedAdapter | None = None
+    ) -> State:
         """Return a state of float32 or float16 parts of any library with DLPack, which are copied.
 
         Names and shapes are those of `State.views`. They lie on the CPU or on one of the engine's
-        GPUs.
+        GPUs. ``adapter`` is as in `state_from_numpy`.
         """
-        return self.state_from_numpy({name: self._numbers(name, p) for name, p in parts.items()})
+        numbers = {name: self._numbers(name, p) for name, p in parts.items()}
+        return self.state_from_numpy(numbers, adapter=adapter)
 
     def _numbers(self, name: str, part: Any) -> Any:
         if part.__dlpack_device__()[0] == 1:

@@ -5,6 +5,7 @@ They are files of JSON lines. Every document begins with token 0, as those of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -69,9 +70,13 @@ def last_word(engine: Engine, texts: Sequence[str], progress: Progress | None = 
     """
     if not texts:
         raise Error("texts: expected at least one, found none")
-    parts = [_last_word_of(word(text, f"texts[{i}]")) for i, text in enumerate(texts)]
+    parts = []
+    for i, text in enumerate(texts):
+        given = word(text, f"texts[{i}]")
+        with _about(f"texts[{i}]"):
+            parts.append(_last_word_of(given))
     pairs = [(context, [f" {last}"]) for context, last in parts]
-    scores = [rows[0] for rows in _scores(engine, pairs, progress)]
+    scores = [rows[0] for rows in _scores(engine, "texts", pairs, progress)]
     losses = [-total_of(one[0]) for one in scores]
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.mean(losses)))
@@ -100,7 +105,9 @@ def multiple_choice(
     for i, question in enumerate(questions):
         if question.choices:  # or the error is that there are none
             integer(question.answer, f"questions[{i}].answer", 0, len(question.choices) - 1)
-    rows = _scores(engine, [(q.context, q.choices) for q in questions], progress)
+        if isinstance(question.choices, str):
+            raise TypeError(f"questions[{i}].choices: expected a sequence of choices, found str")
+    rows = _scores(engine, "questions", [(q.context, q.choices) for q in questions], progress)
     right, normalized = 0, 0
     for question, scores in zip(questions, rows, strict=True):
         found = np.array([total_of(one[0]) for one in scores])
@@ -129,12 +136,27 @@ def read_questions(path: Path, delimiter: str = " ") -> list[Question]:
     return _read_lines(path, lambda line: _question_of(line, delimiter))
 
 
+@contextlib.contextmanager
+def _about(where: str) -> Iterator[None]:
+    """Have errors say which of many it is."""
+    try:
+        yield
+    except (Error, TypeError) as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
 def _scores(
-    engine: Engine, pairs: Sequence[tuple[str, Sequence[str]]], progress: Progress | None
+    engine: Engine,
+    name: str,
+    pairs: Sequence[tuple[str, Sequence[str]]],
+    progress: Progress | None,
 ) -> list[list[Scores]]:
     start = engine.new_state()
     engine.forward([END_OF_DOCUMENT], start)
-    requests = [split(engine, context, choices, start) for context, choices in pairs]
+    requests = []
+    for i, (context, choices) in enumerate(pairs):
+        with _about(f"{name}[{i}]"):
+            requests.append(split(engine, context, choices, start))
     return continuation_scores(engine, requests, start, progress)
 
 

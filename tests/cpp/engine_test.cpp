@@ -2,11 +2,16 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <fstream>
+#include <thread>
 
 #include "allocations.h"
 #include "check.h"
+#include "core/safetensors.h"
 #include "engine/state_file.h"
+#include "model/adapter_weights.h"
 #include "model/model.h"
 #include "tiny_model.h"
 
@@ -93,6 +98,75 @@ TEST(scores_are_of_the_logits_and_move_no_state) {
   const rwkv::Sequence embedded[] = {{.tokens = {}, .state = state.get(), .embeddings = vectors}};
   CHECK_THROWS(engine->score(embedded), rwkv::Error, "expected tokens, found embeddings");
   CHECK_THROWS(engine->score(foreign), rwkv::StateError, "of this engine");
+}
+
+TEST(a_state_that_scores_advance_is_held_from_the_first_look) {
+  const auto engine = open();
+  const auto t = tokens(20);
+  const auto state = engine->new_state(), same = engine->new_state(), other = engine->new_state();
+  run(*engine, *state, std::span(t).first(5)), run(*engine, *same, std::span(t).first(5));
+  const rwkv::Sequence rest[] = {{std::span(t).subspan(5), state.get()}};
+  const rwkv::Sequence expected[] = {{std::span(t).subspan(5), same.get()}};
+
+  // While another state's call computes, the scores have looked at their state's logits and wait for their turn.
+  std::vector<std::vector<rwkv::TokenScore>> scores;
+  std::atomic<bool> waits = false;
+  std::thread scoring;
+  const auto busy = [&](int64_t, int64_t) {
+    scoring = std::thread([&] { scores = engine->score(rest, [&] { waits = true; }, {}, true); });
+    while (!waits) std::this_thread::yield();
+    CHECK_THROWS(run(*engine, *state, std::span(t).first(1)), rwkv::ConcurrentUseError, "one use of a state handle");
+  };
+  const rwkv::Sequence step[] = {{std::span(t).first(1), other.get()}};
+  engine->forward(step, rwkv::Output::none, {}, {}, busy);
+  scoring.join();
+  const auto alone = engine->score(expected, {}, {}, true);
+  CHECK(scores.size() == 1 && scores[0].size() == 15 && state->tokens_seen() == 19);
+  for (size_t i = 0; i < 15; i++) CHECK(scores[0][i].logprob == alone[0][i].logprob);
+  CHECK(engine->equal(*state, *same));
+
+  const rwkv::Sequence twice[] = {{std::span(t).first(1), state.get()}, {t, state.get()}};
+  CHECK_THROWS(engine->score(twice, {}, {}, true), rwkv::StateError, "expected every state once in a batch");
+  const auto stop = [](int64_t, int64_t) { throw rwkv::Error("stopped"); };
+  const rwkv::Sequence both[] = {{t, state.get()}, {t, other.get()}};
+  CHECK_THROWS(engine->score(both, {}, stop, true), rwkv::Error, "stopped");
+  CHECK(engine->equal(*state, *same) && other->tokens_seen() == 1);
+}
+
+TEST(an_adapter_that_is_being_read_can_be_stopped_anywhere) {
+  const tiny::TempFile model("adapted.safetensors"), file("adapter.safetensors");
+  const auto engine = rwkv::Engine::open(tiny::Model({}).write(model), {"cpu int8", 1, {}, {}});
+  std::vector<rwkv::TensorInfo> tensors;
+  std::vector<float> values;
+  for (const char* module : {"blocks.0.att.key", "blocks.1.att.value"})
+    for (const char part : {'A', 'B'}) {
+      rwkv::TensorInfo& info = tensors.emplace_back();
+      info.name = rwkv::join(module, ".lora_", part);
+      info.shape = part == 'A' ? std::vector<int64_t>{4, 32} : std::vector<int64_t>{32, 4};
+      for (int i = 0; i < 128; i++) values.push_back(float(i % 7) * 0.1f);
+    }
+  std::ofstream(file, std::ios::binary) << rwkv::write_safetensors_header({}, tensors)
+                                        << std::string_view(reinterpret_cast<char*>(values.data()), 4 * values.size());
+
+  int polls = 0, last = 1 << 30;
+  const auto poll = [&] {
+    if (++polls == last) throw rwkv::Error("stopped");
+  };
+  const std::string fingerprint = engine->load_adapter({file, 8}, poll)->fingerprint();
+  const int all = polls;
+  CHECK(all >= 6);  // each tensor and each pair
+  for (last = 1; last <= all; last++) {
+    polls = 0;
+    CHECK_THROWS(engine->load_adapter({file, 8}, poll), rwkv::Error, "stopped");
+  }
+  last = 0;
+  CHECK(engine->load_adapter({file, 8}, poll)->fingerprint() == fingerprint);
+
+  int before = -1;  // the weights are read
+  const auto progress = [&](int64_t, int64_t) { before = before < 0 ? polls : before; };
+  polls = 0;
+  rwkv::Engine::open(model, {"cpu fp32", 1, progress, poll, {}, false, {{file, 8}}});
+  CHECK(before > 4);
 }
 
 TEST(more_rows_than_a_panel) {
@@ -271,7 +345,7 @@ TEST(tokens_one_by_one_allocate_nothing) {
         const long before = allocations;
         for (size_t i = 4; i < t.size(); i++) step(i);
         CHECK(allocations == before);
-        CHECK(a->tokens_seen() == 3 * t.size() && b->tokens_seen() == 2 * t.size());
+        CHECK(a->tokens_seen() == 3 * std::ssize(t) && b->tokens_seen() == 2 * std::ssize(t));
       }
 }
 

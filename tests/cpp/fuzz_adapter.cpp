@@ -3,7 +3,7 @@
 // what could be merged too.
 #include <optional>
 
-#include "fuzz_files.h"
+#include "fuzz_tensors.h"
 #include "model/adapter_config.h"
 #include "model/adapter_weights.h"
 #include "model/adapters.h"

@@ -1,7 +1,7 @@
 // Any bytes as a model file: refused with rwkv::Error, or opened with tensors that can be read whole or in pieces
 // alike, as they are and under the official names. Either way the memory in use stays within a small multiple of the
 // file's size.
-#include "fuzz_files.h"
+#include "fuzz_tensors.h"
 #include "model/config.h"
 #include "model/names.h"
 #include "model/packed.h"

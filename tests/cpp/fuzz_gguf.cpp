@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "engine/gguf_vocabulary.h"
-#include "fuzz_files.h"
+#include "fuzz_tensors.h"
 #include "model/config.h"
 #include "model/names.h"
 

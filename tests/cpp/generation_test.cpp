@@ -174,6 +174,55 @@ TEST(a_call_that_fails_changes_nothing) {
   CHECK_THROWS(f.generation({{{1}, state, p, 0}}), rwkv::Error, "n: expected 1 or more, found 0");
 }
 
+TEST(prompts_move_all_states_or_none) {
+  const Fixture f;
+  const auto first = f.engine->new_state(), second = f.engine->new_state();
+  Generation generation = f.generation({{{1, 2}, first, params(1), 1}, {{3}, second, params(2), 1}});
+  std::optional<rwkv::State::Use> use;
+  const auto take = [&](int64_t, int64_t) { use.emplace(*second); };
+  CHECK_THROWS(generation.read({}, take), rwkv::ConcurrentUseError, "one use of a state handle");
+  use.reset();
+  CHECK(first->tokens_seen() == 0 && second->tokens_seen() == 0);
+  generation.read();
+  CHECK(first->tokens_seen() == 2 && second->tokens_seen() == 1);
+}
+
+TEST(a_piece_that_is_not_handed_over_is_the_next) {
+  const Fixture f;
+  const auto alone = f.generation({{{1, 2}, f.engine->new_state(), params(2), 1}}).run()[0];
+  const auto first = f.engine->new_state(), second = f.engine->new_state();
+  Generation generation = f.generation({{{1}, first, params(1), 1}, {{1, 2}, second, params(2), 1}});
+  generation.read();
+  for (int i = 0; i < 20; i++) generation.next(0);  // the second's pieces wait, more than have states
+
+  std::vector<Piece> pieces;
+  int stopped = 0;
+  const auto stop = [&] { stopped++, throw rwkv::Error("stopped"); };
+  for (;;) {
+    {
+      const rwkv::State::Use use(*second);
+      CHECK_THROWS(generation.next(1), rwkv::ConcurrentUseError, "one use of a state handle");
+    }
+    const int64_t before = second->tokens_seen();
+    std::optional<Piece> piece;
+    try {
+      piece = generation.next(1, stop);
+    } catch (const rwkv::Error&) {
+      CHECK(second->tokens_seen() == before);
+      piece = generation.next(1);
+    }
+    pieces.push_back(*piece);
+    CHECK(second->tokens_seen() == int64_t(2 + pieces.size()));
+    if (pieces.size() == alone.size()) break;
+  }
+  CHECK(stopped > 10 && tokens_of(pieces) == tokens_of(alone) && text_of(pieces) == text_of(alone));
+  CHECK(!generation.next(1));
+
+  const rwkv::Sequence step[] = {{std::span(&pieces[0].token, 1), first.get()}};
+  f.engine->forward(step);
+  CHECK_THROWS(generation.next(0), rwkv::ConcurrentUseError, "another call has stepped it");
+}
+
 TEST(parameters_out_of_range) {
   const auto refused = [](auto change, const char* message) {
     SamplingParams p;

@@ -97,3 +97,50 @@ def test_mistakes_are_one_sentence(files, tmp_path):
     odd = tmp_path / "a:8"  # a file may be called so
     odd.write_bytes((files / "tuned.pth").read_bytes())
     assert b"tuned state" in run("generate", PROMPT, "--adapter", odd).stderr
+
+
+def test_states_of_adapters_are_verified_and_converted(files, tmp_path):
+    """Merged, as the command makes them, and beside the weights, as `load_adapter` does."""
+    lora = rwkv.Adapter(files / "lora.pth", alpha=8)
+    demo = rwkv.Engine("demo", threads=1)
+    merged = rwkv.Engine("demo", threads=1, adapters=lora)
+    for e, name in ((demo, "plain"), (merged, "merged"), (demo, "beside")):
+        state = e.new_state(adapter=demo.load_adapter(lora) if name == "beside" else None)
+        e.forward([1, 2, 3], state)
+        state.save(tmp_path / f"{name}.state")
+        state.save_rwkv(tmp_path / f"{name}.pth")
+    names = [tmp_path / f"{name}.state" for name in ("plain", "merged", "beside")]
+    whose = ("--model", "demo", "--adapter", f"{files}/lora.pth:8")
+
+    done = run("state", "verify", *names, *whose)
+    assert done.returncode == 1 and done.stdout.decode().splitlines() == [f"{x}: ok, RWKV-7 after 3 tokens" for x in names[1:]]
+    expected = f"plain.state: state of other weights: expected the fingerprint {merged.fingerprint}, found {demo.fingerprint}"
+    assert done.stderr.decode().count("\n") == 1 and expected in done.stderr.decode()
+    done = run("state", "verify", *names, "--model", "demo", "--adapter", f"{files}/lora.pth:4")
+    assert done.returncode == 1 and not done.stdout and done.stderr.count(b"state of other weights") == 3
+    done = run("state", "verify", *names, *whose[:2])
+    assert done.stdout.decode().splitlines() == [f"{names[0]}: ok, RWKV-7 after 3 tokens"]
+
+    rwkv.quantize("demo", tmp_path / "q.safetensors", "int8")  # which merges nothing
+    done = run("state", "verify", *names, "--model", tmp_path / "q.safetensors", *whose[2:])
+    assert done.stdout.decode().splitlines() == [f"{names[2]}: ok, RWKV-7 after 3 tokens"]
+    assert done.returncode == 1 and done.stderr.count(b"state of other weights") == 2
+    for words, part in ((("--adapter", "absent.pth"), "absent.pth"), (("--adapter", "absent.pth", *whose[2:]), "absent.pth")):
+        assert_one_sentence(*failed("verify", names[0], *whose[:2], *words), part)
+    assert_one_sentence(*failed("verify", *names, "--model", "absent.pth"), "absent.pth")
+
+    half = tmp_path / "half.state"
+    for name in names[1:]:
+        assert run("state", "convert", name, half, "--dtype", "fp16", "--overwrite", *whose).returncode == 0
+        assert half.read_bytes() == rwkv.read_state(name).to_bytes("fp16")
+    assert_one_sentence(*failed("convert", names[0], tmp_path / "new.state", *whose), "state of other weights")
+    assert not (tmp_path / "new.state").exists()
+    assert run("state", "convert", tmp_path / "merged.pth", tmp_path / "new.state", *whose).returncode == 0
+    assert rwkv.read_state(tmp_path / "new.state").fingerprint == merged.fingerprint
+    for words in (("verify", names[1]), ("convert", names[1], half, "--overwrite"), ("convert", tmp_path / "merged.pth", half, "--overwrite")):
+        assert_one_sentence(*failed(*words, *whose[2:]), "--adapter: expected --model too")
+
+
+def failed(*words):
+    done = run("state", *words)
+    return done.returncode, done.stderr

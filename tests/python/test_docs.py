@@ -55,6 +55,12 @@ def test_python_in_the_readme(code, tmp_path):
     assert done.stdout.strip()
 
 
+def test_every_block_of_the_readme_is_tested_here():
+    fences = re.findall(r"^ *(?:```+|~~~+)(.*)", README, re.MULTILINE)
+    assert len(fences) % 2 == 0 and set(fences[1::2]) == {""} and set(fences[::2]) == {"python", "bash"}
+    assert len(fences) // 2 == len(blocks("python")) + len(blocks("bash"))
+
+
 def commands():
     return [part.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() for part in line.split("&&")]
 

@@ -231,6 +231,29 @@ def test_a_state_that_somebody_steps_meanwhile_is_not_overwritten(small, monkeyp
     assert state.tokens_seen == 1
 
 
+def test_of_several_states_none_goes_on_if_somebody_has_stepped_one(small, monkeypatch):
+    states, move = small.new_state().fork(3), module._move
+
+    def late(states, texts):
+        small.forward([1, 2], states[2])  # as many tokens as the text has
+        move(states, texts)
+
+    monkeypatch.setattr(module, "_move", late)
+    with pytest.raises(rwkv.ConcurrentUseError, match="stepped"):
+        small.embed([[4, 5]] * 3, states=states)
+    assert [state.tokens_seen for state in states] == [0, 0, 2]
+
+
+def test_a_stream_learns_of_a_text_that_its_state_has_read(demo):
+    """The handle itself goes on, so that whoever else has it sees so, as after `forward`."""
+    state = demo.new_state()
+    stream = demo.stream("import ", rwkv.SamplingParams(seed=1), state)
+    next(stream)
+    demo.embed(["x"], states=[state])
+    with pytest.raises(rwkv.ConcurrentUseError, match="another call has stepped it"):
+        next(stream)
+
+
 # ---- what is refused ----
 
 

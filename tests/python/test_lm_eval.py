@@ -32,10 +32,10 @@ PAIRS = [
     ("def f(", "self"),
 ]
 # Where no token reaches over the border, texts are split as lm-eval splits them.
-SPLITS = [("import os", "\nimport sys"), ("for i in ", "range(9)"), ("x = 1\n", "y"), ("def f():  ", "return 0")]
+SPLITS = [("import os", "\nimport sys"), ("for i in ", "range(9)"), ("x = 1\n", "y"), ("def f():  ", "return 0"), ("  \nx = ", "1"), ("  ", "x")]
 BEGINNINGS = {0: [0], None: [], 5: [5]}  # bos, and what contexts begin with
 TEXTS = ["import os", "", "x"] * 30
-PROMPTS = ["def main(", "import ", "", "class Node:\n    def __init__(self"] * 20
+PROMPTS = ["def main(", "import ", "", "class Node:\n    def __init__(self", "  \n  x = ", "  "] * 15
 WRITING = [  # what a task says, and what it means
     ({"until": ["\n", ""]}, dict(temperature=0, stop=["\n"], max_tokens=256)),
     (
@@ -55,8 +55,27 @@ TALKS = {
     "assistant": "System: Be brief.\n\nUser: {}\n\nAssistant: ",
     "bot": "System✿Be brief.✿\nUser✿{}✿\nBot✿",
 }
+# Whether a context is a conversation up to within a reply, and then what of it is read.
+CONTEXTS = {
+    "# User Go on.\n# Reply ": "# User Go on.\n# Reply",
+    "# System Brief.\n# User Go on.\n# Reply class Node": "# System Brief.\n# User Go on.\n# Reply class Node",
+    "# User Go on.\n# Reply class Node\n  ": "# User Go on.\n# Reply class Node\n  ",
+    "Go on.\n# Reply ": None,
+    "# Reply class Node\n# User Go on.": None,
+    "# User def main(": None,
+}
+# Pairs in a World conversation, and the continuations that are read.
+REPLIES = {
+    ("User: Go on.\n\nAssistant:", "range(9)"): " range(9)",
+    ("User: Go on.\n\nAssistant:", " range(9)"): " range(9)",
+    ("User: Go on.\n\nAssistant:", "\nreturn"): "\nreturn",
+    ("User: Go on.\n\nAssistant: It is", "range(9)"): "range(9)",
+    ("User: Go on.\n\nAssistant:", ""): "",
+    ("Go on.\n\nAssistant:", "range(9)"): "range(9)",
+    ("User: Go on:", "range(9)"): "range(9)",
+}
 TALKING = {
-    "tasks": ["local_writing", "local_choices"],
+    "tasks": ["local_writing", "local_choices", "local_begun"],
     "apply_chat_template": True,
     "fewshot_as_multiturn": True,
     "system_instruction": " Be brief.\n\n",
@@ -100,6 +119,8 @@ def found(tmp_path_factory):
             *([{"bos": bos}, "loglikelihood", PAIRS] for bos in BEGINNINGS),
             [{}, "loglikelihood_rolling", [[text] for text in TEXTS]],
             *([{}, "generate_until", [[prompt, given] for prompt in PROMPTS]] for given, _ in WRITING),
+            [{"template": "world"}, "loglikelihood", list(REPLIES)],
+            [{"template": "comments.toml"}, "generate_until", [[context, {"max_gen_toks": 20}] for context in CONTEXTS]],
             [{}, "generate_until", [["a", {"num_beams": 3}]]],
         ],
         "tasks": {name: [{"template": name}, TALKING] for name in TALKS},
@@ -175,7 +196,7 @@ def test_log_likelihoods_are_those_of_score(demo, found):
 
 @needs_lm_eval
 def test_texts_are_those_of_generate(demo, found):
-    *answers, refusal = found["answers"][len(BEGINNINGS) + 1 :]
+    *answers, _, _, refusal = found["answers"][len(BEGINNINGS) + 1 :]
     for texts, (given, params) in zip(answers, WRITING, strict=True):
         expected = {p: written(demo, p, **params) for p in set(PROMPTS)}
         assert texts == [expected[prompt] for prompt in PROMPTS], given
@@ -184,6 +205,24 @@ def test_texts_are_those_of_generate(demo, found):
 
 def written(demo, prompt, **params):
     return demo.generate([0, *demo.tokenizer.encode(prompt)], rwkv.SamplingParams(**params)).text
+
+
+@needs_lm_eval
+def test_what_ends_a_reply_ends_replies_alone(demo, found):
+    for text, (context, read) in zip(found["answers"][-2], CONTEXTS.items(), strict=True):
+        plain = written(demo, context, temperature=0, max_tokens=20)
+        assert "e" in plain or "s" in plain
+        if read is None:
+            assert text == plain
+        else:
+            expected = written(demo, read, temperature=0, max_tokens=20, stop=["e", "s"])
+            assert text == (expected.removeprefix(" ") if read != context else expected) != plain
+
+
+@needs_lm_eval
+def test_a_world_model_s_reply_stands_behind_a_blank(demo, found):
+    for (logprob, _), ((context, _), read) in zip(found["answers"][-3], REPLIES.items(), strict=True):
+        assert logprob == continued(demo, context, read, [0])
 
 
 @needs_lm_eval
@@ -198,13 +237,20 @@ def test_conversations_are_written_as_the_template_says(demo, found, name):
     assert contexts == [TALKS[name].format(prompt.strip()) for prompt in prompts]
     params = dict(temperature=0, stop=["\n", *stop], stop_tokens=stop_tokens, max_tokens=12)
     texts = [written(demo, context.rstrip(" "), **params) for context in contexts]
-    if name == "assistant":
+    if name in ("assistant", "world"):  # the blank behind "Assistant:" is no part of the reply
+        assert any(text.startswith(" ") for text in texts)
         texts = [text.removeprefix(" ") for text in texts]
     assert talk["answers"]["local_writing"] == [[text] for text in texts]
+    begun = [request[0][0] for request in talk["requests"]["local_begun"]]
+    blank = " " if name == "world" else ""
+    assert begun == [f"{context}{blank}It goes on:\n" for context in contexts]
+    assert talk["answers"]["local_begun"] == [[written(demo, context, **params)] for context in begun]
     examples, answers = talk["requests"]["local_choices"], talk["answers"]["local_choices"]
     separator, reply = template.separator, template.separator + template.roles["assistant"].prefix
     for requests, found_here in zip(examples, answers, strict=True):
         for (context, choice), (logprob, _) in zip(requests, found_here, strict=True):
             assert context.startswith(TALKS[name].split("{}")[0]) and context.endswith(reply)
             assert context.count(reply) == 3 and context.count(separator + "User") == 3
-            assert logprob == continued(demo, context, choice, [0])
+            assert context.count(f"{reply}{blank}") == (2 if blank else 3)
+            read = choice if choice[0].isspace() else blank + choice
+            assert logprob == continued(demo, context, read, [0])

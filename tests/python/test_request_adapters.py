@@ -317,6 +317,49 @@ def test_snapshots_find_their_adapter(make, tmp_path):
     assert not e.new_state(adapter=handle).equals(e.new_state())
 
 
+def test_parts_go_on_with_the_adapter_that_is_named(make, tmp_path):
+    """Bytes know theirs, and parts do not; a saved state goes on as it would have, by whatever way it comes back."""
+    m, e = model(**SMALL), engine(**SMALL)
+    handle, other = make(e, lora_of(m)), make(e, lora_of(m, seed=1))
+    state = e.new_state(adapter=handle)
+    e.forward(m.tokens(9), state)
+    blob = state.to_bytes()
+    state.save(tmp_path / "a.state")
+    state.save_rwkv(tmp_path / "a.pth")
+    ways = [
+        lambda x, **a: x.state_from_bytes(blob, **a),
+        lambda x, **a: x.load_state(tmp_path / "a.state", **a),
+        lambda x, **a: x.state_from_numpy(state.to_numpy(), **a),
+        lambda x, **a: x.state_from_dlpack(state.views(), **a),
+        lambda x, **a: x.state_from_rwkv(state.to_rwkv(), **a),
+        lambda x, **a: x.state_from_rwkv(tmp_path / "a.pth", **a),
+    ]
+    ahead, alien = state.fork(), rwkv.Engine(m.path(), "cpu fp32", threads=1)
+    expected = bits(e.forward([1, 2], ahead))
+    for i, way in enumerate(ways):
+        again = way(e, adapter=handle)
+        assert again.adapter == handle and bits(e.forward([1, 2], again)) == expected
+        assert again.fork().adapter == handle
+        assert way(e).adapter == (handle if i < 2 else None)
+        with pytest.raises(rwkv.StateError, match="^expected an adapter that load_adapter.. of this engine gave, found one of another"):
+            way(alien, adapter=handle)
+        with pytest.raises(TypeError, match="adapter: expected what load_adapter"):
+            way(e, adapter="a.pth")
+        if i >= 2:
+            assert bits(e.forward([1, 2], way(e, adapter=other))) != expected
+            assert bits(e.forward([1, 2], way(e))) != expected
+    for way in ways[:2]:
+        with pytest.raises(rwkv.StateError) as error:
+            way(e, adapter=other)
+        assert all(fingerprint in str(error.value) for fingerprint in (other.fingerprint, handle.fingerprint))
+        plain = way(e, adapter=other, check_weights=False)
+        assert plain.adapter == other and bits(e.forward([1, 2], plain)) != expected
+    own = e.new_state()
+    e.forward([1], own)
+    with pytest.raises(rwkv.StateError, match="of other weights"):
+        e.state_from_bytes(own.to_bytes(), adapter=handle)
+
+
 def test_every_number_counts(tmp_path):
     """Also between those that fingerprints of models look at: an adapter with another's is taken for it."""
     m, e = model(**WIDE), engine(**WIDE)

@@ -42,7 +42,9 @@ def test_last_words():
     assert 0 < sum(right) < len(TEXTS)
     assert (found.documents, found.accuracy) == (len(TEXTS), sum(right) / len(TEXTS))
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-12)
-    for texts, word in (([], "at least one, found none"), (["word"], "two words or more"), (["a "], "two words or more")):
+    two_words = r"texts\[1\]: expected a text of two words or more"
+    surrogate = r"texts\[0\]: text, character 0: expected one that UTF-8 can hold"
+    for texts, word in (([], "at least one, found none"), (["a b", "word"], two_words), (["a b", "a "], two_words), (["\ud800 b"], surrogate)):
         with pytest.raises(rwkv.Error, match=word):
             last_word(demo, texts)
     with pytest.raises(TypeError, match=r"texts\[1\]: expected a str, found int"):
@@ -77,6 +79,14 @@ def test_questions():
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] and len(seen) > 2
     with pytest.raises(rwkv.Error, match="questions: expected at least one"):
         multiple_choice(demo, [])
+    for choices, error, words in (
+        ([], rwkv.Error, r"questions\[5\]: choices: expected at least one"),
+        (["a", ""], rwkv.Error, r"questions\[5\]: choices\[1\]: expected one of at least a token"),
+        (["a", 5], TypeError, r"questions\[5\]: choices\[1\]: expected str"),
+        ("ab", TypeError, r"questions\[5\].choices: expected a sequence of choices, found str"),
+    ):
+        with pytest.raises(error, match=words):
+            multiple_choice(demo, [*asked, Question("x", choices, 0)])
 
 
 # ---- files ----

@@ -45,15 +45,17 @@ def add_init_options(option: Callable[..., object]) -> None:
     )
 
 
-def add_adapter_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names what is merged into the model."""
+def add_adapter_option(
+    parser: argparse.ArgumentParser, purpose: str = "merge a fine-tuned adapter"
+) -> None:
+    """Add the option that names adapters, by default what is merged into the model."""
     parser.add_argument(
         "--adapter",
         action="append",
         type=_adapter,
         default=[],
         metavar="PATH",
-        help="merge a fine-tuned adapter; PATH:32 where it does not say its alpha; may be repeated",
+        help=f"{purpose}; PATH:32 where it does not say its alpha; may be repeated",
     )
 
 

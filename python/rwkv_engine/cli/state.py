@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .._arguments import Array
+from ..adapters import Adapter, LoadedAdapter
 from ..conversion import check_free
 from ..engine import Engine
-from ..errors import Error
+from ..errors import Error, StateError, StrategyError
 from ..statefile import StateFile, read_state
 from ._progress import Bar
-from ._shared import fetch, visible
+from ._shared import add_adapter_option, fetch, visible
 
 HELP = "show, check, convert and compare saved states"
 DESCRIPTION = """Look into states that --save or State.save wrote. They are read whole and checked:
 digest, version, shapes, and that all numbers are finite. Only --model opens a model."""
 EXAMPLE = """examples:
   rwkv-engine state show a.state --parts
-  rwkv-engine state verify *.state --model model.pth
+  rwkv-engine state verify *.state --model model.pth --adapter poems.pth:32
   rwkv-engine state convert a.state small.state --dtype fp16
   rwkv-engine state convert a.state a.pth
   rwkv-engine state diff a.state b.state"""
@@ -43,36 +45,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, run: Any, help: str, more: str = "") -> Any:
         action = actions.add_parser(name, help=help, description=help.capitalize() + more)
         action.set_defaults(act=run)
-        return action.add_argument
+        return action
 
-    option = add("show", _show, "print what is in a state", ", and that it is undamaged.")
+    show = add("show", _show, "print what is in a state", ", and that it is undamaged.")
+    option = show.add_argument
     option("file", metavar="FILE")
     option("--parts", action="store_true", help="norm, least and largest number of every layer")
     option("--json", action="store_true", help="as a JSON object")
 
-    option = add("verify", _verify, "check states", "; the exit status is 1 if one is bad.")
+    verify = add("verify", _verify, "check states", "; the exit status is 1 if one is bad.")
+    option = verify.add_argument
     option("files", nargs="+", metavar="FILE")
     option("--model", metavar="PATH", help=f"check that they are states of it: {MODEL_HELP}")
+    add_adapter_option(verify, "an adapter that they have been made with, merged or beside")
 
-    option = add(
+    convert = add(
         "convert",
         _convert,
         "write a state in another form",
         ": in fp32 or fp16, or as the rwkv package's list (TARGET ends in .pth), or such a list "
         "as a state, which needs --model.",
     )
+    option = convert.add_argument
     option("source", metavar="FILE", help="a state, or a .pth of the rwkv package's list")
     option("target", metavar="TARGET")
     option("--dtype", choices=["fp32", "fp16"], help="of the parts (default: as in FILE)")
     option("--model", metavar="PATH", help=f"whose state it is: {MODEL_HELP}")
+    add_adapter_option(convert, "an adapter that it has been made with; of a .pth, merged")
     option("--overwrite", action="store_true", help="replace a file that exists")
 
-    option = add(
+    diff = add(
         "diff",
         _diff,
         "compare two states",
         "; the exit status is 0 if they are equal, 1 if they differ, 2 if one cannot be read.",
     )
+    option = diff.add_argument
     option("first", metavar="FILE")
     option("second", metavar="FILE")
     option("--json", action="store_true", help="as a JSON object")
@@ -147,13 +155,13 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    engine = None if options.model is None else _open(options.model)
+    model = _model_of(options)
     bad = 0
     for path in options.files:
         try:
             file = read_state(path)
-            if engine is not None:
-                engine.load_state(path)
+            if model is not None:
+                model.check(path)
         except Error as error:
             bad += 1
             _complain(error)
@@ -166,10 +174,54 @@ def _complain(error: Error) -> None:
     print(f"rwkv-engine: {visible(str(error))}", file=sys.stderr)
 
 
-def _open(model: str) -> Engine:
-    fetch(model)
-    with Bar("loading") as bar:
-        return Engine(model, progress=bar.update)
+class _Model:
+    """What the options say that states are of: a model as it is, or with adapters."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._path, self._adapters = options.model, options.adapter
+        self._merged: Engine | None = None
+        fetch(self._path)
+        if len(self._adapters) != 1:
+            self.merged()
+
+    def merged(self) -> Engine:
+        """Return the model with all adapters in its weights."""
+        if self._merged is None:
+            self._merged = self._open("auto", self._adapters)
+        return self._merged
+
+    def check(self, path: str) -> None:
+        """Raise StateError for a state of other weights; a single adapter may lie beside them."""
+        try:
+            self.merged().load_state(path)
+        except Error as error:
+            if len(self._adapters) != 1:
+                raise
+            try:
+                engine, adapter = self._beside
+                engine.load_state(path, adapter=adapter)
+            except Error as other:  # such an adapter, or such a file, may only go the other way
+                raise (error if isinstance(error, StateError) else other) from None
+
+    @functools.cached_property
+    def _beside(self) -> tuple[Engine, LoadedAdapter]:
+        try:
+            engine = self._open("cpu bf16", [])  # where adapters can be; fingerprints are the same
+        except StrategyError:  # a file that was quantised
+            engine = self._open("auto", [])
+        return engine, engine.load_adapter(self._adapters[0])
+
+    def _open(self, strategy: str, adapters: Sequence[Adapter]) -> Engine:
+        with Bar("loading") as bar:
+            return Engine(self._path, strategy, adapters=adapters, progress=bar.update)
+
+
+def _model_of(options: argparse.Namespace) -> _Model | None:
+    if options.model is not None:
+        return _Model(options)
+    if options.adapter:
+        raise Error("--adapter: expected --model too, whose adapter it is, found none")
+    return None
 
 
 # ---- convert ----
@@ -184,15 +236,17 @@ def _convert(options: argparse.Namespace) -> int:
     if _is_archive(source):
         if as_list:
             raise Error(f"{target}: expected a state as the target of a .pth, found another .pth")
-        if options.model is None:
+        model = _model_of(options)
+        if model is None:
             raise Error(
                 f"{source}: expected --model, as a .pth does not say whose it is, found none"
             )
-        _open(options.model).state_from_rwkv(source).save(target, options.dtype or "fp32")
+        model.merged().state_from_rwkv(source).save(target, options.dtype or "fp32")
         return 0
     file = read_state(source)
-    if options.model is not None:
-        _open(options.model).load_state(source)
+    model = _model_of(options)
+    if model is not None:
+        model.check(source)
     if as_list:
         file.save_rwkv(target)
     else:
