@@ -34,7 +34,7 @@ struct Features {
   bool dependent = false;  // "pdl": a kernel may start before the one in front of it has ended
   bool cublaslt = false;   // products of many tokens by cuBLASLt, if it is found
   bool fused = true;       // products of few tokens make their operands themselves; "nofused": they do not
-  bool ranks = true;       // RWKV-7's recurrence makes the products in front of it itself; "noranks": it does not
+  bool ranks = true;       // recurrences make the low-rank products in front of them; "noranks": they do not
 };
 Features features_of_environment();  // throws DeviceError for a word that is none of them
 

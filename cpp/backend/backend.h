@@ -215,8 +215,8 @@ class Verbs {
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
   // Both, where every job's x is the `out` of a lerp and nothing else reads those: a device may make them on the way.
   virtual void mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
-                          const Batch& batch, std::span<const LinearJob> jobs) {
-    mix(x, norm, mixes, shift, batch);
+                          const Batch& batch, std::span<const LinearJob> jobs, Shift write = Shift::write) {
+    mix(x, norm, mixes, shift, batch, write);
     linear(jobs);
   }
   // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
@@ -226,8 +226,13 @@ class Verbs {
   virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
   virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
   virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
-  // Both, where the jobs give the recurrence's w, a, g and, if it has one, v_mix, as they are and in this order, and
-  // nothing else reads those: a device may make them on the way.
+  // Both, where the job gives the recurrence's w as it is, and nothing else reads that: a device may make it on the
+  // way.
+  virtual void linear_wkv6(const LinearJob& job, const Wkv6& w, StatePlace state, const Batch& batch, Operand y) {
+    linear({&job, 1});
+    wkv6(w, state, batch, y);
+  }
+  // The same of w, a, g and, if there is one, v_mix, in this order.
   virtual void linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
                            Operand y) {
     linear(jobs);
