@@ -62,7 +62,7 @@ class CudaBackend final : public Backend {
   void linear(std::span<const LinearJob>) override;
   void mix_linear(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
                   std::span<const LinearJob>, Shift) override;
-  void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
+  void deep_embed(const DeepEmbed&, const Batch&, Operand y) override;
   bool all_finite(const Tensor& x, bool to_be_read) override;
   void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;

@@ -74,12 +74,9 @@ struct DeepEmbedParams {
   const void* table;  // (V, D D)
   Stored dtype;
   int32_t d;
-  int64_t f;
-  const float *base, *z, *bias;  // (T, D D), (T, D), (F)
+  const float *base, *z;  // (T, D D), (T, D)
   int32_t ld_base, ld_z;
   OperandPointer y;  // (T, D)
-  float* gate;       // (T, F)
-  int64_t ld_gate;
   const int32_t* token;
 };
 
@@ -128,6 +125,7 @@ struct LinearJobParams {
   float* y;
   float* sum;
   const float* gate;
+  const float* bias;  // of what goes to out
   OperandPointer out;
   int32_t n, k;  // padded
   int32_t rows;  // of the matrix
@@ -139,7 +137,7 @@ struct LinearJobParams {
   uint8_t skip;     // by columns: zeros may be skipped if all numbers are finite
   uint16_t stored;  // enum Stored, of w: kernels of int8 and int4 by rows also take f16 and bf16
 };
-static_assert(sizeof(LinearJobParams) == 96);
+static_assert(sizeof(LinearJobParams) == 104);
 struct LinearParams {
   int32_t count, blocks;
   LinearJobParams job[kMostJobs];

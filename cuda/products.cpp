@@ -13,6 +13,7 @@ LinearJobParams params_of(const LinearJob& job, bool skip) {
   q.act = Activation(uint8_t(job.act)), q.skip = skip, q.stored = uint16_t(stored(job.w.format));
   q.sum = job.sum.as<float>(), q.ld_sum = int32_t(job.sum.stride);
   q.gate = job.gate.as<float>(), q.ld_gate = int32_t(job.gate.stride);
+  q.bias = job.bias.as<float>();
   q.out = pointer(job.out);
   if (!job.sum && !job.out) q.y = job.y.as<float>(), q.ld_y = int32_t(job.y.stride);
   return q;

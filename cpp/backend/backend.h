@@ -65,8 +65,9 @@ struct Batch {
 enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
 
 // y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y = act(y) is
-// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it. On devices that adapt(), w may
-// have no data, but rows: then y is W x already, x says for how many rows, and what follows is done.
+// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it; where there is a bias, `out` is
+// act(y + bias). On devices that adapt(), w may have no data, but rows: then y is W x already, x says for how many
+// rows, and what follows is done.
 struct LinearJob {
   Operand x;  // (T, in)
   Linear w;   // (out, in)
@@ -75,6 +76,7 @@ struct LinearJob {
   Operand out = {};  // (T, out)
   Tensor sum = {};   // (T, out) f32
   Tensor gate = {};  // (T, out) f32
+  Tensor bias = {};  // (1, out) f32
 };
 
 // One lerp of the token shift: out = xn + (previous xn - xn) * mu, or * (mu + dynamic) where there is one.
@@ -96,7 +98,6 @@ struct DeepEmbed {
   Tensor table;  // (V, D D), of which a step reads its tokens' rows; in the file where Backend::reads_mapped
   Tensor base;   // (T, D D) f32, added to them
   Tensor z;      // (T, D) f32, multiplied with them
-  Tensor bias;   // (1, F)
 };
 
 // RWKV-4's recurrence, every channel for itself; formulas in model/rwkv4.h. a, b and m are its three state parts.
@@ -219,8 +220,8 @@ class Verbs {
     mix(x, norm, mixes, shift, batch, write);
     linear(jobs);
   }
-  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
-  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
+  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix.
+  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y) = 0;
 
   // ---- one recurrence per family ----
   virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
