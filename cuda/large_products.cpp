@@ -19,8 +19,7 @@ size_t elements(int64_t rows, int64_t cols) {
 
 LargeProducts::LargeProducts(Context& context) : context_(context) {
   try {
-    context_.stream();
-    lt_ = std::make_unique<CublasLt>();
+    context_.visit([this](void*) { lt_ = std::make_unique<CublasLt>(); });
     said_ = join(", cublaslt ", lt_->version());
   } catch (const DeviceError& e) {
     end(e.what());
@@ -64,14 +63,14 @@ bool LargeProducts::takes(const Linear& w, int tokens) const {
 }
 
 bool LargeProducts::multiply(const PlainProduct& product) {
-  void* const stream = context_.stream();
-  try {
-    lt_->multiply(product, workspace_.data.get(), workspace_.size, stream);
-    return true;
-  } catch (const DeviceError& e) {
-    end(e.what());
-    return false;
-  }
+  context_.visit([&](void* stream) {
+    try {
+      lt_->multiply(product, workspace_.data.get(), workspace_.size, stream);
+    } catch (const DeviceError& e) {
+      end(e.what());
+    }
+  });
+  return lt_ != nullptr;
 }
 
 }  // namespace rwkv::cuda
