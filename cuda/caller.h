@@ -14,7 +14,12 @@ Driver system_driver();
 // As long as it lives, the thread may use another.
 class Caller {
  public:
-  explicit Caller(const Driver& driver) : set_(driver.get && driver.get(&context_) == 0 ? driver.set : nullptr) {}
+  explicit Caller(const Driver& driver) {
+    constexpr int kNotInitialised = 3;  // the first call of all is about to change that: no thread has one yet
+    const int status = driver.get ? driver.get(&context_) : kNotInitialised;
+    if (status == kNotInitialised) context_ = nullptr;
+    if (status == 0 || status == kNotInitialised) set_ = driver.set;
+  }
   ~Caller() {
     if (set_) set_(context_);
   }
@@ -22,7 +27,7 @@ class Caller {
 
  private:
   void* context_ = nullptr;  // null: none
-  int (*const set_)(void* context);
+  int (*set_)(void* context) = nullptr;
 };
 
 }  // namespace rwkv::cuda

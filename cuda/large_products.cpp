@@ -26,8 +26,18 @@ LargeProducts::LargeProducts(Context& context) : context_(context) {
   }
 }
 
-void LargeProducts::end(const std::string& why) {
+LargeProducts::~LargeProducts() { close(); }
+
+void LargeProducts::close() {
+  try {
+    if (lt_ && context_.here()) context_.visit([this](void*) { lt_.reset(); });
+  } catch (const DeviceError&) {  // the device has failed before and said so
+  }
   lt_.reset();
+}
+
+void LargeProducts::end(const std::string& why) {
+  close();
   const std::lock_guard lock(saying_);
   said_ = join(", without cublaslt: ", why);
 }

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "core/error.h"
 #include "cuda/context.h"
+#include "cuda/large_products.h"
 #include "cuda/tape.h"
 
 namespace {
@@ -16,11 +17,12 @@ using namespace rwkv::cuda;
 // What the calling thread uses, and what any call on the device makes of that.
 char ours, theirs;
 void* current = nullptr;
+bool begun = false;  // the driver, by the first call of all
 
 // What has been asked for, in words: "launch 3", "record 3", "replay", "forget".
 std::vector<std::string> asked;
 void note(const std::string& what) {
-  current = &ours;
+  current = &ours, begun = true;
   asked.push_back(what);
 }
 Fault next_fault = {};
@@ -232,11 +234,45 @@ TEST(the_calling_thread_uses_afterwards_what_it_has_used_before) {
     next_fault = {};
     CHECK(keeps([&] { context.reset(); }));
   }
-  // Where the driver does not know, it is not told either.
+  // Where the driver does not know, it is not told either: it has ended before this process.
   current = &theirs;
-  const Driver silent = {[](void**) { return 3; }, [](void* context) { return current = context, 0; }};
+  const Driver silent = {[](void**) { return 4; }, [](void* context) { return current = context, 0; }};
   std::make_shared<Context>(kFake, 0, silent)->synchronise();
   CHECK(current == &ours);
+}
+
+// It knows of no thread then, and afterwards of this one what the call has made of it.
+TEST(the_first_call_of_all_leaves_the_thread_without_a_context) {
+  const Driver driver = {[](void** context) { return begun ? (*context = current, 0) : 3; },
+                         [](void* context) { return begun ? (current = context, 0) : 3; }};
+  for (Failure failure : {Failure::none, Failure::absent}) {
+    current = nullptr, begun = false;
+    next_fault.failure = failure;
+    const std::string said = refusal([&] { std::make_shared<Context>(kFake, 0, driver); });
+    next_fault = {};
+    CHECK((said == "nothing") == (failure == Failure::none));
+    CHECK(begun && current == nullptr);
+  }
+}
+
+TEST(cublaslt_begins_and_ends_on_its_device) {
+  setenv("RWKV_CUBLASLT", RWKV_FAKE_CUBLASLT_FILE, 1);
+  const auto context = std::make_shared<Context>(kFake, 0);
+  taken();
+  {
+    const LargeProducts products(*context);
+    CHECK(products.description().starts_with(", cublaslt "));
+    CHECK(taken() == Words{"stream"});
+  }
+  CHECK(taken() == Words{"stream"});
+  {
+    const LargeProducts products(*context);
+    taken();
+    next_fault.failure = Failure::device;
+  }  // of a device that is lost too
+  next_fault = {};
+  CHECK(taken() == Words{"stream"});
+  unsetenv("RWKV_CUBLASLT");
 }
 
 TEST(features_are_words) {
