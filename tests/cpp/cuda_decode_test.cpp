@@ -1,6 +1,6 @@
 // RWKV-6's and 7's recurrences with the products in front of them in one launch, against both one after the other: the
 // same bits of everything they leave, through the backend, on a simulated device so small that a block has several
-// sequences.
+// sequences. And lerps made on the way to products, with a token shift that stays where it is.
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -51,14 +51,20 @@ struct Results {
   std::vector<std::string> kernels;
 };
 
-Results results(const char* simulator, const char* features, const Case& c, uint64_t seed) {
+std::shared_ptr<Backend> open(const char* simulator, const char* features) {
   const bool race = std::string_view(simulator).starts_with(kRace) && *RWKV_CUSIM_RACE_FILE;
   setenv("RWKV_CUDA_LIBRARY", race ? RWKV_CUSIM_RACE_FILE : RWKV_CUSIM_FILE, 1);
   setenv("RWKV_CUSIM", join(simulator, ",trace:", kTrace).c_str(), 1);
   setenv("RWKV_CUDA_FEATURES", features, 1);
-  const auto backend = open_backend("cuda:0", {});
+  auto backend = open_backend("cuda:0", {});
+  unsetenv("RWKV_CUDA_FEATURES");
+  backend->prepare({.width = kC, .ffn = kC, .rows = 64, .results = 8, .vocab = 4, .heads = kHeads, .head_size = 64});
+  return backend;
+}
+
+Results results(const char* simulator, const char* features, const Case& c, uint64_t seed) {
+  const auto backend = open(simulator, features);
   Backend& b = *backend;
-  b.prepare({.width = kC, .ffn = kC, .rows = 64, .results = 8, .vocab = 4, .heads = kHeads, .head_size = 64});
   Random random(seed);
   std::vector<Memory> kept;
   const auto rows = [&](int count, int cols, float scale) {
@@ -135,7 +141,6 @@ Results results(const char* simulator, const char* features, const Case& c, uint
     b.read({state.data.get(), DType::f32, 1, int64_t(numbers.size()), int64_t(numbers.size())}, numbers.data());
     all.push_back(numbers);
   }
-  unsetenv("RWKV_CUDA_FEATURES");
   std::filesystem::remove(kTrace);
   return {all, kernels};
 }
@@ -177,6 +182,77 @@ TEST(one_launch_has_the_bits_of_two) {
           CHECK(same_bytes(one.numbers, two.numbers));
         }
       }
+}
+
+// Two sequences of a row; what the product is, and what lies in front of and behind the step.
+struct Shifted {
+  Row y, src, dst;
+  std::vector<std::string> kernels;
+};
+Shifted shifted(const char* schedule, const char* features, Backend::Shift write, bool in_place, uint64_t seed) {
+  const auto backend = open(schedule, features);
+  Backend& b = *backend;
+  Random random(seed);
+  std::vector<Memory> kept;
+  const auto rows = [&](int count, const Row& numbers) {
+    kept.push_back(b.allocate(size_t(count) * size_t(b.row_stride(kC)) * sizeof(float)));
+    const Tensor x{kept.back().data.get(), DType::f32, count, kC, b.row_stride(kC)};
+    b.write(x, numbers.data());
+    return x;
+  };
+  Linear w{nullptr, Format::f16, kC, kC};
+  kept.push_back(b.allocate(b.linear_bytes(w)));
+  w.data = kept.back().data.get();
+  const Row numbers = random.row(size_t(kC * kC), 0.3f);
+  b.pack(w, {DType::f32, 0, [&](int64_t row, int64_t count, std::byte* to) {
+               std::memcpy(to, numbers.data() + row * kC, size_t(count * kC) * sizeof(float));
+             }});
+  const auto vector = [&] { return rows(1, random.row(kC)); };
+  const Tensor x = rows(2, random.row(2 * kC)), y = rows(2, Row(2 * kC));
+  const Norm norm{vector(), vector(), 1e-5f};
+  const Bytes lerp(b, b.operand_bytes(Format::f16, 2, kC));
+  const MixJob mix{vector(), {lerp.memory.data.get(), Format::f16, 2, kC}};
+  const Tensor src = rows(2, random.row(2 * kC)), dst = in_place ? src : rows(2, Row(2 * kC));
+  const auto slots = [](const Tensor& t) {
+    return std::vector{reinterpret_cast<std::byte*>(t.row(0)), reinterpret_cast<std::byte*>(t.row(1))};
+  };
+  const std::vector<std::byte*> to = slots(dst), some = slots(src);
+  const std::vector<const std::byte*> from(some.begin(), some.end());
+  const std::vector<int32_t> token{0, 1}, start{0, 1, 2};
+  const Batch batch{.token = token, .start = start, .src = from, .dst = to};
+  const LinearJob job{mix.out, w, y};
+  b.synchronise();
+  std::filesystem::remove(kTrace);
+  b.begin(batch);
+  b.mix_linear(x, norm, {&mix, 1}, 0, batch, {&job, 1}, write);
+  b.end();
+  b.synchronise();
+  std::ifstream trace(kTrace);
+  Shifted found{Row(2 * kC), Row(2 * kC), Row(2 * kC), {std::istream_iterator<std::string>(trace), {}}};
+  b.read(y, found.y.data()), b.read(src, found.src.data()), b.read(dst, found.dst.data());
+  std::filesystem::remove(kTrace);
+  return found;
+}
+
+// RWKV-6's first lerp must not replace what its second still reads.
+TEST(a_token_shift_is_written_or_kept_whoever_makes_the_lerp) {
+  using Shift = Backend::Shift;
+  Random random;
+  const Row nothing(2 * kC);
+  for (const char* schedule : schedules()) {
+    const uint64_t seed = random.bits();
+    const Shifted last = shifted("order:fwd", "nofused", Shift::write, false, seed);
+    CHECK(last.dst != nothing && last.dst != last.src);
+    for (const char* features : {"", "nofused"})
+      for (bool in_place : {false, true})
+        for (Shift write : {Shift::keep, Shift::write}) {
+          const Shifted found = shifted(schedule, features, write, in_place, seed);
+          CHECK(words(found.kernels) == (*features || in_place ? "mix small_f16_1" : "mixed_f16"));
+          CHECK(found.y == last.y);
+          CHECK(found.dst == (write == Shift::write ? last.dst : in_place ? last.src : nothing));
+          CHECK(in_place || found.src == last.src);
+        }
+  }
 }
 
 CHECK_MAIN
