@@ -285,19 +285,15 @@ void CudaBackend::mix(const Tensor& x, const Norm& norm, std::span<const MixJob>
   }
 }
 
-void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y, Tensor gate) {
+void CudaBackend::deep_embed(const DeepEmbed& d, const Batch& batch, Operand y) {
   DeepEmbedParams p = {.table = d.table.data,
                        .dtype = stored(d.table.dtype),
                        .d = y.cols,
-                       .f = int32_t(gate.cols),
                        .base = d.base.as<float>(),
                        .z = d.z.as<float>(),
-                       .bias = d.bias.as<float>(),
                        .ld_base = int32_t(d.base.stride),
                        .ld_z = int32_t(d.z.stride),
                        .y = pointer(y),
-                       .gate = gate.as<float>(),
-                       .ld_gate = int32_t(gate.stride),
                        .token = step_.token};
   launch(Kernel::deep_embed, {int(batch.token.size()), 1, 1}, &p);
 }

@@ -61,14 +61,15 @@ class CudaBackend final : public Backend {
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
   void mix_linear(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&,
-                  std::span<const LinearJob>) override;
-  void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
+                  std::span<const LinearJob>, Shift) override;
+  void deep_embed(const DeepEmbed&, const Batch&, Operand y) override;
   bool all_finite(const Tensor& x, bool to_be_read) override;
   void keep_rows(const Tensor& rows, const Batch&, int first, size_t offset) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
   void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) override;
   void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) override;
+  void linear_wkv6(const LinearJob&, const Wkv6&, StatePlace state, const Batch&, Operand y) override;
   void linear_wkv7(std::span<const LinearJob>, const Wkv7&, StatePlace state, const Batch&, Operand y) override;
 
  private:
@@ -96,7 +97,11 @@ class CudaBackend final : public Backend {
   [[noreturn]] void refuse(const SampleJob& job, const SampleResult& found);
   bool multiply_plain(const LinearJob& job);
   MixParams mix_params(const Tensor& x, const Norm& norm, size_t shift) const;
+  Wkv6Params wkv6_params(const Wkv6& w, StatePlace state, const Operand& y) const;
   Wkv7Params wkv7_params(const Wkv7& w, StatePlace state, const Operand& y) const;
+  bool takes_ranks(std::span<const LinearJob> jobs, int head_size) const;
+  template <class Params>
+  void launch_decode(Kernel first, std::span<const LinearJob> jobs, StatePlace state, Params p);
   void place_chunks(const Batch& batch, Carving& lists);
   void prepare_sampling(int64_t vocabulary);
   void sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn);

@@ -52,8 +52,9 @@ Features features_of_environment() {
   return features;
 }
 
-Context::Context(const DeviceApi& api, int index)
-    : api_(api), index_(index), process_(process_id()), name_(join("cuda:", index)) {
+Context::Context(const DeviceApi& api, int index, Driver driver)
+    : api_(api), driver_(driver), index_(index), process_(process_id()), name_(join("cuda:", index)) {
+  const Caller caller(driver_);
   int32_t devices = 0;
   Fault fault = {};
   if (!api.count(&devices, &fault))
@@ -70,6 +71,7 @@ bool Context::here() const { return process_id() == process_; }
 
 Context::~Context() {
   if (!here()) return;
+  const Caller caller(driver_);
   api_.unpin(device_, staging_);
   api_.close(device_);
 }
@@ -78,6 +80,7 @@ template <class Call>
 void Context::ask(const Call& call) {
   Fault fault = {};
   const std::lock_guard lock(calling_);
+  const Caller caller(driver_);
   if (!call(&fault)) refuse(name_, fault);
 }
 
@@ -85,6 +88,7 @@ Memory Context::owned(void* memory, size_t bytes, void (*release)(void* device, 
   const auto give_back = [self = shared_from_this(), release](std::byte* p) {
     if (!self->here()) return;
     const std::lock_guard lock(self->calling_);
+    const Caller caller(self->driver_);
     release(self->device_, p);
   };
   return {std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), give_back), bytes};
@@ -122,10 +126,15 @@ void Context::await(int event) {
   ask([&](Fault* f) { return api_.await(device_, event, f); });
 }
 
-void* Context::stream() {
+void Context::visit(const std::function<void(void* stream)>& work) {
+  const Caller caller(driver_);
   void* stream = nullptr;
-  ask([&](Fault* f) { return api_.stream(device_, &stream, f); });
-  return stream;
+  Fault fault = {};
+  {
+    const std::lock_guard lock(calling_);
+    if (!api_.stream(device_, &stream, &fault)) refuse(name_, fault);
+  }
+  work(stream);
 }
 
 void* Context::record(std::span<const Launch> launches) {
@@ -141,6 +150,7 @@ void Context::replay(void* graph) {
 void Context::forget(void* graph) {
   if (!here()) return;
   const std::lock_guard lock(calling_);
+  const Caller caller(driver_);
   api_.forget(device_, graph);
 }
 

@@ -1,13 +1,15 @@
-// One device of the library as an object: faults become exceptions, memory is given back, and calls of all threads come
-// one at a time.
+// One device of the library as an object: faults become exceptions, memory is given back, calls of all threads come one
+// at a time, and the calling thread uses afterwards what it has used before.
 #pragma once
 #include <array>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <string>
 
 #include "core/arena.h"
+#include "cuda/caller.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 
@@ -34,13 +36,13 @@ struct Features {
   bool dependent = false;  // "pdl": a kernel may start before the one in front of it has ended
   bool cublaslt = false;   // products of many tokens by cuBLASLt, if it is found
   bool fused = true;       // products of few tokens make their operands themselves; "nofused": they do not
-  bool ranks = true;       // RWKV-7's recurrence makes the products in front of it itself; "noranks": it does not
+  bool ranks = true;       // recurrences make the low-rank products in front of them; "noranks": they do not
 };
 Features features_of_environment();  // throws DeviceError for a word that is none of them
 
 class Context : public std::enable_shared_from_this<Context> {
  public:
-  Context(const DeviceApi& api, int index);  // throws DeviceError
+  Context(const DeviceApi& api, int index, Driver driver = system_driver());  // throws DeviceError
   ~Context();
   Context(const Context&) = delete;
 
@@ -59,7 +61,8 @@ class Context : public std::enable_shared_from_this<Context> {
   // An upload that begins behind what has been asked for and goes on beside what comes; and where that waits for it.
   void stage(void* to, const void* from, size_t bytes, int event);
   void await(int event);
-  void* stream();                                  // for other libraries: in order with these, on the calling thread
+  // For other libraries: what they ask of the stream comes in order with these, and work may change nothing else.
+  void visit(const std::function<void(void* stream)>& work);
   void* record(std::span<const Launch> launches);  // null where there are no graphs
   void replay(void* graph);
   void forget(void* graph);
@@ -76,6 +79,7 @@ class Context : public std::enable_shared_from_this<Context> {
   Memory owned(void* memory, size_t bytes, void (*release)(void* device, void* memory));
 
   const DeviceApi& api_;
+  const Driver driver_;
   const int index_;
   const int64_t process_;  // a device does not outlive a fork
   std::string name_;

@@ -33,21 +33,31 @@ struct WkvShared {
   float part[32];
 };
 // Of one token of a head of 64; a multiple of 16 bytes, four keys at a time are read.
+struct alignas(16) Wkv6Vectors {
+  float r[64], w[64], k[64], v[64], g[64];
+  float share;  // of v in the token's own result
+};
 struct alignas(16) Wkv7Vectors {
   float r[64], w[64], k[64], b[64], kk[64], v[64], g[64];
   float bonus;
 };
-struct Wkv7Shared {
-  Wkv7Vectors token[3];
+template <class Vectors>
+struct WkvHeadShared {
+  Vectors token[3];
   float y[2][64];
 };
+using Wkv6HeadShared = WkvHeadShared<Wkv6Vectors>;
+using Wkv7HeadShared = WkvHeadShared<Wkv7Vectors>;
 
 // Of up to 8 tokens of a head.
-struct Wkv7DecodeShared {
-  Wkv7Vectors token[8];
+template <class Vectors, int Jobs>
+struct WkvDecodeShared {
+  Vectors token[8];
   float y[8][64];
-  float low[4][8][64 + 4];  // of each token w, a, g and v_mix; lanes that write together meet no bank twice
+  float low[Jobs][8][64 + 4];  // of each token what the jobs give; lanes that write together meet no bank twice
 };
+using Wkv6DecodeShared = WkvDecodeShared<Wkv6Vectors, 1>;
+using Wkv7DecodeShared = WkvDecodeShared<Wkv7Vectors, 4>;
 
 // Of a head's chunk. r, a, k and b are rows of 64 halves, at the places of wkv7_place; what they are moved to is read
 // before the products of rows with rows take the same memory.
@@ -170,10 +180,18 @@ struct SampleShared {
   X(wkv4, (wkv4), Wkv4Params, NoShared, 128) \
   X(wkv6, (wkv6<float>), Wkv6Params, WkvShared, 256) \
   X(wkv6_state16, (wkv6<uint16_t>), Wkv6Params, WkvShared, 256) \
+  X(wkv6_64, (wkv6_64<float>), Wkv6Params, Wkv6HeadShared, 256) \
+  X(wkv6_64_state16, (wkv6_64<uint16_t>), Wkv6Params, Wkv6HeadShared, 256) \
+  X(wkv6_decode_f32, (wkv6_decode<Stored::f32, float>), Wkv6DecodeParams, Wkv6DecodeShared, 256) \
+  X(wkv6_decode_f16, (wkv6_decode<Stored::f16, float>), Wkv6DecodeParams, Wkv6DecodeShared, 256) \
+  X(wkv6_decode_bf16, (wkv6_decode<Stored::bf16, float>), Wkv6DecodeParams, Wkv6DecodeShared, 256) \
+  X(wkv6_decode_f32_state16, (wkv6_decode<Stored::f32, uint16_t>), Wkv6DecodeParams, Wkv6DecodeShared, 256) \
+  X(wkv6_decode_f16_state16, (wkv6_decode<Stored::f16, uint16_t>), Wkv6DecodeParams, Wkv6DecodeShared, 256) \
+  X(wkv6_decode_bf16_state16, (wkv6_decode<Stored::bf16, uint16_t>), Wkv6DecodeParams, Wkv6DecodeShared, 256) \
   X(wkv7, (wkv7<float>), Wkv7Params, WkvShared, 256) \
   X(wkv7_state16, (wkv7<uint16_t>), Wkv7Params, WkvShared, 256) \
-  X(wkv7_64, (wkv7_64<float>), Wkv7Params, Wkv7Shared, 256) \
-  X(wkv7_64_state16, (wkv7_64<uint16_t>), Wkv7Params, Wkv7Shared, 256) \
+  X(wkv7_64, (wkv7_64<float>), Wkv7Params, Wkv7HeadShared, 256) \
+  X(wkv7_64_state16, (wkv7_64<uint16_t>), Wkv7Params, Wkv7HeadShared, 256) \
   X(wkv7_decode_f32, (wkv7_decode<Stored::f32, float>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
   X(wkv7_decode_f16, (wkv7_decode<Stored::f16, float>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
   X(wkv7_decode_bf16, (wkv7_decode<Stored::bf16, float>), Wkv7DecodeParams, Wkv7DecodeShared, 256) \
@@ -245,11 +263,12 @@ constexpr ProductKernel mixed_product(Stored f) {
 constexpr ProductKernel sparse_product(Stored f, int tiles) {
   return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};
 }
-// RWKV-7's recurrence and the products in front of it, of sequences of one row; a block has some of a head, up to as
-// many as one tile of a product, and enough blocks are left for two on each processor, if there are so many.
+// RWKV-6's and 7's recurrences with the products in front of them, of sequences of one row; `first` is the first of
+// six. A block has some sequences of a head, up to as many as one tile of a product, and enough blocks are left for two
+// on each processor, if there are so many.
 constexpr int kMostGroup = 8;
-constexpr Kernel decode_kernel(Stored low_rank, bool state16) {
-  return Kernel(uint32_t(state16 ? Kernel::wkv7_decode_f32_state16 : Kernel::wkv7_decode_f32) + uint32_t(low_rank));
+constexpr Kernel decode_kernel(Kernel first, Stored low_rank, bool state16) {
+  return Kernel(uint32_t(first) + (state16 ? 3 : 0) + uint32_t(low_rank));
 }
 constexpr int decode_group(int sequences, int heads, int processors) {
   const int group = (sequences * heads + 2 * processors - 1) / (2 * processors);

@@ -19,16 +19,25 @@ size_t elements(int64_t rows, int64_t cols) {
 
 LargeProducts::LargeProducts(Context& context) : context_(context) {
   try {
-    context_.stream();
-    lt_ = std::make_unique<CublasLt>();
+    context_.visit([this](void*) { lt_ = std::make_unique<CublasLt>(); });
     said_ = join(", cublaslt ", lt_->version());
   } catch (const DeviceError& e) {
     end(e.what());
   }
 }
 
-void LargeProducts::end(const std::string& why) {
+LargeProducts::~LargeProducts() { close(); }
+
+void LargeProducts::close() {
+  try {
+    if (lt_ && context_.here()) context_.visit([this](void*) { lt_.reset(); });
+  } catch (const DeviceError&) {  // the device has failed before and said so
+  }
   lt_.reset();
+}
+
+void LargeProducts::end(const std::string& why) {
+  close();
   const std::lock_guard lock(saying_);
   said_ = join(", without cublaslt: ", why);
 }
@@ -64,14 +73,14 @@ bool LargeProducts::takes(const Linear& w, int tokens) const {
 }
 
 bool LargeProducts::multiply(const PlainProduct& product) {
-  void* const stream = context_.stream();
-  try {
-    lt_->multiply(product, workspace_.data.get(), workspace_.size, stream);
-    return true;
-  } catch (const DeviceError& e) {
-    end(e.what());
-    return false;
-  }
+  context_.visit([&](void* stream) {
+    try {
+      lt_->multiply(product, workspace_.data.get(), workspace_.size, stream);
+    } catch (const DeviceError& e) {
+      end(e.what());
+    }
+  });
+  return lt_ != nullptr;
 }
 
 }  // namespace rwkv::cuda

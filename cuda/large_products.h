@@ -13,6 +13,8 @@ namespace rwkv::cuda {
 class LargeProducts {
  public:
   explicit LargeProducts(Context& context);
+  ~LargeProducts();
+  LargeProducts(const LargeProducts&) = delete;
 
   std::string description() const;  // ", cublaslt 13.1.0" or ", without cublaslt: " and why
   void prepare(const StepShape& shape);
@@ -27,6 +29,7 @@ class LargeProducts {
   float* sums() const { return reinterpret_cast<float*>(sums_.data.get()); }
 
  private:
+  void close();
   void end(const std::string& why);
 
   Context& context_;

@@ -74,12 +74,9 @@ struct DeepEmbedParams {
   const void* table;  // (V, D D)
   Stored dtype;
   int32_t d;
-  int64_t f;
-  const float *base, *z, *bias;  // (T, D D), (T, D), (F)
+  const float *base, *z;  // (T, D D), (T, D)
   int32_t ld_base, ld_z;
   OperandPointer y;  // (T, D)
-  float* gate;       // (T, F)
-  int64_t ld_gate;
   const int32_t* token;
 };
 
@@ -128,6 +125,7 @@ struct LinearJobParams {
   float* y;
   float* sum;
   const float* gate;
+  const float* bias;  // of what goes to out
   OperandPointer out;
   int32_t n, k;  // padded
   int32_t rows;  // of the matrix
@@ -139,7 +137,7 @@ struct LinearJobParams {
   uint8_t skip;     // by columns: zeros may be skipped if all numbers are finite
   uint16_t stored;  // enum Stored, of w: kernels of int8 and int4 by rows also take f16 and bf16
 };
-static_assert(sizeof(LinearJobParams) == 96);
+static_assert(sizeof(LinearJobParams) == 104);
 struct LinearParams {
   int32_t count, blocks;
   LinearJobParams job[kMostJobs];
@@ -201,16 +199,20 @@ struct Wkv7Params {
   const int32_t* sequences = nullptr;  // of the blocks, as numbers of the step's; null: all in their order
 };
 
-// The same for heads of 64 and sequences of one row each, with the products that give w, a, g and, but in the first
-// layer, v_mix: those pointers mean nothing here, but that v_mix is null.
+// The same for heads of 64 and sequences of one row each, with the products in front: of RWKV-7 those that give w, a, g
+// and, but in the first layer, v_mix, of RWKV-6 the one that gives w. Those pointers mean nothing here, but that v_mix
+// is null.
 constexpr int kLowGate = 2;  // the job of g
-struct Wkv7DecodeParams {
-  Wkv7Params wkv;
+template <class P, int Jobs>
+struct WkvDecodeParams {
+  P wkv;
   int32_t group, reserved = 0;  // sequences of a block
-  LinearJobParams job[4];       // their y means nothing
+  LinearJobParams job[Jobs];    // their y means nothing
 };
+using Wkv6DecodeParams = WkvDecodeParams<Wkv6Params, 1>;
+using Wkv7DecodeParams = WkvDecodeParams<Wkv7Params, 4>;
 
-// The same in chunks of 64 rows, for heads of 64. The host cuts each of the sequences that it is for from its first row
+// RWKV-7's in chunks of 64 rows, for heads of 64. The host cuts each of the sequences that it is for from its first row
 // on, the last chunk is shorter; chunks of a sequence follow each other.
 constexpr int kWkvChunk = 64;
 constexpr float kWkvUnit = 16.0f;  // of values in halves, which so hold states up to a million

@@ -13,6 +13,7 @@ LinearJobParams params_of(const LinearJob& job, bool skip) {
   q.act = Activation(uint8_t(job.act)), q.skip = skip, q.stored = uint16_t(stored(job.w.format));
   q.sum = job.sum.as<float>(), q.ld_sum = int32_t(job.sum.stride);
   q.gate = job.gate.as<float>(), q.ld_gate = int32_t(job.gate.stride);
+  q.bias = job.bias.as<float>();
   q.out = pointer(job.out);
   if (!job.sum && !job.out) q.y = job.y.as<float>(), q.ld_y = int32_t(job.y.stride);
   return q;
@@ -123,7 +124,7 @@ bool CudaBackend::multiply_plain(const LinearJob& job) {
 }
 
 void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
-                             const Batch& batch, std::span<const LinearJob> jobs) {
+                             const Batch& batch, std::span<const LinearJob> jobs, Shift write) {
   const auto lerp_of = [&](const LinearJob& job) {
     return std::ranges::find(mixes, job.x.data, [](const MixJob& m) { return m.out.data; });
   };
@@ -132,10 +133,10 @@ void CudaBackend::mix_linear(const Tensor& x, const Norm& norm, std::span<const 
   };
   if (!features_.fused || !apart_ || batch.token.size() > kMostMixed || mixes.size() > kMostJobs ||
       std::ranges::any_of(jobs, cannot))
-    return Backend::mix_linear(x, norm, mixes, shift, batch, jobs);
+    return Backend::mix_linear(x, norm, mixes, shift, batch, jobs, write);
   MixParams mix = mix_params(x, norm, shift);
   for (const MixJob& job : mixes) mix.job[mix.count++] = pointers(job);
-  mix.write = 1;
+  mix.write = write == Shift::write;
   const auto start = [&](Group<MixedParams>& g) {
     g.params.mix = mix;
     mix.write = 0;  // one of them does

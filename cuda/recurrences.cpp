@@ -48,22 +48,30 @@ void CudaBackend::wkv4(const Wkv4& w, const Batch& batch, Operand y) {
   launch(Kernel::wkv4, {blocks_of(round_up(p.cols, kPad), threads), int(batch.src.size()), 1}, &p);
 }
 
+Wkv6Params CudaBackend::wkv6_params(const Wkv6& w, StatePlace state, const Operand& y) const {
+  return {.r = w.r.as<float>(),
+          .k = w.k.as<float>(),
+          .v = w.v.as<float>(),
+          .g = w.g.as<float>(),
+          .w = w.w.as<float>(),
+          .ld = int32_t(w.k.stride),
+          .heads = w.heads,
+          .n = w.head_size,
+          .decay = w.decay.as<float>(),
+          .bonus = w.bonus.as<float>(),
+          .out = pointers(w.out),
+          .state = state.at,
+          .y = pointer(y),
+          .step = step_};
+}
+
 void CudaBackend::wkv6(const Wkv6& w, StatePlace state, const Batch& batch, Operand y) {
-  Wkv6Params p = {.r = w.r.as<float>(),
-                  .k = w.k.as<float>(),
-                  .v = w.v.as<float>(),
-                  .g = w.g.as<float>(),
-                  .w = w.w.as<float>(),
-                  .ld = int32_t(w.k.stride),
-                  .heads = w.heads,
-                  .n = w.head_size,
-                  .decay = w.decay.as<float>(),
-                  .bonus = w.bonus.as<float>(),
-                  .out = pointers(w.out),
-                  .state = state.at,
-                  .y = pointer(y),
-                  .step = step_};
-  launch(state.dtype == DType::f16 ? Kernel::wkv6_state16 : Kernel::wkv6, {w.heads, int(batch.src.size()), 1}, &p);
+  Wkv6Params p = wkv6_params(w, state, y);
+  const bool halves = state.dtype == DType::f16;
+  const Kernel kernel = w.head_size == 64 ? halves ? Kernel::wkv6_64_state16 : Kernel::wkv6_64
+                        : halves          ? Kernel::wkv6_state16
+                                          : Kernel::wkv6;
+  launch(kernel, {w.heads, int(batch.src.size()), 1}, &p);
 }
 
 Wkv7Params CudaBackend::wkv7_params(const Wkv7& w, StatePlace state, const Operand& y) const {
@@ -115,19 +123,31 @@ void CudaBackend::wkv7(const Wkv7& w, StatePlace state, const Batch& batch, Oper
 }
 
 // One launch where every row is a sequence. Low-rank matrices are never quantised.
-void CudaBackend::linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
-                              Operand y) {
-  const int sequences = int(batch.src.size());
+bool CudaBackend::takes_ranks(std::span<const LinearJob> jobs, int head_size) const {
   const Format format = jobs.front().w.format;
   const auto cannot = [&](const LinearJob& job) { return job.w.format != format || job.w.mostly_zero_inputs; };
-  if (!features_.ranks || step_.tokens != sequences || sequences > kMostTokens || w.head_size != 64 ||
-      quantised(stored(format)) || std::ranges::any_of(jobs, cannot))
-    return Backend::linear_wkv7(jobs, w, state, batch, y);
-  Wkv7DecodeParams p = {};
-  p.wkv = wkv7_params(w, state, y);
-  p.group = decode_group(sequences, w.heads, context_->info().processors);
+  return features_.ranks && step_.tokens == step_.sequences && step_.sequences <= kMostTokens && head_size == 64 &&
+         !quantised(stored(format)) && std::ranges::none_of(jobs, cannot);
+}
+
+template <class Params>
+void CudaBackend::launch_decode(Kernel first, std::span<const LinearJob> jobs, StatePlace state, Params p) {
+  const int sequences = step_.sequences;
+  p.group = decode_group(sequences, p.wkv.heads, context_->info().processors);
   for (size_t i = 0; i < jobs.size(); i++) p.job[i] = params_of(jobs[i], false);
-  launch(decode_kernel(stored(format), state.dtype == DType::f16), {w.heads, blocks_of(sequences, p.group), 1}, &p);
+  const Kernel kernel = decode_kernel(first, stored(jobs.front().w.format), state.dtype == DType::f16);
+  launch(kernel, {p.wkv.heads, blocks_of(sequences, p.group), 1}, &p);
+}
+
+void CudaBackend::linear_wkv6(const LinearJob& job, const Wkv6& w, StatePlace state, const Batch& batch, Operand y) {
+  if (!takes_ranks({&job, 1}, w.head_size)) return Backend::linear_wkv6(job, w, state, batch, y);
+  launch_decode(Kernel::wkv6_decode_f32, {&job, 1}, state, Wkv6DecodeParams{wkv6_params(w, state, y), 0, 0, {}});
+}
+
+void CudaBackend::linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
+                              Operand y) {
+  if (!takes_ranks(jobs, w.head_size)) return Backend::linear_wkv7(jobs, w, state, batch, y);
+  launch_decode(Kernel::wkv7_decode_f32, jobs, state, Wkv7DecodeParams{wkv7_params(w, state, y), 0, 0, {}});
 }
 
 }  // namespace rwkv::cuda

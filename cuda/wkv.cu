@@ -1,6 +1,4 @@
 #include "cuda/kernels/wkv4.cuh"
-#include "cuda/kernels/wkv6.cuh"
-#include "cuda/kernels/wkv7.cuh"
-#include "cuda/kernels/wkv7_decode.cuh"
+#include "cuda/kernels/wkv_decode.cuh"
 
 RWKV_TABLE(add_wkv, RWKV_WKV_KERNELS(RWKV_ENTRY))

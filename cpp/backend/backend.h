@@ -65,8 +65,9 @@ struct Batch {
 enum class Act : uint8_t { none, tanh, sigmoid, silu, relu2 };  // silu: x sigmoid(x); relu2: max(0, x)^2
 
 // y = W x, then exactly one of: `out` = act(y) as the operand of the next product; `sum` += y; neither: y = act(y) is
-// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it. On devices that adapt(), w may
-// have no data, but rows: then y is W x already, x says for how many rows, and what follows is done.
+// the result. Where there is a gate, what goes to `out` or `sum` is multiplied with it; where there is a bias, `out` is
+// act(y + bias). On devices that adapt(), w may have no data, but rows: then y is W x already, x says for how many
+// rows, and what follows is done.
 struct LinearJob {
   Operand x;  // (T, in)
   Linear w;   // (out, in)
@@ -75,6 +76,7 @@ struct LinearJob {
   Operand out = {};  // (T, out)
   Tensor sum = {};   // (T, out) f32
   Tensor gate = {};  // (T, out) f32
+  Tensor bias = {};  // (1, out) f32
 };
 
 // One lerp of the token shift: out = xn + (previous xn - xn) * mu, or * (mu + dynamic) where there is one.
@@ -96,7 +98,6 @@ struct DeepEmbed {
   Tensor table;  // (V, D D), of which a step reads its tokens' rows; in the file where Backend::reads_mapped
   Tensor base;   // (T, D D) f32, added to them
   Tensor z;      // (T, D) f32, multiplied with them
-  Tensor bias;   // (1, F)
 };
 
 // RWKV-4's recurrence, every channel for itself; formulas in model/rwkv4.h. a, b and m are its three state parts.
@@ -215,19 +216,24 @@ class Verbs {
   virtual void linear(std::span<const LinearJob>) = 0;  // independent jobs, one region
   // Both, where every job's x is the `out` of a lerp and nothing else reads those: a device may make them on the way.
   virtual void mix_linear(const Tensor& x, const Norm& norm, std::span<const MixJob> mixes, size_t shift,
-                          const Batch& batch, std::span<const LinearJob> jobs) {
-    mix(x, norm, mixes, shift, batch);
+                          const Batch& batch, std::span<const LinearJob> jobs, Shift write = Shift::write) {
+    mix(x, norm, mixes, shift, batch, write);
     linear(jobs);
   }
-  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix; every row of `gate` (T, F) is the bias.
-  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) = 0;
+  // y[t] = z[t] (table[token[t]] + base[t]), a row times a matrix.
+  virtual void deep_embed(const DeepEmbed&, const Batch&, Operand y) = 0;
 
   // ---- one recurrence per family ----
   virtual void wkv4(const Wkv4&, const Batch&, Operand y) = 0;
   virtual void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) = 0;
   virtual void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) = 0;
-  // Both, where the jobs give the recurrence's w, a, g and, if it has one, v_mix, as they are and in this order, and
-  // nothing else reads those: a device may make them on the way.
+  // Both, where the job gives the recurrence's w as it is, and nothing else reads that: a device may make it on the
+  // way.
+  virtual void linear_wkv6(const LinearJob& job, const Wkv6& w, StatePlace state, const Batch& batch, Operand y) {
+    linear({&job, 1});
+    wkv6(w, state, batch, y);
+  }
+  // The same of w, a, g and, if there is one, v_mix, in this order.
   virtual void linear_wkv7(std::span<const LinearJob> jobs, const Wkv7& w, StatePlace state, const Batch& batch,
                            Operand y) {
     linear(jobs);

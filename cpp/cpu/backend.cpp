@@ -172,7 +172,7 @@ void CpuBackend::embed(const Tensor& table, const Norm& norm, const Batch& batch
   });
 }
 
-void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, Tensor gate) {
+void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y) {
   const int rows = int(batch.token.size()), tiles = tile_count(rows, kernels_.tile), d = int(p.z.cols);
   pool_.run([&](int worker) {
     auto* matrix = room(worker);
@@ -183,7 +183,6 @@ void CpuBackend::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, T
       for (int row = begin; row < end; row++) {
         widen(p.table, batch.token[size_t(row)], matrix);
         kernels_.small_product(p.z.row(row), matrix, p.base.row(row), d, products + int64_t(row - begin) * d);
-        std::copy_n(p.bias.as<float>(), gate.cols, gate.row(row));
       }
       pack_rows(products, size_t(d), begin, end - begin, 0, d, y);
     }

@@ -49,7 +49,7 @@ class CpuBackend final : public Backend {
   void linear(std::span<const LinearJob>) override;
   bool adapts() const override { return true; }
   void pick(std::span<const PickJob>) override;
-  void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
+  void deep_embed(const DeepEmbed&, const Batch&, Operand y) override;
   bool all_finite(const Tensor& x, bool to_be_read) override;
   void sample(std::span<const SampleJob>, std::span<TokenLogprob> drawn) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;

@@ -79,6 +79,7 @@ struct Product {
   size_t ld_sum;
   const float* gate = nullptr;  // what goes to out or sum is multiplied with, or null
   size_t ld_gate = 0;
+  const float* bias = nullptr;  // (out_cols), of what goes to out, or null
   float* room = nullptr;  // kRoom floats for sums of which y is not to keep the results, or null: they stay in a cache
   int y_token = 0, y_panel = 0;  // what y begins with
   float* sums(int token, int panel) const { return y + size_t(token - y_token) * ldy + (panel - y_panel) * kPanel; }

@@ -31,6 +31,7 @@ Product product_of(const LinearJob& job, float* room) {
           size_t(job.sum.stride),
           job.gate.as<float>(),
           size_t(job.gate.stride),
+          job.bias.as<float>(),
           room};
 }
 

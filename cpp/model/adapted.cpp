@@ -75,7 +75,7 @@ void Adapted::linear(std::span<const LinearJob> jobs) {
     LinearJob& after = s_.after.emplace_back(job);
     after.x = {nullptr, Format::f32, job.x.rows, 0};
     after.w = {.rows = job.w.rows};
-    job.act = Act::none, job.out = {}, job.gate = {};
+    job.act = Act::none, job.out = {}, job.gate = {}, job.bias = {};
   }
   for (const LinearJob& job : jobs)
     if (adapts(job)) add(job);
@@ -92,9 +92,9 @@ void Adapted::mix(const Tensor& x, const Norm& norm, std::span<const MixJob> job
   backend_.mix(x, norm, jobs, shift, batch, write);
 }
 
-void Adapted::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, Tensor gate) {
+void Adapted::deep_embed(const DeepEmbed& p, const Batch& batch, Operand y) {
   flush();
-  backend_.deep_embed(p, batch, y, gate);
+  backend_.deep_embed(p, batch, y);
 }
 
 void Adapted::wkv4(const Wkv4& p, const Batch& batch, Operand y) {

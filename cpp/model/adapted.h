@@ -39,7 +39,7 @@ class Adapted final : public Verbs {
 
   void mix(const Tensor& x, const Norm&, std::span<const MixJob>, size_t shift, const Batch&, Shift) override;
   void linear(std::span<const LinearJob>) override;
-  void deep_embed(const DeepEmbed&, const Batch&, Operand y, Tensor gate) override;
+  void deep_embed(const DeepEmbed&, const Batch&, Operand y) override;
   void wkv4(const Wkv4&, const Batch&, Operand y) override;
   void wkv6(const Wkv6&, StatePlace state, const Batch&, Operand y) override;
   void wkv7(const Wkv7&, StatePlace state, const Batch&, Operand y) override;

@@ -71,7 +71,6 @@ void Scratch::set_formats(Formats formats) {
 void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
               Scratch& s, const Tensor& x) {
   const MixJob first[] = {{p.mu_x, s.mixed_x}};
-  b.mix(x, p.norm, first, shift, batch, Backend::Shift::keep);
   Each<LinearJob> in, out;
   Each<MixJob> mixes;
   for (size_t q = 0; q < kMixed; q++) {
@@ -80,7 +79,7 @@ void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, St
     out[q] = {s.rank[q], p.mix_out[q], s.dynamic[q]};
     mixes[q] = {p.mu[q], s.mixed[q], s.dynamic[q]};
   }
-  b.linear(in);
+  b.mix_linear(x, p.norm, first, shift, batch, in, Backend::Shift::keep);
   b.linear(out);
 
   s.rank_w.cols = p.decay_in.rows;
@@ -90,10 +89,8 @@ void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, St
                             {s.mixed[kGate], p.gate, s.g, Act::silu},
                             {s.mixed[kDecay], p.decay_in, s.low_w, Act::tanh, s.rank_w}};
   b.mix_linear(x, p.norm, mixes, shift, batch, wide);
-  const LinearJob decay[] = {{s.rank_w, p.decay_out, s.w}};
-  b.linear(decay);
-
-  b.wkv6({s.r, s.k, s.v, s.g, s.w, p.decay, p.bonus, p.out, config.n_head, config.head_size}, wkv, batch, s.y);
+  b.linear_wkv6({s.rank_w, p.decay_out, s.w},
+                {s.r, s.k, s.v, s.g, s.w, p.decay, p.bonus, p.out, config.n_head, config.head_size}, wkv, batch, s.y);
 
   const LinearJob residual[] = {{s.y, p.output, s.partial, Act::none, {}, x}};
   b.linear(residual);

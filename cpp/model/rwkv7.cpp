@@ -105,8 +105,9 @@ void Scratch::set_formats(Formats formats) {
     o->format = formats.small;
 }
 
-void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+void time_mix(Verbs& b, const Layer& layer, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
               Scratch& s, const Tensor& x) {
+  const TimeMix& p = layer.time_mix;
   const bool first = !p.v1;
   const bool twice = !first && s.narrow_v.format != s.mixed_v.format;  // x_v goes to a large matrix and to a small one
   const MixJob mixes[] = {{p.mu_r, s.mixed_r}, {p.mu_w, s.mixed_w}, {p.mu_k, s.mixed_k}, {p.mu_v, s.mixed_v},
@@ -128,28 +129,27 @@ void time_mix(Verbs& b, const TimeMix& p, const Config& config, size_t shift, St
                  p.r_k, p.out, config.n_head, config.head_size},
                 wkv, batch, s.y);
 
-  const LinearJob residual[] = {{s.y, p.output, s.partial, Act::none, {}, x}};
-  b.linear(residual);
+  // What RWKV-7a makes of the embedding waits for nothing, and here it costs no region.
+  const Linear& base = layer.channel_mix.deep.base;
+  const LinearJob last[] = {{s.y, p.output, s.partial, Act::none, {}, x}, {s.embedded, base, s.base}};
+  b.linear(std::span(last).first(base ? 2 : 1));
 }
 
 void channel_mix(Verbs& b, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x) {
-  const DeepEmbedding& d = p.deep;
-  const bool deep = bool(d.table);
-  const MixJob mixes[] = {{p.mu, s.mixed_k}, {d.no_mu, s.unmixed}};
-  const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key, {}, deep ? s.gate : Tensor{}}};
-  if (deep) {
-    b.mix(x, p.norm, mixes, shift, batch);
+  if (const DeepEmbedding& d = p.deep; d.table) {
+    const MixJob mixes[] = {{p.mu, s.mixed_k}, {d.no_mu, s.unmixed}};
     // Ranks may differ from layer to layer.
     Tensor z = s.z, base = s.base;
     z.cols = d.s1.rows, base.cols = d.base.rows, s.products.cols = d.s1.rows;
-    const LinearJob in[] = {{s.unmixed, d.s1, z}, {s.embedded, d.base, base}};
-    b.linear(in);
-    b.deep_embed({d.table, base, z, d.s0}, batch, s.products, s.gate);
-    const LinearJob out[] = {{s.products, d.s2, s.hidden, Act::none, {}, s.gate}};
+    const LinearJob in[] = {{s.mixed_k, p.key, s.hidden, Act::relu2}, {s.unmixed, d.s1, z}};
+    b.mix_linear(x, p.norm, mixes, shift, batch, in);
+    b.deep_embed({d.table, base, z}, batch, s.products);
+    const LinearJob out[] = {{s.products, d.s2, s.gate, Act::none, s.key, {}, s.hidden, d.s0}};
     b.linear(out);
-    b.linear(key);
   } else {
-    b.mix_linear(x, p.norm, std::span(mixes).first(1), shift, batch, key);
+    const MixJob mixes[] = {{p.mu, s.mixed_k}};
+    const LinearJob key[] = {{s.mixed_k, p.key, s.hidden, Act::relu2, s.key}};
+    b.mix_linear(x, p.norm, mixes, shift, batch, key);
   }
   const LinearJob residual[] = {{s.key, p.value, s.partial, Act::none, {}, x}};
   b.linear(residual);

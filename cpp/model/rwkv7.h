@@ -63,11 +63,11 @@ struct Layer {
 struct Scratch {
   Tensor r, w, k, v, a, g, v_mix, v_first, partial;  // (T, C)
   Tensor low_w, low_a, low_g, low_v;                 // (T, D) partial sums of the rank-in products
-  Tensor hidden;                                     // (T, F) partial sums of the ffn key
+  Tensor hidden;                                     // (T, F) partial sums of the ffn key; of RWKV-7a its results
   Operand mixed_r, mixed_w, mixed_k, mixed_v, mixed_a, mixed_g, rank_w, rank_a, rank_g, rank_v, y, key;
   Operand narrow_v;  // x_v for V1 where its format is not that of V
   // Of RWKV-7a; otherwise empty.
-  Tensor z, base, gate;                 // (T, D), (T, D D), (T, F)
+  Tensor z, base, gate;                 // (T, D), (T, D D), (T, F) partial sums
   Operand embedded, unmixed, products;  // (T, C), (T, C), (T, D); `embedded` is written before a stage's first layer
 
   Scratch(Arena& arena, const Backend& backend, const Config& config, const std::vector<Layer>& layers, int rows);
@@ -75,7 +75,7 @@ struct Scratch {
 };
 
 // The two halves of a layer over the batch: x (T, C) in place.
-void time_mix(Verbs& verbs, const TimeMix& p, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
+void time_mix(Verbs& verbs, const Layer& layer, const Config& config, size_t shift, StatePlace wkv, const Batch& batch,
               Scratch& s, const Tensor& x);
 void channel_mix(Verbs& verbs, const ChannelMix& p, size_t shift, const Batch& batch, Scratch& s, const Tensor& x);
 
@@ -83,7 +83,7 @@ void channel_mix(Verbs& verbs, const ChannelMix& p, size_t shift, const Batch& b
 template <class Check>
 void step(Verbs& verbs, const Layer& layer, const Config& config, const StateLayout& layout, int index,
           const Batch& batch, Scratch& s, const Tensor& x, const Check& check) {
-  time_mix(verbs, layer.time_mix, config, layout.offset(index, kShiftAtt), layout.place(index, kWkv), batch, s, x);
+  time_mix(verbs, layer, config, layout.offset(index, kShiftAtt), layout.place(index, kWkv), batch, s, x);
   check();
   channel_mix(verbs, layer.channel_mix, layout.offset(index, kShiftFfn), batch, s, x);
   check();

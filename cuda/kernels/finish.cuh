@@ -26,6 +26,7 @@ RWKV_DEVICE void finish_number(const LinearJobParams& q, int token, int col, flo
   const bool wanted = token < q.tokens, real = wanted && col < q.rows;
   const float gate = real && q.gate ? q.gate[size_t(token) * size_t(q.ld_gate) + size_t(col)] : 1.0f;
   float* row = q.sum ? q.sum + size_t(token) * size_t(q.ld_sum) : nullptr;
+  if (q.bias && real) v += q.bias[col];
   v = finished(q, v, gate, row && real ? row[col] : 0.0f);
   if (row) {
     if (real) row[col] = v;
@@ -62,6 +63,12 @@ RWKV_DEVICE void store_four(float* to, int count, const float (&v)[4]) {
 RWKV_DEVICE void finish_four(const LinearJobParams& q, int token, int col, float (&v)[4]) {
   const bool wanted = token < q.tokens && col < q.n;
   const int rest = wanted ? q.rows - col : 0, count = rest < 0 ? 0 : rest < 4 ? rest : 4;
+  if (q.bias) {
+    float bias[4];
+    load_four(q.bias + col, count, bias);
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] += bias[i];
+  }
   float gate[4] = {1.0f, 1.0f, 1.0f, 1.0f}, old[4] = {};
   float* row = q.sum ? q.sum + size_t(token) * size_t(q.ld_sum) : nullptr;
   if (q.gate) load_four(q.gate + size_t(token) * size_t(q.ld_gate) + size_t(col), count, gate);

@@ -87,7 +87,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256) mix(PARAMS(MixParams, p)) {
     dst[i] = normed(last[i], m_last, scale_last, p.norm.weight[i], p.norm.bias[i]);
 }
 
-// y[t] = z[t] (table[token[t]] + base[t]), and every row of gate is the bias; a block for each row.
+// y[t] = z[t] (table[token[t]] + base[t]); a block for each row.
 RWKV_KERNEL void RWKV_BOUNDS(256) deep_embed(PARAMS(DeepEmbedParams, p)) {
   start();
   const int t = int(blockIdx.x);
@@ -101,8 +101,6 @@ RWKV_KERNEL void RWKV_BOUNDS(256) deep_embed(PARAMS(DeepEmbedParams, p)) {
     }
     store_operand(p.y, t, j, sum);
   }
-  for (int j = int(threadIdx.x); j < p.f; j += int(blockDim.x))
-    p.gate[size_t(t) * size_t(p.ld_gate) + size_t(j)] = p.bias[j];
 }
 
 // (rows, columns / kFiniteColumns) blocks.

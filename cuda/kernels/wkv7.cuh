@@ -1,11 +1,9 @@
 // RWKV-7's recurrence with everything that happens inside a head; formulas in model/rwkv7.h.
 //
 // wkv7 takes heads of any size: a thread has a row of the state, the keys of one value, in global memory, and adds over
-// them in ascending order, as the CPU does. wkv7_64 keeps the state in registers: four threads have a row, thread q of
-// them the keys 4 (q + 4 m) to 4 (q + 4 m) + 3, and a barrier a token suffices: warp 0 makes the vectors of the
-// next token and warp 1 finishes the one before while all take this one.
+// them in ascending order, as the CPU does. wkv7_64 keeps the state in registers.
 #pragma once
-#include "cuda/kernels/heads.cuh"
+#include "cuda/kernels/heads64.cuh"
 #include "cuda/kernels/wkv7_gates.cuh"
 
 namespace rwkv::cuda {
@@ -60,10 +58,13 @@ RWKV_KERNEL void RWKV_BOUNDS(256, 3) wkv7(PARAMS(Wkv7Params, p)) {
   zero_padding(p, head);
 }
 
-// The vectors of one token, by one warp: a lane has channels l and l + 32. low(i, at) is what low-rank products give
-// for channel i of the head.
+RWKV_DEVICE float number_of_job(const Wkv7Params& p, int job, size_t at) {
+  if (job == 3) return p.v_mix ? p.v_mix[at] : 0.0f;
+  return job == 0 ? p.w[at] : job == 1 ? p.a[at] : p.g[at];
+}
+// A lane has channels l and l + 32.
 template <class Low>
-RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, size_t channel, int t, Wkv7Vectors& o, const Low& low) {
+RWKV_DEVICE void make_vectors(const Wkv7Params& p, size_t channel, int t, Wkv7Vectors& o, const Low& low) {
   const size_t at = size_t(t) * size_t(p.ld) + channel;
   Wkv7Low lows[2];
   Wkv7Channel x[2];
@@ -71,7 +72,8 @@ RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, size_t channel, int t, Wkv7Ve
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const size_t i = size_t(lane() + 32 * j);
-    lows[j] = low(int(i), at + i);
+    const auto number = [&](int job) { return low(job, int(i), at + i); };
+    lows[j] = {number(0), number(1), number(kLowGate), number(3)};
     x[j] = wkv7_channel(p, at + i, channel + i, lows[j]);
     squares = fmaf(x[j].kk, x[j].kk, squares);
     bonus = fmaf(x[j].r * x[j].k, p.r_k[channel + i], bonus);
@@ -88,63 +90,12 @@ RWKV_DEVICE void wkv7_vectors(const Wkv7Params& p, size_t channel, int t, Wkv7Ve
   if (lane() == 0) o.bonus = bonus;
 }
 
-// Group norm, bonus and gate of one token, by one warp.
-RWKV_DEVICE void wkv7_result(const Wkv7Params& p, size_t channel, int t, const Wkv7Vectors& x, const float* y) {
-  const float low = y[lane()], high = y[lane() + 32];
-  Moments m = {64.0f, sum_lanes(low + high) / 64.0f, 0.0f};
-  m.squares = sum_lanes(fmaf(low - m.mean, low - m.mean, (high - m.mean) * (high - m.mean)));
-  const float scale = scale_of(m, p.out.eps);
-#pragma unroll
-  for (int j = 0; j < 2; j++) {
-    const int i = lane() + 32 * j;
-    const size_t c = channel + size_t(i);
-    const float v = normed(j == 0 ? low : high, m, scale, p.out.weight[c], p.out.bias[c]);
-    store_operand(p.y, t, int(c), fmaf(x.bonus, x.v[i], v) * x.g[i]);
-  }
+// Group norm, bonus and gate.
+RWKV_DEVICE void finish_token(const Wkv7Params& p, size_t channel, int t, const Wkv7Vectors& x, const float* y) {
+  norm_head(p, channel, t, y, [&](int i, float v) { return fmaf(x.bonus, x.v[i], v) * x.g[i]; });
 }
 
-// The keys of thread q of a row in chunk m, of a vector in shared memory.
-RWKV_DEVICE float4 keys_of(const float* vector, int q, int m) {
-  return *reinterpret_cast<const float4*>(vector + 4 * (q + 4 * m));
-}
-// Four keys of a state, which they are a multiple of.
-RWKV_DEVICE float4 kept_keys(const float* from) { return *reinterpret_cast<const float4*>(from); }
-RWKV_DEVICE float4 kept_keys(const uint16_t* from) {
-  const uint64_t h = *reinterpret_cast<const uint64_t*>(from);
-  return {kept(uint16_t(h)), kept(uint16_t(h >> 16)), kept(uint16_t(h >> 32)), kept(uint16_t(h >> 48))};
-}
-RWKV_DEVICE void keep_keys(float* to, const float4& v) { *reinterpret_cast<float4*>(to) = v; }
-RWKV_DEVICE void keep_keys(uint16_t* to, const float4& v) {
-  const auto half = [](float x, int place) { return uint64_t(clamp_to_half(x)) << 16 * place; };
-  *reinterpret_cast<uint64_t*>(to) = half(v.x, 0) | half(v.y, 1) | half(v.z, 2) | half(v.w, 3);
-}
-template <class S>
-RWKV_DEVICE float4 as_kept(const float4& v) {
-  const auto one = [](float x) { return kept(to_keep<S>(x)); };
-  return {one(v.x), one(v.y), one(v.z), one(v.w)};
-}
-RWKV_DEVICE float add_product(const float4& a, const float4& b, float sum) {
-  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-RWKV_DEVICE float sum_four(float v) {
-  v += shuffle_xor(v, 1);
-  return v + shuffle_xor(v, 2);
-}
-
-// What thread q of a row has of it.
-template <class S>
-RWKV_DEVICE void load_row(float4 (&state)[4], const S* head, int row, int q) {
-#pragma unroll
-  for (int m = 0; m < 4; m++) state[m] = kept_keys(head + row * 64 + 4 * (q + 4 * m));
-}
-template <class S>
-RWKV_DEVICE void store_row(S* head, int row, int q, const float4 (&state)[4]) {
-#pragma unroll
-  for (int m = 0; m < 4; m++) keep_keys(head + row * 64 + 4 * (q + 4 * m), state[m]);
-}
-// One token; returns the row's result, in all of its threads.
-template <class S>
-RWKV_DEVICE float wkv7_token(const Wkv7Vectors& x, int row, int q, float4 (&state)[4]) {
+RWKV_DEVICE float take_token(const Wkv7Vectors& x, int row, int q, float4 (&state)[4]) {
   float removed = 0, y = 0;
 #pragma unroll
   for (int m = 0; m < 4; m++) removed = add_product(keys_of(x.kk, q, m), state[m], removed);
@@ -156,7 +107,6 @@ RWKV_DEVICE float wkv7_token(const Wkv7Vectors& x, int row, int q, float4 (&stat
     state[m] = {fmaf(k.x, v, fmaf(b.x, removed, w.x * state[m].x)), fmaf(k.y, v, fmaf(b.y, removed, w.y * state[m].y)),
                 fmaf(k.z, v, fmaf(b.z, removed, w.z * state[m].z)), fmaf(k.w, v, fmaf(b.w, removed, w.w * state[m].w))};
     y = add_product(keys_of(x.r, q, m), state[m], y);
-    state[m] = as_kept<S>(state[m]);
   }
   return sum_four(y);
 }
@@ -168,26 +118,9 @@ constexpr int kBlocks = sizeof(S) == 2 ? 3 : 0;
 
 template <class S>
 RWKV_KERNEL void RWKV_BOUNDS(256, kBlocks<S>) wkv7_64(PARAMS(Wkv7Params, p)) {
-  SHARED(Wkv7Shared, s);
+  SHARED(Wkv7HeadShared, s);
   start();
-  const Head head = head_of(p, sequence_of(p));
-  const HeadState<S> states = head_state_of<S>(p, sequence_of(p));
-  const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4, count = head.end - head.begin;
-  const auto low = [&](int, size_t at) { return wkv7_low(p, at); };
-  float4 state[4];
-  load_row(state, states.src, row, q);
-  if (warp() == 0) wkv7_vectors(p, head.channel, head.begin, s.token[0], low);
-  sync();
-  for (int i = 0; i < count; i++) {
-    const Wkv7Vectors& x = s.token[i % 3];
-    if (warp() == 0 && i + 1 < count) wkv7_vectors(p, head.channel, head.begin + i + 1, s.token[(i + 1) % 3], low);
-    if (warp() == 1 && i > 0) wkv7_result(p, head.channel, head.begin + i - 1, s.token[(i + 2) % 3], s.y[(i + 1) % 2]);
-    const float y = wkv7_token<S>(x, row, q, state);
-    if (q == 0) s.y[i % 2][row] = y;
-    sync();
-  }
-  if (warp() == 1) wkv7_result(p, head.channel, head.end - 1, s.token[(count + 2) % 3], s.y[(count + 1) % 2]);
-  store_row(states.dst, row, q, state);
+  run_sequence<S>(p, s, sequence_of(p));
 }
 
 }  // namespace rwkv::cuda

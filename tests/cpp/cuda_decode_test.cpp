@@ -1,12 +1,19 @@
-// RWKV-7's recurrence with the products in front of it in one launch, against both one after the other: the same bits
-// of everything they leave, through the backend, on a simulated device so small that a block has several sequences.
+// RWKV-6's and 7's recurrences with the products in front of them in one launch, against both one after the other: the
+// same bits of everything they leave, through the backend, on a simulated device so small that a block has several
+// sequences. And lerps made on the way to products, with a token shift that stays where it is.
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
 #include "backend/backend.h"
 #include "core/error.h"
+#include "core/platform.h"
 #include "cuda_operands.h"
 
 namespace {
 
 constexpr int kHeads = 2, kC = 64 * kHeads, kTokens = 9;
+const std::string kTrace = std::filesystem::temp_directory_path() / join("rwkv-decode-", process_id());
 
 // Bytes of a device, as numbers of which it makes nothing.
 struct Bytes {
@@ -30,6 +37,7 @@ struct Bytes {
 };
 
 struct Case {
+  int version = 7;
   Format low = Format::f16;
   DType state = DType::f32;
   int tokens = 1;
@@ -37,15 +45,26 @@ struct Case {
   bool in_place = false;  // slots of the states
 };
 
-// What is left: y as it lies, v_first, and the states.
-std::vector<Row> results(const char* simulator, const char* features, const Case& c, uint64_t seed) {
+// What is left, which is y as it lies, v_first, and the states; and the kernels that made it.
+struct Results {
+  std::vector<Row> numbers;
+  std::vector<std::string> kernels;
+};
+
+std::shared_ptr<Backend> open(const char* simulator, const char* features) {
   const bool race = std::string_view(simulator).starts_with(kRace) && *RWKV_CUSIM_RACE_FILE;
   setenv("RWKV_CUDA_LIBRARY", race ? RWKV_CUSIM_RACE_FILE : RWKV_CUSIM_FILE, 1);
-  setenv("RWKV_CUSIM", simulator, 1);
+  setenv("RWKV_CUSIM", join(simulator, ",trace:", kTrace).c_str(), 1);
   setenv("RWKV_CUDA_FEATURES", features, 1);
-  const auto backend = open_backend("cuda:0", {});
+  auto backend = open_backend("cuda:0", {});
+  unsetenv("RWKV_CUDA_FEATURES");
+  backend->prepare({.width = kC, .ffn = kC, .rows = 64, .results = 8, .vocab = 4, .heads = kHeads, .head_size = 64});
+  return backend;
+}
+
+Results results(const char* simulator, const char* features, const Case& c, uint64_t seed) {
+  const auto backend = open(simulator, features);
   Backend& b = *backend;
-  b.prepare({.width = kC, .ffn = kC, .rows = 64, .results = 8, .vocab = 4, .heads = kHeads, .head_size = 64});
   Random random(seed);
   std::vector<Memory> kept;
   const auto rows = [&](int count, int cols, float scale) {
@@ -57,7 +76,7 @@ std::vector<Row> results(const char* simulator, const char* features, const Case
   // Of fewer blocks of k than warps, and of more, but no multiple.
   std::vector<LinearJob> jobs;
   for (int rank : {130, 300, 300, 5}) {
-    if (c.first && jobs.size() == 3) break;
+    if (jobs.size() == (c.version == 6 ? 1 : c.first ? 3 : 4)) break;
     Linear w{nullptr, c.low, kC, rank};
     kept.push_back(b.allocate(b.linear_bytes(w)));
     w.data = kept.back().data.get();
@@ -74,23 +93,16 @@ std::vector<Row> results(const char* simulator, const char* features, const Case
   const auto vector = [&] { return rows(1, kC, 1); };
   const auto activations = [&] { return rows(c.tokens, kC, 1); };
   const Tensor v_first = activations();
-  const Wkv7 w{activations(),
-               jobs[0].y,
-               activations(),
-               activations(),
-               jobs[1].y,
-               jobs[2].y,
-               c.first ? Tensor{} : jobs[3].y,
-               v_first,
-               vector(),
-               vector(),
-               vector(),
-               vector(),
-               vector(),
-               vector(),
-               {vector(), vector(), 64e-5f},
-               kHeads,
-               64};
+  const auto low = [&](size_t job) { return job < jobs.size() ? jobs[job].y : Tensor{}; };
+  const Wkv6 w6{activations(), activations(),
+                activations(), activations(),
+                low(0),        vector(),
+                vector(),      {vector(), vector(), 64e-5f},
+                kHeads,        64};
+  const Wkv7 w7{activations(), low(0),   activations(), activations(), low(1),
+                low(2),        low(3),   v_first,       vector(),      vector(),
+                vector(),      vector(), vector(),      vector(),      {vector(), vector(), 64e-5f},
+                kHeads,        64};
   // Sequences may share a state that they go on from, where they do not write to it.
   const size_t slot = size_t(kHeads) * 64 * 64 * (c.state == DType::f16 ? 2 : 4);
   std::vector<Memory> before, after;
@@ -110,10 +122,17 @@ std::vector<Row> results(const char* simulator, const char* features, const Case
   }
   const Bytes y(b, b.operand_bytes(c.low, c.tokens, kC));
   const Batch batch{.token = token, .start = start, .src = src, .dst = dst};
+  const Operand out{y.memory.data.get(), c.low, c.tokens, kC};
+  std::filesystem::remove(kTrace);
   b.begin(batch);
-  b.linear_wkv7(jobs, w, {0, c.state}, batch, {y.memory.data.get(), c.low, c.tokens, kC});
+  if (c.version == 6)
+    b.linear_wkv6(jobs[0], w6, {0, c.state}, batch, out);
+  else
+    b.linear_wkv7(jobs, w7, {0, c.state}, batch, out);
   b.end();
   std::vector<Row> all{y.read()};
+  std::ifstream trace(kTrace);
+  const std::vector<std::string> kernels{std::istream_iterator<std::string>(trace), {}};
   Row values(size_t(c.tokens * kC));
   b.read(v_first, values.data());
   all.push_back(values);
@@ -122,8 +141,14 @@ std::vector<Row> results(const char* simulator, const char* features, const Case
     b.read({state.data.get(), DType::f32, 1, int64_t(numbers.size()), int64_t(numbers.size())}, numbers.data());
     all.push_back(numbers);
   }
-  unsetenv("RWKV_CUDA_FEATURES");
-  return all;
+  std::filesystem::remove(kTrace);
+  return {all, kernels};
+}
+
+std::string words(const std::vector<std::string>& all) {
+  std::string text;
+  for (const std::string& word : all) text += text.empty() ? word : " " + word;
+  return text;
 }
 
 bool same_bytes(const std::vector<Row>& a, const std::vector<Row>& b) {
@@ -138,17 +163,96 @@ bool same_bytes(const std::vector<Row>& a, const std::vector<Row>& b) {
 TEST(one_launch_has_the_bits_of_two) {
   Random random;
   for (const char* schedule : schedules())
-    for (Format low : {Format::f16, Format::bf16, Format::f32})
+    for (auto [low, name] : {std::pair{Format::f16, "f16"}, {Format::bf16, "bf16"}, {Format::f32, "f32"}})
       for (Case c : {Case{.tokens = kTokens},
                      {.state = DType::f16, .tokens = kTokens, .in_place = true},
                      {.state = DType::f16, .first = true},
-                     {.tokens = 3, .first = true, .in_place = true}}) {
+                     {.tokens = 3, .first = true, .in_place = true},
+                     {.version = 6, .tokens = kTokens},
+                     {.version = 6, .state = DType::f16, .tokens = kTokens, .in_place = true},
+                     {.version = 6}}) {
         c.low = low;
         const uint64_t seed = random.bits();
-        const auto expected = results("order:fwd", "noranks", c, seed);
-        for (const char* processors : {"processors:132", "processors:1", "processors:4"})  // groups of 1, 8 and 3
-          CHECK(same_bytes(results(join(schedule, ",", processors).c_str(), "", c, seed), expected));
+        const std::string wkv = join("wkv", c.version), state = c.state == DType::f16 ? "_state16" : "";
+        const Results two = results("order:fwd", "noranks", c, seed);
+        CHECK(words(two.kernels) == join("small_", name, c.tokens > 8 ? "_2 " : "_1 ", wkv, "_64", state));
+        for (const char* processors : {"processors:132", "processors:1", "processors:4"}) {  // groups of 1, 8 and 3
+          const Results one = results(join(schedule, ",", processors).c_str(), "", c, seed);
+          CHECK(words(one.kernels) == join(wkv, "_decode_", name, state));
+          CHECK(same_bytes(one.numbers, two.numbers));
+        }
       }
+}
+
+// Two sequences of a row; what the product is, and what lies in front of and behind the step.
+struct Shifted {
+  Row y, src, dst;
+  std::vector<std::string> kernels;
+};
+Shifted shifted(const char* schedule, const char* features, Backend::Shift write, bool in_place, uint64_t seed) {
+  const auto backend = open(schedule, features);
+  Backend& b = *backend;
+  Random random(seed);
+  std::vector<Memory> kept;
+  const auto rows = [&](int count, const Row& numbers) {
+    kept.push_back(b.allocate(size_t(count) * size_t(b.row_stride(kC)) * sizeof(float)));
+    const Tensor x{kept.back().data.get(), DType::f32, count, kC, b.row_stride(kC)};
+    b.write(x, numbers.data());
+    return x;
+  };
+  Linear w{nullptr, Format::f16, kC, kC};
+  kept.push_back(b.allocate(b.linear_bytes(w)));
+  w.data = kept.back().data.get();
+  const Row numbers = random.row(size_t(kC * kC), 0.3f);
+  b.pack(w, {DType::f32, 0, [&](int64_t row, int64_t count, std::byte* to) {
+               std::memcpy(to, numbers.data() + row * kC, size_t(count * kC) * sizeof(float));
+             }});
+  const auto vector = [&] { return rows(1, random.row(kC)); };
+  const Tensor x = rows(2, random.row(2 * kC)), y = rows(2, Row(2 * kC));
+  const Norm norm{vector(), vector(), 1e-5f};
+  const Bytes lerp(b, b.operand_bytes(Format::f16, 2, kC));
+  const MixJob mix{vector(), {lerp.memory.data.get(), Format::f16, 2, kC}};
+  const Tensor src = rows(2, random.row(2 * kC)), dst = in_place ? src : rows(2, Row(2 * kC));
+  const auto slots = [](const Tensor& t) {
+    return std::vector{reinterpret_cast<std::byte*>(t.row(0)), reinterpret_cast<std::byte*>(t.row(1))};
+  };
+  const std::vector<std::byte*> to = slots(dst), some = slots(src);
+  const std::vector<const std::byte*> from(some.begin(), some.end());
+  const std::vector<int32_t> token{0, 1}, start{0, 1, 2};
+  const Batch batch{.token = token, .start = start, .src = from, .dst = to};
+  const LinearJob job{mix.out, w, y};
+  b.synchronise();
+  std::filesystem::remove(kTrace);
+  b.begin(batch);
+  b.mix_linear(x, norm, {&mix, 1}, 0, batch, {&job, 1}, write);
+  b.end();
+  b.synchronise();
+  std::ifstream trace(kTrace);
+  Shifted found{Row(2 * kC), Row(2 * kC), Row(2 * kC), {std::istream_iterator<std::string>(trace), {}}};
+  b.read(y, found.y.data()), b.read(src, found.src.data()), b.read(dst, found.dst.data());
+  std::filesystem::remove(kTrace);
+  return found;
+}
+
+// RWKV-6's first lerp must not replace what its second still reads.
+TEST(a_token_shift_is_written_or_kept_whoever_makes_the_lerp) {
+  using Shift = Backend::Shift;
+  Random random;
+  const Row nothing(2 * kC);
+  for (const char* schedule : schedules()) {
+    const uint64_t seed = random.bits();
+    const Shifted last = shifted("order:fwd", "nofused", Shift::write, false, seed);
+    CHECK(last.dst != nothing && last.dst != last.src);
+    for (const char* features : {"", "nofused"})
+      for (bool in_place : {false, true})
+        for (Shift write : {Shift::keep, Shift::write}) {
+          const Shifted found = shifted(schedule, features, write, in_place, seed);
+          CHECK(words(found.kernels) == (*features || in_place ? "mix small_f16_1" : "mixed_f16"));
+          CHECK(found.y == last.y);
+          CHECK(found.dst == (write == Shift::write ? last.dst : in_place ? last.src : nothing));
+          CHECK(in_place || found.src == last.src);
+        }
+  }
 }
 
 CHECK_MAIN

@@ -12,6 +12,7 @@ struct Job {
   const Rows* gate = nullptr;
   const DeviceOperand* out = nullptr;
   Activation act = Activation::none;
+  const Buffer<float>* bias = nullptr;
 };
 inline cuda::LinearJobParams params_of(const Job& job) {
   cuda::LinearJobParams q{};
@@ -22,6 +23,7 @@ inline cuda::LinearJobParams params_of(const Job& job) {
   if (job.sum) q.sum = job.sum->buffer, q.ld_sum = job.sum->ld;
   if (job.gate) q.gate = job.gate->buffer, q.ld_gate = job.gate->ld;
   if (job.out) q.out = job.out->pointer();
+  if (job.bias) q.bias = *job.bias;
   return q;
 }
 
@@ -75,13 +77,16 @@ void check_what_follows(Device& d, Random& random, const Weights& w, int t, cons
     const Activation a = Activation(random.below(5));
     Rows y(d, t, n);
     const DeviceOperand out(d, next, t, n), out_gated(d, next, t, n);
+    const Row biases = random.row(size_t(n));
+    const Buffer<float> bias(d, biases);
     multiply({{&w, &operand, &y, nullptr, nullptr, nullptr, a},
               {&w, &operand, nullptr, nullptr, nullptr, &out, a},
-              {&w, &operand, nullptr, nullptr, &gate, &out_gated, a}});
+              {&w, &operand, nullptr, nullptr, &gate, &out_gated, a, &bias}});
     Row active, active_gated;
     for (size_t i = 0; i < expected.size(); i++) {
       active.push_back(float(act(a, double(expected[i]))));
-      active_gated.push_back(float(act(a, double(expected[i])) * double(gates[i])));
+      const double biased = double(expected[i]) + double(biases[i % size_t(n)]);
+      active_gated.push_back(float(act(a, biased) * double(gates[i])));
     }
     const double step = next == Stored::f32 ? 0 : next == Stored::f16 ? 0x1p-11 : 0x1p-8;
     CHECK(distance(y.dense(), active) < 3 * kTolerance);

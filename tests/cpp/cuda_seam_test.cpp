@@ -6,6 +6,7 @@
 #include "check.h"
 #include "core/error.h"
 #include "cuda/context.h"
+#include "cuda/large_products.h"
 #include "cuda/tape.h"
 
 namespace {
@@ -13,11 +14,20 @@ namespace {
 using namespace rwkv;
 using namespace rwkv::cuda;
 
+// What the calling thread uses, and what any call on the device makes of that.
+char ours, theirs;
+void* current = nullptr;
+bool begun = false;  // the driver, by the first call of all
+
 // What has been asked for, in words: "launch 3", "record 3", "replay", "forget".
 std::vector<std::string> asked;
+void note(const std::string& what) {
+  current = &ours, begun = true;
+  asked.push_back(what);
+}
 Fault next_fault = {};
 bool answer(const std::string& what, Fault* fault) {
-  asked.push_back(what);
+  note(what);
   if (next_fault.failure == Failure::none) return true;
   *fault = next_fault;
   return false;
@@ -29,12 +39,12 @@ DeviceApi fake_api() {
   DeviceApi api = {};
   api.count = [](int32_t* devices, Fault*) { return *devices = 2, true; };
   api.open = [](int32_t, void** device, DeviceInfo*, Fault* f) { return *device = nullptr, answer("open", f); };
-  api.close = [](void*) { asked.push_back("close"); };
+  api.close = [](void*) { note("close"); };
   api.allocate = [](void*, uint64_t, void** memory, Fault* f) {
     static std::byte byte;
     return *memory = &byte, answer("allocate", f);
   };
-  api.release = [](void*, void*) { asked.push_back("release"); };
+  api.release = [](void*, void*) { note("release"); };
   api.pin = [](void*, uint64_t bytes, void** memory, Fault*) { return *memory = new std::byte[bytes], true; };
   api.unpin = [](void*, void* memory) { delete[] static_cast<std::byte*>(memory); };
   api.launch = [](void*, const Launch*, uint32_t n, Fault* f) { return answer(join("launch ", n), f); };
@@ -43,7 +53,8 @@ DeviceApi fake_api() {
     return *graph = makes_graphs ? &graphs : nullptr, answer(join("record ", n), f);
   };
   api.replay = [](void*, void*, Fault* f) { return answer("replay", f); };
-  api.forget = [](void*, void*) { asked.push_back("forget"); };
+  api.forget = [](void*, void*) { note("forget"); };
+  api.stream = [](void*, void** stream, Fault* f) { return *stream = nullptr, answer("stream", f); };
   api.synchronise = [](void*, Fault* f) { return answer("synchronise", f); };
   return api;
 }
@@ -197,6 +208,71 @@ TEST(memory_outlives_the_context_that_it_came_from) {
   taken();
   memory = {};
   CHECK((taken() == Words{"release", "close"}));
+}
+
+TEST(the_calling_thread_uses_afterwards_what_it_has_used_before) {
+  const Driver driver = {[](void** context) { return *context = current, 0; },
+                         [](void* context) { return current = context, 0; }};
+  for (void* before : {static_cast<void*>(nullptr), static_cast<void*>(&theirs)}) {
+    current = before;
+    const auto keeps = [&](const auto& call) {
+      taken();
+      call();
+      return !taken().empty() && current == before;
+    };
+    std::shared_ptr<Context> context;
+    Memory memory;
+    CHECK(keeps([&] { context = std::make_shared<Context>(kFake, 0, driver); }));
+    CHECK(keeps([&] { memory = context->allocate(64); }));
+    CHECK(keeps([&] { memory = {}; }));
+    CHECK(keeps([&] { context->synchronise(); }));
+    CHECK(keeps([&] { context->forget(nullptr); }));
+    CHECK(keeps([&] { context->visit([](void*) { CHECK(current == &ours); }); }));
+    next_fault.failure = Failure::device;
+    CHECK(keeps([&] { CHECK_THROWS(context->synchronise(), DeviceError, "it is lost"); }));
+    CHECK(keeps([&] { CHECK_THROWS(context->visit([](void*) {}), DeviceError, "it is lost"); }));
+    next_fault = {};
+    CHECK(keeps([&] { context.reset(); }));
+  }
+  // Where the driver does not know, it is not told either: it has ended before this process.
+  current = &theirs;
+  const Driver silent = {[](void**) { return 4; }, [](void* context) { return current = context, 0; }};
+  std::make_shared<Context>(kFake, 0, silent)->synchronise();
+  CHECK(current == &ours);
+}
+
+// It knows of no thread then, and afterwards of this one what the call has made of it.
+TEST(the_first_call_of_all_leaves_the_thread_without_a_context) {
+  const Driver driver = {[](void** context) { return begun ? (*context = current, 0) : 3; },
+                         [](void* context) { return begun ? (current = context, 0) : 3; }};
+  for (Failure failure : {Failure::none, Failure::absent}) {
+    current = nullptr, begun = false;
+    next_fault.failure = failure;
+    const std::string said = refusal([&] { std::make_shared<Context>(kFake, 0, driver); });
+    next_fault = {};
+    CHECK((said == "nothing") == (failure == Failure::none));
+    CHECK(begun && current == nullptr);
+  }
+}
+
+TEST(cublaslt_begins_and_ends_on_its_device) {
+  setenv("RWKV_CUBLASLT", RWKV_FAKE_CUBLASLT_FILE, 1);
+  const auto context = std::make_shared<Context>(kFake, 0);
+  taken();
+  {
+    const LargeProducts products(*context);
+    CHECK(products.description().starts_with(", cublaslt "));
+    CHECK(taken() == Words{"stream"});
+  }
+  CHECK(taken() == Words{"stream"});
+  {
+    const LargeProducts products(*context);
+    taken();
+    next_fault.failure = Failure::device;
+  }  // of a device that is lost too
+  next_fault = {};
+  CHECK(taken() == Words{"stream"});
+  unsetenv("RWKV_CUBLASLT");
 }
 
 TEST(features_are_words) {

@@ -294,14 +294,24 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
   for (const char* schedule : schedules())
     for (int n : {5, 16, 64})
       for (bool six : {true, false})
-        for (auto [in_place, halves] : {std::pair{true, false}, {false, false}, {true, true}, {false, true}}) {
+        for (auto [kernel, in_place] : {std::pair{Kernel::wkv6, true},
+                                        {Kernel::wkv6, false},
+                                        {Kernel::wkv6_state16, true},
+                                        {Kernel::wkv6_state16, false},
+                                        {Kernel::wkv6_64, true},
+                                        {Kernel::wkv6_64, false},
+                                        {Kernel::wkv6_64_state16, true},
+                                        {Kernel::wkv6_64_state16, false}}) {
+          if (n != 64 && (kernel == Kernel::wkv6_64 || kernel == Kernel::wkv6_64_state16)) continue;
+          constexpr int kBefore = 16;  // numbers of a slot in front of the part
+          const bool halves = keeps_halves(kernel);
           const int heads = n == 64 ? 1 : 3, c = n * heads;
           Device d(schedule);
           Inputs in{d, random, 15, c};
           const Activations r(in, 1), k(in, 1), v(in, 1), g(in, 2), w(in, 1);
           const Vector decay(in, 1, -1), bonus(in), ln_w(in), ln_b(in);
           std::vector<Row> states;
-          for (int s = 0; s < 3; s++) states.push_back(random.row(size_t(3 + heads * n * n)));
+          for (int s = 0; s < 3; s++) states.push_back(random.row(size_t(kBefore + heads * n * n)));
           std::vector<Row> there = states;
           if (halves) std::ranges::transform(there, there.begin(), in_halves);
           const Sequences batch(d, kLengths, there, in_place);
@@ -318,10 +328,10 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
                                    decay.buffer,
                                    bonus.buffer,
                                    {ln_w.buffer, ln_b.buffer, 1e-5f},
-                                   halves ? 6u : 12u,
+                                   uint64_t(kBefore * (halves ? 2 : 4)),
                                    y.pointer(),
                                    batch.pointers()};
-          d.launch(halves ? Kernel::wkv6_state16 : Kernel::wkv6, {heads, 3, 1}, &p);
+          d.launch(kernel, {heads, 3, 1}, &p);
           Result found{y.dense(), {}, {}}, expected{Row(r.host.size()), {}, states};
           int begin = 0;
           for (size_t s = 0; s < 3; begin += kLengths[s], s++) {
@@ -329,9 +339,10 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
             found.states.push_back(halves ? from_halves(state, states[s].size()) : state);
             if (halves) round_to_halves(expected.states[s]);
             if (!in_place)
-              std::fill_n(expected.states[s].begin(), 3, 0.0f), std::fill_n(found.states[s].begin(), 3, 0.0f);
+              std::fill_n(expected.states[s].begin(), kBefore, 0.0f),
+                  std::fill_n(found.states[s].begin(), kBefore, 0.0f);
             for (int h = 0; h < heads; h++) {
-              float* state = expected.states[s].data() + 3 + h * n * n;
+              float* state = expected.states[s].data() + kBefore + h * n * n;
               Row turning = turned(state, n);
               const auto step = [&](int t, int count, float* from, float* y) {
                 const auto at = [&](const Row& x) { return x.data() + t * c + h * n; };
@@ -350,7 +361,7 @@ TEST(wkv6_agrees_with_the_cpu_with_and_without_gate_and_decay_of_its_own) {
               step(begin, kLengths[s], wide.data(), unused.data());
               Row sum(size_t(n * n));
               turn_back(wide, n, sum.data());
-              const float* kept = found.states[s].data() + 3 + h * n * n;
+              const float* kept = found.states[s].data() + kBefore + h * n * n;
               CHECK(distance(Row(kept, kept + n * n), sum) < (kLengths[s] + 1) * kHalfStep);
             }
           }

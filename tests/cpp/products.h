@@ -141,6 +141,7 @@ inline Outcome multiply(const Kernels& k, Matrix& w, const Row& x, int tokens, c
                     ld,
                     gate,
                     ld,
+                    nullptr,
                     room.data()};
     int from = 0;
     for (int cut : cuts) k.product(p, from, cut), from = cut;

@@ -102,11 +102,11 @@ class RemoteBackend final : public Backend {
     expect(begun_, "products within a step");
     std::vector<LinearJob> own;
     for (const LinearJob& job : jobs)
-      own.push_back({in(job.x), in(job.w), in(job.y), job.act, in(job.out), in(job.sum), in(job.gate)});
+      own.push_back({in(job.x), in(job.w), in(job.y), job.act, in(job.out), in(job.sum), in(job.gate), in(job.bias)});
     inner_.linear(own);
   }
-  void deep_embed(const DeepEmbed& p, const Batch& batch, Operand y, Tensor gate) override {
-    inner_.deep_embed({in(p.table), in(p.base), in(p.z), in(p.bias)}, in(batch), in(y), in(gate));
+  void deep_embed(const DeepEmbed& p, const Batch& batch, Operand y) override {
+    inner_.deep_embed({in(p.table), in(p.base), in(p.z)}, in(batch), in(y));
   }
   bool all_finite(const Tensor& x, bool to_be_read) override { return inner_.all_finite(in(x), to_be_read); }
   void sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) override {

@@ -31,6 +31,8 @@ SHAPES = {
     "7": SMALL,
     "7 with heads of 64": dict(L=2, C=128, N=64, F=192, V=100, ranks=(5, 6, 7, 9)),
     "7a": DEEP,
+    "7a with heads of 64": dict(version="7a", L=2, C=128, N=64, F=192, V=100, ranks=(5, 6, 7, 9), D=20),
+    "6 with heads of 64": dict(version="6", L=2, C=100, A=128, N=64, F=192, V=100, ranks=(5, 70)),
 }
 # Of the largest logit, from the CPU's with fp32: what the format alone may cost.
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "fp16 state16": 1e-2, "bf16": 5e-2, "fp16i8": 0.1, "fp16i4": 0.5}
@@ -305,7 +307,7 @@ def test_a_step_that_comes_again_is_one_graph(device, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("features", ["", "nofused"])
-@pytest.mark.parametrize(("name", "layers"), {"4": (5, 7), "5.1": (5, 7), "6": (9, 11), "7": (6, 8), "7a": (10, 11)}.items())
+@pytest.mark.parametrize(("name", "layers"), {"4": (5, 7), "5.1": (5, 7), "6": (8, 11), "7": (6, 8), "7a": (8, 10)}.items())
 def test_a_step_is_a_few_launches(device, name, layers, features, tmp_path, monkeypatch):
     """A number for each layer, and embedding, final norm, head, logits to keep, and the look for what is not finite."""
     trace = tmp_path / "trace"
@@ -320,22 +322,26 @@ def test_a_step_is_a_few_launches(device, name, layers, features, tmp_path, monk
     assert len(trace.read_text().split()) == layers[features == "nofused"] * SHAPES[name]["L"] + rest
 
 
-@pytest.mark.parametrize(
-    ("precision", "few"), {"fp32": 7, "fp16": 5, "fp16 state16": 5, "bf16": 5, "fp16i8": 5, "fp16i4": 5}.items()
-)
+# Launches of a layer up to 8 rows and up to 64.
+LAUNCHES = {"7 with heads of 64": (5, 7), "6 with heads of 64": (7, 10), "7a with heads of 64": (7, 9)}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+@pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("batch", [1, 8, 9, 64])
-def test_a_decode_step_is_at_most_seven_launches_a_layer(device, precision, few, batch, tmp_path):
-    """Of RWKV-7, beside the 5 that the test above counts."""
+def test_a_decode_step_of_heads_of_64_is_fewer_launches(device, name, precision, batch, tmp_path):
+    """Beside those that the test above counts."""
     if batch == 64 and precision != "fp16":
         pytest.skip("as 9, and the simulator takes its time")
-    shape = SHAPES["7 with heads of 64"]
+    shape, (few, many) = SHAPES[name], LAUNCHES[name]
+    layer = few if batch <= 8 and precision != "fp32" else many
     trace = tmp_path / "trace"
     device(f"trace:{trace}")
     e = engine(f"cuda {precision}", **shape)
     states = [e.new_state() for _ in range(batch)]
     trace.unlink()
     e.forward_batch([[t] for t in model(**shape).tokens(batch)], states)
-    assert len(trace.read_text().split()) == (few if batch <= 8 else 7) * shape["L"] + 5
+    assert len(trace.read_text().split()) == layer * shape["L"] + (6 if name.startswith("7a") else 5)
 
 
 # ---- memory, errors, threads, processes ----

@@ -19,6 +19,9 @@ void finish_tile(const Product& p, int panel, int token, int m, int first, int w
   alignas(64) float rows[kNarrowTile][kPanel];
   const bool groups = p.out && p.out_format == Format::i8;
   const int k0 = panel * kPanel;
+  alignas(64) float bias[kPanel] = {};
+  if (p.bias && k0 < p.out_cols)
+    memcpy(bias, p.bias + k0, sizeof(float) * size_t(p.out_cols - k0 < kPanel ? p.out_cols - k0 : kPanel));
   for (int i = 0; i < m; i++) {
     float* y = p.sums(token + i, panel);
     float* sum = p.sum ? p.sum + size_t(token + i) * p.ld_sum + k0 : nullptr;
@@ -28,10 +31,9 @@ void finish_tile(const Product& p, int panel, int token, int m, int first, int w
       if (sum) {  // + 0 makes +0 of -0: see columns.h
         const Floats a = add(load(y + v), zero());
         store(sum + v, gate ? fma(load(gate + v), a, load(sum + v)) : add(load(sum + v), a));
-      } else if (p.out && gate) {
-        store(to + v, mul(activate(p.act, load(y + v)), load(gate + v)));
       } else {
-        store(to + v, activate(p.act, load(y + v)));
+        const Floats a = activate(p.act, p.out && p.bias ? add(load(y + v), load(bias + v)) : load(y + v));
+        store(to + v, p.out && gate ? mul(a, load(gate + v)) : a);
       }
   }
   if (!p.out || k0 >= p.out_cols) return;

@@ -1,8 +1,10 @@
-// RWKV-7's recurrence for sequences of one row each, together with the products in front of it that lead out of the low
-// ranks: of those a head needs its 64 outputs. A block has some sequences of a head, which are the columns of its
-// products, and loads the weights once for them. The bits are those of `small` and `wkv7_64`, one after the other.
+// RWKV-6's and 7's recurrences for sequences of one row each, together with the products in front that lead out of the
+// low ranks: of those a head needs its 64 outputs. A block has some sequences of a head, which are the columns of its
+// products, and loads the weights once for them. The bits are those of `small` and `wkv6_64` or `wkv7_64`, one after
+// the other.
 #pragma once
 #include "cuda/kernels/small.cuh"
+#include "cuda/kernels/wkv6.cuh"
 #include "cuda/kernels/wkv7.cuh"
 
 namespace rwkv::cuda {
@@ -55,21 +57,26 @@ RWKV_DEVICE void multiply_alone(const LinearJobParams& q, int tile, float (&tota
   }
 }
 
-// (heads, sequences / group) blocks. Four warps multiply for the gate, the largest of the ranks, and four for the
-// others.
-template <Stored F, class S>
-RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : 2) wkv7_decode(PARAMS(Wkv7DecodeParams, p)) {
-  SHARED(Wkv7DecodeShared, s);
-  const int head = int(blockIdx.x), first = int(blockIdx.y) * p.group, rest = p.wkv.step.sequences - first,
-            count = rest < p.group ? rest : p.group;
-  const int tile = head * 4 + warp() % 4, jobs = p.wkv.v_mix ? 4 : 3;
-  const auto is_mine = [&](int job) { return (job == kLowGate) == (warp() < 4); };
-  let_next_start();
-  for (int i = 0; i < jobs; i++) {
+RWKV_DEVICE int jobs_of(const Wkv6Params&) { return 1; }
+RWKV_DEVICE int jobs_of(const Wkv7Params& p) { return p.v_mix ? 4 : 3; }
+
+// Four warps multiply for RWKV-7's gate, the largest of the ranks, and four for all others; each has 16 outputs.
+RWKV_DEVICE bool is_mine(int job) { return (job == kLowGate) == (warp() < 4); }
+RWKV_DEVICE int tile_of_head() { return int(blockIdx.x) * 4 + warp() % 4; }
+
+template <Stored F, class P, int Jobs>
+RWKV_DEVICE void prefetch_jobs(const WkvDecodeParams<P, Jobs>& p) {
+  for (int i = 0; i < jobs_of(p.wkv); i++) {
     const int bytes = p.job[i].k / block_k(F) * block_bytes(F);
-    if (is_mine(i)) prefetch_ahead(p.job[i].w, size_t(tile) * size_t(bytes), bytes);
+    if (is_mine(i)) prefetch_ahead(p.job[i].w, size_t(tile_of_head()) * size_t(bytes), bytes);
   }
-  wait_for_previous();
+}
+
+// (heads, sequences / group) blocks.
+template <Stored F, class S, class P, class V, int Jobs>
+RWKV_DEVICE void decode(const WkvDecodeParams<P, Jobs>& p, WkvDecodeShared<V, Jobs>& s) {
+  const int first = int(blockIdx.y) * p.group, rest = p.wkv.step.sequences - first,
+            count = rest < p.group ? rest : p.group, jobs = jobs_of(p.wkv);
   const int row = int(threadIdx.x) / 4, q = int(threadIdx.x) % 4;
   float4 state[4];
   load_row(state, head_state_of<S>(p.wkv, first).src, row, q);
@@ -78,30 +85,45 @@ RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : 2) wkv7_decode(PARAMS(W
     LinearJobParams job = p.job[i];
     job.x = static_cast<const unsigned char*>(job.x) + first * kChunk, job.tokens = count;
     float d[4] = {};
-    multiply_alone<F>(job, tile, d);
+    multiply_alone<F>(job, tile_of_head(), d);
 #pragma unroll
     for (int j = 0; j < 4; j++)
       s.low[i][lane() % 4 * 2 + j % 2][warp() % 4 * kBlockRows + j / 2 * 8 + lane() / 4] = d[j];
   }
   sync();
-  const size_t channel = size_t(head) * 64;
+  const size_t channel = size_t(blockIdx.x) * 64;
   if (warp() < count)
-    wkv7_vectors(p.wkv, channel, first + warp(), s.token[warp()], [&](int i, size_t) {
-      const auto low = [&](int job) { return s.low[job][warp()][i]; };
-      return Wkv7Low{low(0), low(1), low(kLowGate), jobs > 3 ? low(3) : 0.0f};
-    });
+    make_vectors(p.wkv, channel, first + warp(), s.token[warp()],
+                 [&](int job, int i, size_t) { return job < jobs ? s.low[job][warp()][i] : 0.0f; });
   sync();
   for (int i = 0; i < count; i++) {
     float4 next[4] = {};
     if (i + 1 < count) load_row(next, head_state_of<S>(p.wkv, first + i + 1).src, row, q);
-    const float y = wkv7_token<S>(s.token[i], row, q, state);
+    const float y = step_row<S>(s.token[i], row, q, state);
     if (q == 0) s.y[i][row] = y;
     store_row(head_state_of<S>(p.wkv, first + i).dst, row, q, state);
 #pragma unroll
     for (int m = 0; m < 4; m++) state[m] = next[m];
   }
   sync();
-  if (warp() < count) wkv7_result(p.wkv, channel, first + warp(), s.token[warp()], s.y[warp()]);
+  if (warp() < count) finish_token(p.wkv, channel, first + warp(), s.token[warp()], s.y[warp()]);
+}
+
+template <Stored F, class S>
+RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : 2) wkv6_decode(PARAMS(Wkv6DecodeParams, p)) {
+  SHARED(Wkv6DecodeShared, s);
+  let_next_start();
+  prefetch_jobs<F>(p);
+  wait_for_previous();
+  decode<F, S>(p, s);
+}
+template <Stored F, class S>
+RWKV_KERNEL void RWKV_BOUNDS(256, F == Stored::f32 ? 1 : 2) wkv7_decode(PARAMS(Wkv7DecodeParams, p)) {
+  SHARED(Wkv7DecodeShared, s);
+  let_next_start();
+  prefetch_jobs<F>(p);
+  wait_for_previous();
+  decode<F, S>(p, s);
 }
 
 }  // namespace rwkv::cuda
