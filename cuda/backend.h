@@ -54,6 +54,7 @@ class CudaBackend final : public Backend {
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
+  std::shared_ptr<void> visit() override { return std::make_shared<Caller>(context_->driver()); }
   void begin(const Batch&) override;
   void end() override { tape_.flush(); }
   void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out) override;

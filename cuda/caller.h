@@ -11,23 +11,29 @@ struct Driver {
 };
 Driver system_driver();
 
-// As long as it lives, the thread may use another.
+// As long as it lives, the thread may use another. One inside of another of the same thread does nothing, whatever
+// their devices are, as every call of the table says which it is for. Ends in the thread that it began in.
 class Caller {
  public:
   explicit Caller(const Driver& driver) {
+    if (inside_) return;
     constexpr int kNotInitialised = 3;  // the first call of all is about to change that: no thread has one yet
     const int status = driver.get ? driver.get(&context_) : kNotInitialised;
     if (status == kNotInitialised) context_ = nullptr;
     if (status == 0 || status == kNotInitialised) set_ = driver.set;
+    inside_ = set_ != nullptr;
   }
   ~Caller() {
-    if (set_) set_(context_);
+    if (!set_) return;
+    set_(context_);
+    inside_ = false;
   }
   Caller(const Caller&) = delete;
 
  private:
   void* context_ = nullptr;  // null: none
   int (*set_)(void* context) = nullptr;
+  static inline thread_local bool inside_ = false;  // one that puts something back
 };
 
 }  // namespace rwkv::cuda

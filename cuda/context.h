@@ -48,6 +48,7 @@ class Context : public std::enable_shared_from_this<Context> {
 
   const std::string& name() const { return name_; }  // "cuda:0"
   int index() const { return index_; }
+  const Driver& driver() const { return driver_; }
   bool here() const;                                // in the process that opened it
   const DeviceInfo& info() const { return info_; }  // as it was when it was opened
   Memory allocate(size_t bytes);                    // zeroed, on the device

@@ -50,6 +50,7 @@ void CudaBackend::refuse(const SampleJob& job, const SampleResult& found) {
 
 void CudaBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
   std::ranges::for_each(jobs, check);
+  const Caller caller(context_->driver());
   for (size_t at = 0; at < jobs.size();) {
     // Rows of the model's own width have their room; others may come from a caller.
     const int64_t cols = jobs[at].logits.cols;

@@ -288,6 +288,9 @@ class Backend : public Verbs {
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 
   // ---- a step, beside its layers' verbs ----
+  // As long as this lives, calls need not leave the thread as they found it: that is done once, at the end, in the same
+  // thread, and after an error too. Null where they change nothing.
+  [[nodiscard]] virtual std::shared_ptr<void> visit() { return {}; }
   // Around the verbs of a step over some layers. They get the very Batch that was begun, whose lists stay as they are
   // until the end; after an error there is none, and the next step begins anew.
   virtual void begin(const Batch&) {}
