@@ -1,4 +1,5 @@
 #pragma once
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
@@ -54,7 +55,8 @@ class CudaBackend final : public Backend {
   void read_state(const StatePart&, const std::byte* device, float* host) const override;
   void write_state(const StatePart&, std::byte* device, const float* host) const override;
 
-  std::shared_ptr<void> visit() override { return std::make_shared<Caller>(context_->driver()); }
+  void enter() override { caller_.emplace(context_->driver()); }
+  void leave() override { caller_.reset(); }
   void begin(const Batch&) override;
   void end() override { tape_.flush(); }
   void embed(const Tensor& table, const Norm&, const Batch&, Tensor x, Operand out) override;
@@ -114,8 +116,9 @@ class CudaBackend final : public Backend {
   Tape tape_;
   const std::unique_ptr<LargeProducts> large_products_;  // by another library; null: none is wanted
 
-  Transfer batch_;          // of the step that has begun
-  bool uploading_ = false;  // and is perhaps still copied
+  std::optional<Caller> caller_;  // of the step that has begun
+  Transfer batch_;                // of it
+  bool uploading_ = false;        // and is perhaps still copied
   StepPointers step_ = {};
   const int32_t* rows_ = nullptr;  // that want a result, on the device
   // Sequences long enough for RWKV-7's recurrence in chunks, some at a time, and the others.

@@ -288,9 +288,9 @@ class Backend : public Verbs {
   virtual void write_state(const StatePart&, std::byte* device, const float* host) const = 0;
 
   // ---- a step, beside its layers' verbs ----
-  // As long as this lives, calls need not leave the thread as they found it: that is done once, at the end, in the same
-  // thread, and after an error too. Null where they change nothing.
-  [[nodiscard]] virtual std::shared_ptr<void> visit() { return {}; }
+  // In between, calls need not leave the thread as they found it: leave() does, in the same thread. See Visit.
+  virtual void enter() {}
+  virtual void leave() {}
   // Around the verbs of a step over some layers. They get the very Batch that was begun, whose lists stay as they are
   // until the end; after an error there is none, and the next step begins anew.
   virtual void begin(const Batch&) {}
@@ -311,6 +311,17 @@ class Backend : public Verbs {
   // ---- for adapters of some rows of a batch ----
   virtual bool adapts() const { return false; }  // whether there is what they need: pick, and jobs without a matrix
   virtual void pick(std::span<const PickJob>);
+};
+
+// A stage's part of a step, which ends with whatever exception leaves.
+class Visit {
+ public:
+  explicit Visit(Backend& backend) : backend_(backend) { backend_.enter(); }
+  ~Visit() { backend_.leave(); }
+  Visit(const Visit&) = delete;
+
+ private:
+  Backend& backend_;
 };
 
 struct DeviceOptions {

@@ -302,7 +302,7 @@ void Model::forward(std::span<const Batch> batches, Result result, Workspace& sp
       const auto moved = carried(scratch, x);
       const auto place = [&](size_t i) { return space.carried.data() + i * size_t(tokens) * size_t(x.cols); };
 
-      const auto visit = b.visit();
+      const Visit visit(b);
       b.begin(batch);
       if (s == 0 && !batch.embeddings.empty()) b.write(x, batch.embeddings.data());
       if (s == 0)

@@ -23,18 +23,18 @@ constexpr int kWkvVectors = 4;  // values of the recurrence per sweep
 // Bytes fetched ahead of a stream of weights, to L1 and to L2; 0: no such hint. And from how many tokens on, of float32
 // and bf16 and of the others. Intel reads 18 GB/s instead of 14 with the first (one thread), and both cores together
 // what a plain reader does with both; AMD (Zen 5), which runs the set with BF16, reads best without, as long as it has
-// little to compute. AMD takes halves of bytes apart beside its dot products, at no cost; Intel does it once for all
-// tiles.
+// little to compute.
 #ifdef __AVX512BF16__
-constexpr bool kUnpackHalves = false;
 constexpr int kStreamNear = 0, kStreamFar = 8192, kStreamTokens = 8, kStreamNarrowTokens = 2;
 #else
-#ifdef __AVX512VNNI__
+constexpr int kStreamNear = 2048, kStreamFar = 4096, kStreamTokens = 1, kStreamNarrowTokens = 1;
+#endif
+// Whether int4 becomes int8 once for all tiles of many tokens. AMD takes halves of bytes apart beside its dot products,
+// at no cost.
+#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
 constexpr bool kUnpackHalves = true;
 #else
 constexpr bool kUnpackHalves = false;
-#endif
-constexpr int kStreamNear = 2048, kStreamFar = 4096, kStreamTokens = 1, kStreamNarrowTokens = 1;
 #endif
 
 using Floats = __m512;
