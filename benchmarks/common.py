@@ -244,7 +244,7 @@ class Limits:
     def peak(self, bits: int, threads: int) -> float:
         """Gop/s, a multiply-add counts two: of float32 (32), bf16 (16) or int8 (8) without matrix tiles.
 
-        With RWKV_ISA=avx2 or avx512 in the environment no more than these instructions.
+        With RWKV_ISA=avx2, avxvnni or avx512 in the environment no more than these instructions.
         """
         return self._library.rwkv_peak(bits, threads, self._rounds)
 

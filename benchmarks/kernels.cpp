@@ -49,6 +49,7 @@ std::vector<const Kernels*> tables() {
 #if RWKV_X86
   const x86::Features has = x86::features();
   if (has.avx2) all.push_back(&kAvx2);
+  if (has.avxvnni) all.push_back(&kAvxVnni);
   if (has.avx512) all.push_back(&kAvx512);
   if (has.avx512vnni) all.push_back(&kAvx512Vnni);
   if (has.avx512amx && request_tiles()) all.push_back(&kAvx512Amx);

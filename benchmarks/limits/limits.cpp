@@ -33,6 +33,7 @@ bool has(const char* isa) {
   if (std::strcmp(isa, "avx512bf16") == 0) return f.avx512bf16;
   if (std::strcmp(isa, "avx512vnni") == 0) return f.avx512 && __builtin_cpu_supports("avx512vnni");
   if (std::strncmp(isa, "avx512", 6) == 0) return f.avx512;
+  if (std::strcmp(isa, "avxvnni") == 0) return f.avxvnni;
   if (std::strncmp(isa, "avx2", 4) == 0) return f.avx2;
 #endif
   return true;
@@ -41,9 +42,11 @@ bool has(const char* isa) {
 // What RWKV_ISA holds the engine to holds for the peaks as well.
 bool allowed(const char* isa) {
   const char* wanted = std::getenv("RWKV_ISA");
-  if (!wanted || std::strncmp(isa, "avx512", 6) != 0) return true;
-  if (std::strcmp(wanted, "avx512") == 0) return std::strcmp(isa, wanted) == 0;
-  return std::strcmp(wanted, "avx2") != 0;
+  const auto wants = [wanted](const char* set) { return wanted && std::strcmp(wanted, set) == 0; };
+  if (std::strcmp(isa, "avxvnni") == 0) return !wants("avx2") && !wants("avx512");
+  if (std::strncmp(isa, "avx512", 6) != 0) return true;
+  if (wants("avx512")) return std::strcmp(isa, wanted) == 0;
+  return !wants("avx2") && !wants("avxvnni");
 }
 
 }  // namespace

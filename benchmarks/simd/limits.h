@@ -78,6 +78,7 @@ RWKV_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps(0.5f), RWKV_FMA)
 // Dot products that accumulate in lanes of 32 bits: pairs of bf16, and fours of int8 in one instruction or in three.
 #define RWKV_BF16(i) asm volatile("vdpbf16ps %1,%1,%0" : "+v"(a##i) : "v"(x));
 #define RWKV_VNNI(i) asm volatile("vpdpbusd %1,%1,%0" : "+v"(a##i) : "v"(x));
+#define RWKV_AVX_VNNI(i) asm volatile("%{vex%} vpdpbusd %1,%1,%0" : "+x"(a##i) : "x"(x));
 #define RWKV_INT8(type, i) \
   { \
     type products; \
@@ -88,6 +89,7 @@ RWKV_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps(0.5f), RWKV_FMA)
 RWKV_PEAK(dot_bf16, "avx512f", __m512i, _mm512_set1_epi32(0), RWKV_BF16)
 RWKV_PEAK(dot_int8_avx2, "avx2", __m256i, _mm256_set1_epi32(1), RWKV_INT8_YMM)
 RWKV_PEAK(dot_int8_avx512, "avx512f,avx512bw", __m512i, _mm512_set1_epi32(1), RWKV_INT8_ZMM)
+RWKV_PEAK(dot_int8_avxvnni, "avx2,avxvnni", __m256i, _mm256_set1_epi32(1), RWKV_AVX_VNNI)
 RWKV_PEAK(dot_int8_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi32(1), RWKV_VNNI)
 #define RWKV_DOT_SHORTS(i) asm volatile("vpmaddwd %1,%1,%0\n vpaddd %1,%0,%0" : "+v"(a##i) : "v"(x));
 #define RWKV_DOT_SHORTS_YMM(i) asm volatile("vpmaddwd %1,%1,%0\n vpaddd %1,%0,%0" : "+x"(a##i) : "x"(x));
@@ -118,13 +120,16 @@ inline const Reader kReaders[] = {{"sse2", read_sse2},
                                   {"avx512, L1 and L2 hints", read_avx512_both}};
 inline const Peak kPeaks[] = {{"generic", peak_sse2, 12 * 8, peak_sse2, 12 * 8},
                               {"avx2", peak_avx2, 12 * 16, peak_shorts_avx2, 12 * 32},
+                              {"avxvnni", peak_avx2, 12 * 16, dot_int8_avxvnni, 12 * 64},
                               {"avx512", peak_avx512, 12 * 32, peak_shorts_avx512, 12 * 64},
                               {"avx512vnni", peak_avx512, 12 * 32, dot_int8_vnni, 12 * 128},
                               {"avx512amx", peak_avx512, 12 * 32, tiles_int8, 4 * 2 * 16 * 16 * 64},
                               {"avx512bf16", peak_avx512, 12 * 32, dot_int8_vnni, 12 * 128}};
 inline const Peak kBf16Dots[] = {{"avx512bf16", dot_bf16, 12 * 64}};
-inline const Peak kInt8Dots[] = {
-    {"avx2", dot_int8_avx2, 12 * 64}, {"avx512", dot_int8_avx512, 12 * 128}, {"avx512vnni", dot_int8_vnni, 12 * 128}};
+inline const Peak kInt8Dots[] = {{"avx2", dot_int8_avx2, 12 * 64},
+                                 {"avxvnni", dot_int8_avxvnni, 12 * 64},
+                                 {"avx512", dot_int8_avx512, 12 * 128},
+                                 {"avx512vnni", dot_int8_vnni, 12 * 128}};
 
 #else
 

@@ -31,6 +31,7 @@ const Kernels& choose_kernels() {
       {&kAvx512Amx, has.avx512amx && request_tiles(), true},
       {&kAvx512Vnni, has.avx512vnni, true},
       {&kAvx512, has.avx512, true},
+      {&kAvxVnni, has.avxvnni, true},
       {&kAvx2, has.avx2, true},
 #endif
       {&kGeneric, true, true},

@@ -23,6 +23,7 @@ inline std::vector<const Kernels*> exact_sets() {
 #if RWKV_X86
   const x86::Features has = x86::features();
   if (has.avx2) sets.push_back(&kAvx2);
+  if (has.avxvnni) sets.push_back(&kAvxVnni);
   if (has.avx512) sets.push_back(&kAvx512);
   if (has.avx512vnni) sets.push_back(&kAvx512Vnni);
   if (has.avx512amx && request_tiles()) sets.push_back(&kAvx512Amx);

@@ -164,6 +164,7 @@ def instruction_sets():
         flags = set()
     needs = {
         "avx2": {"avx2", "fma", "f16c", "bmi2"},
+        "avxvnni": {"avx2", "avx_vnni", "fma", "f16c", "bmi2"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "f16c", "bmi2"},
         "avx512vnni": {
             "avx512f",

@@ -51,7 +51,7 @@ def test_example_generate(cpp_build):
     assert output == "".join(texts) + f"\n{seen} tokens read and written\n"
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni", "avx512amx", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512amx", "avx512bf16"])
 def test_each_instruction_set_exports_one_symbol(cpp_build, tool, isa):
     """Anything else with linkage, inline functions above all, could be taken by code for older machines."""
     objects = list(cpp_build.rglob(f"kernels_{isa}.cpp.o*"))

@@ -1,4 +1,5 @@
-// Eight lanes: AVX2, FMA and F16C. The names are explained in avx512.h; the bits are the same.
+// Eight lanes: AVX2, FMA and F16C, and AVX-VNNI where the file is compiled for it. The names are explained in avx512.h;
+// the bits are the same.
 #pragma once
 #include <immintrin.h>
 
@@ -123,6 +124,13 @@ inline void store_past(float* p, Floats a) { _mm256_stream_ps(p, a); }
 inline void prefetch_l1(const std::byte* p) { __asm__ volatile("prefetcht0 %0" : : "m"(*p)); }
 inline void prefetch_l2(const std::byte* p) { __asm__ volatile("prefetcht1 %0" : : "m"(*p)); }
 
+#ifdef __AVXVNNI__
+#define RWKV_DOT_BYTES
+inline Ints dot_bytes(Ints acc, Ints w, Ints x) {
+  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
+  return acc;
+}
+#else
 inline Ints even_bytes(Ints a) { return bit_and(a, all(0x00ff00ff)); }
 inline Ints odd_bytes(Ints a) { return _mm256_srli_epi16(a, 8); }
 inline Ints dot_shorts(Ints acc, Ints w, Ints x) {
@@ -143,11 +151,16 @@ inline void dot_shorts(Ints (&acc)[2], const Ints (&w)[2], const int& x) {
       : [acc0] "+x"(acc[0]), [acc1] "+x"(acc[1]), [a] "=&x"(a), [b] "=&x"(b)
       : [w0] "x"(w[0]), [w1] "x"(w[1]), [x] "m"(x));
 }
+#endif
 inline Ints dot_halves(Ints acc, Ints low, Ints x_low, Ints high, Ints x_high) {
+#ifdef RWKV_DOT_BYTES
+  return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
+#else
   const Ints pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, x_low), _mm256_maddubs_epi16(high, x_high));
   const Ints sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(sums));
   return acc;
+#endif
 }
 
 }  // namespace

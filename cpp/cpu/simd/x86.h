@@ -13,8 +13,9 @@
 namespace rwkv::cpu::x86 {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512vnni = false, avx512bf16 = false;  // as compiled, and saved by the system
-  bool avx512amx = false;                                                     // which also has to be asked for it
+  bool avx2 = false, avxvnni = false, avx512 = false, avx512vnni = false,
+       avx512bf16 = false;  // as compiled, and saved by the system
+  bool avx512amx = false;   // which also has to be asked for it
   bool intel = false;
 };
 
@@ -40,9 +41,10 @@ inline Features features() {
   f.avx512vnni = f.avx512 && has(c, bit_AVX512VNNI);
   constexpr unsigned tiles_saved = 3u << 17, tiles = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, -TILE and -INT8
   f.avx512amx = f.avx512vnni && has(saved, tiles_saved) && has(d7, tiles);
-  if (f.avx512vnni && most >= 1) {
+  if (most >= 1) {
     __cpuid_count(7, 1, a, b, c, d);
-    f.avx512bf16 = has(a, bit_AVX512BF16);
+    f.avxvnni = f.avx2 && has(a, bit_AVXVNNI);
+    f.avx512bf16 = f.avx512vnni && has(a, bit_AVX512BF16);
   }
   return f;
 }
