@@ -1,10 +1,10 @@
 // y = W x for a panel of 32 rows and a tile of tokens at a time, and what follows a finished panel.
 //
-// Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: blocks of k and of tokens.
-// A tile's block of activations stays in L1 for a group of panels, whose blocks stay in L2 while all tiles of the token
-// block pass, or the other way around; what the next group needs is fetched meanwhile. A group of fp16, and on some
-// sets one of int4, becomes one of fp32 or int8 there, once for all tiles. Sums wait in y between blocks of k, which
-// changes no bit.
+// Few tokens (one tile): a panel is one sequential stream, read once, all of k. Many tokens: a group of panels, block
+// of k after block of k, so that its sums, which wait in y between them, stay near; that changes no bit. The group's
+// block stays in L2 while all tiles pass, and a tile's block of activations in L1 for the group, or the other way
+// around; what comes next is fetched meanwhile. A block of fp16, and on some sets one of int4, becomes one of fp32 or
+// int8 there, once for all tiles.
 #pragma once
 #include <string.h>
 
@@ -22,9 +22,8 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kBlockTokens = 72;    // of a many-token product
-constexpr int kBlockColumns = 256;  // float32; twice or three times as many of the others
-constexpr int kWide = 512 * 12;     // words of room for a tile's block of activations, widened
+constexpr int kBlockColumns = 1024;  // of a many-token product
+constexpr int kWide = 512 * 12;      // words of room for a tile's block of activations, widened
 
 struct Call {
   void (*multiply)(const std::byte* w, int row, const void* x, int kn, bool first, float* y, size_t ldy, Fetch);
@@ -96,11 +95,14 @@ struct Run {
   Activations<F> activations = {};
   Activations<kMany> activations_of_many = {};
 
-  // A panel of bytes stays in L1 while all tiles pass, and so blocks of k can be longer.
+  // A panel of bytes stays in L1 while the tiles pass, so its blocks are shorter, and of fewer tokens.
   static constexpr bool kPanelsFirst = operand_format(kMany) == Format::i8 && kParts8 == 1;
-  static constexpr int kBlock = (kMany == Format::f32 ? 1 : kPanelsFirst ? 3 : 2) * kBlockColumns;
-  static constexpr int kPanels = Activations<F>::kOther ? 8 : 4;  // even
-  static_assert(kBlock <= Activations<kMany>::most_columns(kTileTokens));
+  static constexpr bool kOther = Activations<kMany>::kOther;  // activations that are widened for each group
+  static constexpr int kBlock = kOther         ? Activations<kMany>::most_columns(kTileTokens)
+                                : kPanelsFirst ? 3 * kBlockColumns / 4
+                                               : kBlockColumns;
+  static constexpr int kBlockTiles = (kPanelsFirst ? 132 : 264) / kTileTokens;
+  static constexpr int kPanels = kOther ? 8 : kPanelsFirst ? 4 : 2;  // even
   Unpacked<F, kPanels, kBlock> unpacked = {};
   static constexpr int kLines = int(panel_bytes(F, kFetchColumns<F>)) / kLine;
 
@@ -116,7 +118,7 @@ struct Run {
     constexpr int kFrom = F == Format::f32 || F == Format::bf16 ? kStreamTokens : kStreamNarrowTokens;
     const int m = p.tokens;
     const Call others = call_for<F, false>(m), call = m < kFrom ? others : call_for<F, kHints>(m);
-    int most = call.once ? p.k : kBlockColumns;
+    int most = call.once ? p.k : kBlockColumns / 4;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
       for (int k = 0; k < p.k; k += most) {
@@ -131,22 +133,24 @@ struct Run {
   }
 
   void many_tokens() {
-    constexpr int kTiles = (kMany == F ? 1 : 2) * kBlockTokens / kTileTokens;  // fewer blocks to unpack
-    const int blocks = (tiles + kTiles - 1) / kTiles;
+    const int blocks = (tiles + kBlockTiles - 1) / kBlockTiles, cuts = (p.k + kBlock - 1) / kBlock;
+    const int columns =
+        ((p.k + cuts - 1) / cuts + kGroup - 1) / kGroup * kGroup;  // no block much shorter than the others
     for (int i = 0; i < blocks; i++)
-      for (int k = 0; k < p.k; k += kBlock)
-        for (int panel = p0; panel < p1; panel += kPanels)
-          group(tiles * i / blocks, tiles * (i + 1) / blocks, k, panel, i + 1 < blocks);
+      for (int panel = p0; panel < p1; panel += kPanels)
+        for (int k = 0; k < p.k; k += columns)
+          group(tiles * i / blocks, tiles * (i + 1) / blocks, panel, k, columns, i + 1 < blocks);
   }
 
-  // The tiles [t0, t1) times a group of panels; each panel fetches its like in the group that comes next.
-  void group(int t0, int t1, int k, int panel, bool more) {
-    const int kn = p.k - k < kBlock ? p.k - k : kBlock, count = p1 - panel < kPanels ? p1 - panel : kPanels;
+  // The tiles [t0, t1) times a group of panels; each panel fetches its like in what comes next.
+  void group(int t0, int t1, int panel, int k, int columns, bool more) {
+    const int kn = p.k - k < columns ? p.k - k : columns, count = p1 - panel < kPanels ? p1 - panel : kPanels;
     const int calls = (t1 - t0) * (kPanel / call_for<kMany, false>(start(t0 + 1) - start(t0)).rows);
     const int lines = (kLines + calls - 1) / calls;
-    int next_panel = panel + kPanels, next_k = k;
-    if (next_panel >= p1) next_panel = p0, next_k += kn;
-    if (next_k == p.k) next_panel = more ? p0 : p1, next_k = 0;
+    const bool last = k + kn == p.k;
+    const int next_k = last ? 0 : k + kn;
+    int next_panel = last ? panel + kPanels : panel;
+    if (next_panel >= p1) next_panel = more ? p0 : p1;
     Fetch fetch[kPanels];
     for (int i = 0; i < count; i++) fetch[i] = {weights(next_panel + i, next_k), next_panel + i < p1 ? lines : 0};
 
@@ -163,7 +167,6 @@ struct Run {
         fetch[i].at += fetch[i].lines * (kn / kFetchColumns<F>)*kLine;
       }
     };
-    const bool last = k + kn == p.k;
     if (kPanelsFirst)
       for (int i = 0; i < count; i++)
         for (int t = t0; t < t1; t++) multiply(t, i);
