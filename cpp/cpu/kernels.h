@@ -180,8 +180,8 @@ static inline int tile_of(const Kernels& k, Format f) { return f == Format::f32 
 // How bf16 lies in a tile of `width` tokens.
 static inline bool pairs_in_tiles(const Kernels& k, int width) { return width > k.tile; }
 
-extern const Kernels kGeneric, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Amx,
-    kAvx512Bf16;  // on x86 only, but the first
+// On x86 only, but the first.
+extern const Kernels kGeneric, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Amx, kAvx512Bf16;
 
 // The best table this machine can run; RWKV_ISA=generic|avx2|avxvnni|avx512|avx512vnni|avx512amx|avx512bf16 chooses
 // another (DeviceError when the name is unknown or the machine cannot run it).

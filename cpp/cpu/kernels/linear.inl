@@ -134,8 +134,7 @@ struct Run {
 
   void many_tokens() {
     const int blocks = (tiles + kBlockTiles - 1) / kBlockTiles, cuts = (p.k + kBlock - 1) / kBlock;
-    const int columns =
-        ((p.k + cuts - 1) / cuts + kGroup - 1) / kGroup * kGroup;  // no block much shorter than the others
+    const int columns = ((p.k + cuts - 1) / cuts + kGroup - 1) / kGroup * kGroup;  // of all blocks but the last
     for (int i = 0; i < blocks; i++)
       for (int panel = p0; panel < p1; panel += kPanels)
         for (int k = 0; k < p.k; k += columns)
