@@ -15,7 +15,11 @@ constexpr int kTileTokens = 6;
 constexpr int kByteTokens = 6;
 constexpr int kByteRegisters = 16;
 constexpr int kWkvVectors = 2;
+#ifdef __AVXVNNI__
+constexpr bool kUnpackHalves = true;
+#else
 constexpr bool kUnpackHalves = false;
+#endif
 constexpr int kStreamNear = 2048, kStreamFar = 4096, kStreamTokens = 1, kStreamNarrowTokens = 1;
 
 using Floats = __m256;
