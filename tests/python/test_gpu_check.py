@@ -67,7 +67,7 @@ def test_the_engine_is_measured(simulated):
         assert check["device"] == "cuda:0 simulator" and check["error"] is None
         assert check["same_bits"] and check["largest_logit_difference"] < 0.05
     rows = {(row["precision"], row["task"], row["batch"]): row for row in found["results"]}
-    assert {task for _, task, _ in rows} == {"decode", "steps", "logits", "prefill", "fork"}
+    assert {task for _, task, _ in rows} == {"decode", "sampled", "steps", "logits", "prefill", "fork"}
     assert all(row["tokens_per_second"] > 0 and row["share_of_roofline"] is None for row in rows.values())
     # Weights but the table, rows of ffn.value that zeros meet left out, and states there and back.
     L, C, V, R = 2, 128, 512, 2 * (8 + 8 + 8 + 16) - 8
