@@ -188,7 +188,7 @@ if wants tests; then
   export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
   export RWKV_GPU_TESTS=${RWKV_CUDA_LIBRARY:-1}
   pytest=("$python" -m pytest -p no:cacheprovider -W default -v --maxfail 60 --tb short -m gpu
-    tests/python/test_cuda.py tests/python/test_cuda_packed.py tests/python/test_cuda_tuning.py tests/python/test_cuda_cublaslt.py)
+    tests/python/test_cuda{,_packed,_tuning,_cublaslt,_sampling}.py)
   if "$python" -c 'import pytest_timeout' 2>/dev/null; then pytest+=(-p pytest_timeout --timeout 40 --timeout-method thread); fi
   if $simulate; then
     pytest+=(-k 'skipping_changes_no_bit or auto_takes_the_device')
