@@ -62,7 +62,9 @@ CudaBackend::~CudaBackend() {
 }
 
 std::string CudaBackend::description() const {
-  return join(context_->name(), " ", context_->info().name, large_products_ ? large_products_->description() : "");
+  const std::string no_graph = context_->why_no_graph();
+  return join(context_->name(), " ", context_->info().name, large_products_ ? large_products_->description() : "",
+              no_graph.empty() ? "" : ", no graph: ", no_graph);
 }
 
 // ---- sizes ----

@@ -139,8 +139,17 @@ void Context::visit(const std::function<void(void* stream)>& work) {
 
 void* Context::record(std::span<const Launch> launches) {
   void* graph = nullptr;
-  ask([&](Fault* f) { return api_.record(device_, launches.data(), uint32_t(launches.size()), &graph, f); });
+  ask([&](Fault* f) {
+    const bool done = api_.record(device_, launches.data(), uint32_t(launches.size()), &graph, f);
+    if (done && !graph && no_graph_.empty()) no_graph_ = f->text;
+    return done;
+  });
   return graph;
+}
+
+std::string Context::why_no_graph() {
+  const std::lock_guard lock(calling_);
+  return no_graph_;
 }
 
 void Context::replay(void* graph) {

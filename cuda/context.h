@@ -65,6 +65,7 @@ class Context : public std::enable_shared_from_this<Context> {
   // For other libraries: what they ask of the stream comes in order with these, and work may change nothing else.
   void visit(const std::function<void(void* stream)>& work);
   void* record(std::span<const Launch> launches);  // null where there are no graphs
+  std::string why_no_graph();                      // the first reason for that; empty: there was none
   void replay(void* graph);
   void forget(void* graph);
   void synchronise();
@@ -87,6 +88,7 @@ class Context : public std::enable_shared_from_this<Context> {
   void* device_ = nullptr;
   DeviceInfo info_ = {};
   std::mutex calling_;  // one call at a time
+  std::string no_graph_;
   std::mutex copying_;  // who has `staging_`
   void* staging_ = nullptr;
 };

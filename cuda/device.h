@@ -61,7 +61,8 @@ struct DeviceApi {
   bool (*settle)(void* device, Fault*);  // the same for all that the process has asked of this device
   // That what is asked for goes to, in order, for other libraries; the calling thread uses the device from here on.
   bool (*stream)(void* device, void** stream, Fault*);
-  // A list of launches to be repeated as it is. The graph is null where there is no such thing.
+  // A list of launches to be repeated as it is. The graph is null where there is no such thing, and the fault's text
+  // may say why.
   bool (*record)(void* device, const Launch* launches, uint32_t count, void** graph, Fault*);
   bool (*replay)(void* device, void* graph, Fault*);
   void (*forget)(void* device, void* graph);

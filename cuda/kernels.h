@@ -90,9 +90,10 @@ union alignas(16) TileShared {
 static_assert(sizeof(TileStage<Stored::f16>) % 16 == 0 && sizeof(TileStage<Stored::i8>) % 16 == 0);
 static_assert(sizeof(TileShared<Stored::f16>) <= 50 * 1024 && sizeof(TileShared<Stored::i8>) <= 50 * 1024);
 
+constexpr int kSampleList = 4096;  // likely tokens, if they are not more
 struct SampleShared {
-  double part[32];
-  float value[32];
+  double part[32], sum[kSampleSpan];
+  float value[32], list[kSampleList];
   int32_t id[32];
 };
 

@@ -249,7 +249,7 @@ RWKV_BOTH constexpr int most_chunks(int rows) { return 2 * rows / (kWkvChunk + 1
 // ---- sampling ----
 constexpr int kSampleSpan = 128;                                   // logits that have a sum of their own
 RWKV_BOTH constexpr size_t sample_scratch_bytes(int vocabulary) {  // of a job
-  return size_t(round_up((vocabulary + kSampleSpan - 1) / kSampleSpan * 8 + vocabulary * 4, 64));
+  return size_t(round_up((vocabulary + kSampleSpan - 1) / kSampleSpan * 8, 64));
 }
 
 struct TokenNumber {
@@ -261,6 +261,7 @@ struct SampleJobParams {
   const float* logits;
   const TokenNumber* bias;
   TokenNumber* top;  // the most likely tokens with their logprobs
+  float* biased;     // room for a row, if there are biases
   double scale;      // 1 / temperature, or 0: the most likely token
   double uniform;    // in [0, 1), from seed and counter
   float top_p, min_p;

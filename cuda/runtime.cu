@@ -215,25 +215,30 @@ bool stream(void* device, void** stream, Fault* fault) {
 }
 
 // The launches as the stream has them, edges of those that start early included. It goes without a graph where there is
-// no room for one, or a driver that cannot capture such edges; of a device that has failed the next call tells.
+// no room for one, or a driver that cannot capture such edges, which the fault tells although the call succeeds; of a
+// device that has failed the next call tells.
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
   Device& d = device_of(device);
   *graph = nullptr;
   if (!enter(d, fault)) return false;
   cudaGraph_t captured = nullptr;
   cudaGraphExec_t executable = nullptr;
+  const char* what = "cudaStreamBeginCapture";
   cudaError_t error = cudaStreamBeginCapture(d.compute, cudaStreamCaptureModeThreadLocal);
   if (error == cudaSuccess) {
+    what = "cudaLaunchKernelExC within a capture";
     for (uint32_t i = 0; i < count && error == cudaSuccess; i++) error = start(d, launches[i]);
     const cudaError_t ended = cudaStreamEndCapture(d.compute, &captured);
-    if (error == cudaSuccess) error = ended;
+    if (error == cudaSuccess) what = "cudaStreamEndCapture", error = ended;
   }
-  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, captured, 0);
+  if (error == cudaSuccess) what = "cudaGraphInstantiate", error = cudaGraphInstantiate(&executable, captured, 0);
   if (captured) cudaGraphDestroy(captured);
-  if (error == cudaSuccess)
+  if (error == cudaSuccess) {
     *graph = executable;
-  else
+  } else {
+    fail(fault, Failure::none, error, what);
     cudaGetLastError();
+  }
   return true;
 }
 bool replay(void* device, void* graph, Fault* fault) {

@@ -9,8 +9,12 @@ namespace rwkv::cuda {
 
 namespace {
 
-constexpr size_t kMostSampled = 64;            // rows in one launch
+constexpr size_t kMostSampled = 1024;          // rows in one launch
+constexpr size_t kMostBiased = 64;             // of those, as each has a copy of its own
 constexpr size_t kSampling = size_t(1) << 20;  // bytes of their lists, if those of one row are not more
+
+size_t biased_bytes(size_t vocabulary) { return (vocabulary * sizeof(float) + 63) / 64 * 64; }
+bool biased(const SampleJob& job) { return !job.bias.empty(); }
 
 // Of a row's lists, as an arena gives them out.
 size_t list_bytes(size_t biases, size_t logits, size_t tops) {
@@ -29,7 +33,7 @@ size_t list_bytes(const SampleJob& job) {
 void CudaBackend::prepare_sampling(int64_t vocabulary) {
   const auto n = size_t(vocabulary);
   sampling_.grow(*context_, std::max(kSampling, list_bytes(n, n, n)));
-  const size_t scratch = sample_scratch_bytes(int(n)) * kMostSampled;
+  const size_t scratch = sample_scratch_bytes(int(n)) * kMostSampled + biased_bytes(n) * kMostBiased;
   if (sample_scratch_.size < scratch) sample_scratch_ = {}, sample_scratch_ = context_->allocate(scratch);
 }
 
@@ -55,9 +59,10 @@ void CudaBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob
     // Rows of the model's own width have their room; others may come from a caller.
     const int64_t cols = jobs[at].logits.cols;
     prepare_sampling(cols);
-    size_t count = 1, bytes = list_bytes(jobs[at]);
+    size_t count = 1, bytes = list_bytes(jobs[at]), copies = biased(jobs[at]);
     while (at + count < jobs.size() && count < kMostSampled && jobs[at + count].logits.cols == cols &&
-           (bytes += list_bytes(jobs[at + count])) <= sampling_.host.size)
+           (bytes += list_bytes(jobs[at + count])) <= sampling_.host.size &&
+           (copies += biased(jobs[at + count])) <= kMostBiased)
       count++;
     sample_some(jobs.subspan(at, count), drawn.subspan(at, count));
     at += count;
@@ -67,67 +72,59 @@ void CudaBackend::sample(std::span<const SampleJob> jobs, std::span<TokenLogprob
 // What goes up lies in front of what comes back.
 void CudaBackend::sample_some(std::span<const SampleJob> jobs, std::span<TokenLogprob> drawn) {
   const auto n = size_t(jobs.front().logits.cols);
-  const auto carve = [&]<class T>(Arena& arena, size_t count, T*& list) {
+  size_t room = 0;
+  for (const SampleJob& job : jobs) room += list_bytes(job);
+  sampling_.grow(*context_, room);
+  std::byte *const up = sampling_.device.data.get(), *const down = sampling_.host.data.get();
+  Arena arena(sampling_.device);
+  const auto place = [&]<class T>(size_t count, T*& list) {
     list = reinterpret_cast<T*>(arena.take(count * sizeof(T)));
   };
-  struct Lists {
-    TokenNumber* bias;
-    float* logits;
-    TokenNumber* top;
+  // Of a list on the device the one that is copied to it or from it.
+  const auto here = [&]<class T>(T* there) {
+    return reinterpret_cast<std::remove_const_t<T>*>(down + (reinterpret_cast<const std::byte*>(there) - up));
   };
-  struct Places {
-    SampleJobParams* jobs;
-    std::array<Lists, kMostSampled> lists;
-    SampleResult* results;
-    size_t back;  // where what comes back begins
-  };
-  const auto place = [&](Arena& arena) {
-    Places p = {};
-    carve(arena, jobs.size(), p.jobs);
-    for (size_t i = 0; i < jobs.size(); i++) {
-      carve(arena, jobs[i].bias.size(), p.lists[i].bias);
-      carve(arena, jobs[i].on_device ? 0 : n, p.lists[i].logits);
-    }
-    p.back = arena.used();
-    carve(arena, jobs.size(), p.results);
-    for (size_t i = 0; i < jobs.size(); i++) carve(arena, jobs[i].top.size(), p.lists[i].top);
-    return p;
-  };
-  Arena counting;
-  place(counting);
-  sampling_.grow(*context_, counting.used());
-  Arena host(sampling_.host), device(sampling_.device);
-  const Places here = place(host), there = place(device);
+  SampleJobParams* there;
+  place(jobs.size(), there);
+  SampleJobParams* const params = here(there);
+  std::byte* copies = sample_scratch_.data.get() + sample_scratch_bytes(int(n)) * kMostSampled;
   for (size_t i = 0; i < jobs.size(); i++) {
     const SampleJob& job = jobs[i];
-    std::ranges::transform(job.bias, here.lists[i].bias,
-                           [](const TokenBias& b) { return TokenNumber{b.token, b.bias}; });
-    if (!job.on_device) std::copy_n(job.logits.row(0), n, here.lists[i].logits);
-    here.jobs[i] = {.logits = job.on_device ? job.logits.row(0) : there.lists[i].logits,
-                    .bias = there.lists[i].bias,
-                    .top = there.lists[i].top,
-                    .scale = job.temperature == 0 ? 0 : 1 / double{job.temperature},
-                    .uniform = philox_uniform(job.seed, job.counter),
-                    .top_p = job.top_p,
-                    .min_p = job.min_p,
-                    .top_k = job.top_k,
-                    .biases = int32_t(job.bias.size()),
-                    .tops = int32_t(job.top.size()),
-                    .given = job.given};
+    TokenNumber* bias;
+    float* logits = job.logits.row(0);
+    place(job.bias.size(), bias);
+    std::ranges::transform(job.bias, here(bias), [](const TokenBias& b) { return TokenNumber{b.token, b.bias}; });
+    if (!job.on_device) place(n, logits), std::copy_n(job.logits.row(0), n, here(logits));
+    params[i] = {.logits = logits,
+                 .bias = bias,
+                 .top = nullptr,
+                 .biased = reinterpret_cast<float*>(copies),
+                 .scale = job.temperature == 0 ? 0 : 1 / double{job.temperature},
+                 .uniform = philox_uniform(job.seed, job.counter),
+                 .top_p = job.top_p,
+                 .min_p = job.min_p,
+                 .top_k = job.top_k,
+                 .biases = int32_t(job.bias.size()),
+                 .tops = int32_t(job.top.size()),
+                 .given = job.given};
+    if (biased(job)) copies += biased_bytes(n);
   }
-  std::byte *const up = sampling_.device.data.get(), *const down = sampling_.host.data.get();
-  context_->upload(up, down, here.back);
+  const size_t back = arena.used();
+  SampleResult* results;
+  place(jobs.size(), results);
+  for (size_t i = 0; i < jobs.size(); i++) place(jobs[i].top.size(), params[i].top);
+  context_->upload(up, down, back);
   const SampleParams p = {
-      .jobs = there.jobs, .results = there.results, .scratch = sample_scratch_.data.get(), .vocabulary = int32_t(n)};
+      .jobs = there, .results = results, .scratch = sample_scratch_.data.get(), .vocabulary = int32_t(n)};
   fetched_ = nullptr;
   context_->launch(Kernel::sample, {int(jobs.size()), 1, 1}, &p);
-  context_->download(down + here.back, up + here.back, counting.used() - here.back);
+  context_->download(down + back, up + back, arena.used() - back);
   context_->synchronise();
   for (size_t i = 0; i < jobs.size(); i++) {
-    const SampleResult& found = here.results[i];
+    const SampleResult& found = here(results)[i];
     if (found.code != SampleCode::drawn) refuse(jobs[i], found);
     drawn[i] = {found.token, found.logprob};
-    std::transform(here.lists[i].top, here.lists[i].top + jobs[i].top.size(), jobs[i].top.begin(),
+    std::transform(here(params[i].top), here(params[i].top) + jobs[i].top.size(), jobs[i].top.begin(),
                    [](const TokenNumber& t) { return TokenLogprob{t.token, t.number}; });
   }
 }

@@ -5,7 +5,8 @@ soon as something is known.
         [--zeros 0.88] [--tasks decode:1 steps:8 logits:1 prefill:1x1024 fork:32] [--quick]
 
 MODEL is of models.py, whose zero fraction --zeros tells. "decode" are greedy texts of `generate_batch`, drawn on the
-device: the time is what longer ones take more than shorter ones, of calls from Python as anybody makes them. "steps"
+device: the time is what longer ones take more than shorter ones, of calls from Python as anybody makes them. "sampled"
+are the same with the usual parameters instead; as models are random, all tokens are likely, the most work there is. "steps"
 are calls that want nothing back, so without the head; "logits" those that bring the logits to the host, where the next
 token is chosen. Of a fork it is the first step, with ordinary ones in turns.
 
@@ -60,11 +61,11 @@ class Bench:
             np.save(self.a.logits, found)
         return {"load_seconds": common.rounded(self.load_seconds), "device": self.engine.description}
 
-    def decode(self, batch: int) -> None:
+    def decode(self, batch: int, task: str = "decode", **how: float) -> None:
         prompts = [[1 + s % (self.engine.config.n_vocab - 1)] for s in range(batch)]
 
         def texts(tokens: int) -> tuple[float, int]:
-            params = rwkv.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+            params = rwkv.SamplingParams(max_tokens=tokens, ignore_eos=True, **(how or {"temperature": 0}))
             begin = time.perf_counter()
             found = self.engine.generate_batch(prompts, params)
             return time.perf_counter() - begin, sum(len(text.tokens) for text in found)
@@ -77,7 +78,10 @@ class Bench:
         for _ in range(self.a.rounds):
             (short, fewer), (long, tokens) = texts(few), texts(few + more)
             seconds.append((long - short) * batch / (tokens - fewer))  # of a step
-        self.add_steps("decode", batch, seconds, more, read=self.weights)
+        self.add_steps(task, batch, seconds, more, read=self.weights)
+
+    def sampled(self, batch: int) -> None:
+        self.decode(batch, "sampled", temperature=1, top_p=0.85, seed=1)
 
     def steps(self, batch: int) -> None:
         states = [self.engine.new_state() for _ in range(batch)]

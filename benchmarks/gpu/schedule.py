@@ -31,7 +31,7 @@ import rwkv_engine as rwkv
 ENGINE = pathlib.Path(__file__).with_name("engine.py")
 FEATURES = ("graphs,pdl", "graphs", "")  # the fastest first, the last one for whoever can do nothing else
 BEST = "best"
-DECODE = ("decode:1", "steps:1", "logits:1")
+DECODE = ("decode:1", "sampled:1", "steps:1", "logits:1")
 PREFILL = ("prefill:1x1024", "prefill:1x4096", "prefill:8x1024")
 BATCH = ("decode:32", "decode:8", "decode:64", "decode:256", "steps:32", "steps:256", "fork:1", "fork:32", "decode:960")
 ALL = (*DECODE, *PREFILL, *BATCH)
@@ -83,7 +83,7 @@ RUNS: list[Run | Breakdown] = [
 ]
 QUICK = [
     Run("tiny", "fp16", "", ("decode:3", "prefill:1x9"), 60),
-    Run("tiny", "fp16", "graphs,pdl", ("decode:1", "steps:3", "logits:1", "prefill:2x5", "fork:1"), 60),
+    Run("tiny", "fp16", "graphs,pdl", ("decode:1", "sampled:2", "steps:3", "logits:1", "prefill:2x5", "fork:1"), 60),
     Run("tiny", "fp16i8", BEST, ("decode:1",), 60, dense=True),
 ]
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <list>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -19,11 +20,12 @@ struct StateSlab {
   std::vector<std::byte* const*> free;  // of the slots those that nobody has, by their first piece
   size_t slots = 0;
 };
+using StateSlabs = std::list<StateSlab>;
 
 // One slot of a pool, given back when nobody holds it any more: a piece of memory for each stage of the model.
 class StateSlot {
  public:
-  StateSlot(std::shared_ptr<StatePool> pool, StateSlab* slab, std::byte* const* pieces)
+  StateSlot(std::shared_ptr<StatePool> pool, StateSlabs::iterator slab, std::byte* const* pieces)
       : pool_(std::move(pool)), slab_(slab), pieces_(pieces) {}
   ~StateSlot();
   StateSlot(const StateSlot&) = delete;
@@ -33,7 +35,7 @@ class StateSlot {
 
  private:
   std::shared_ptr<StatePool> pool_;
-  StateSlab* slab_;
+  StateSlabs::iterator slab_;
   std::byte* const* pieces_;
 };
 
@@ -58,14 +60,17 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
  private:
   friend class StateSlot;
   void grow();
-  void give_back(StateSlab* slab, std::byte* const* pieces);
+  StateSlabs& list_of(const StateSlab& slab);
+  void move(StateSlabs::iterator slab, StateSlabs& from);
+  void give_back(StateSlabs::iterator slab, std::byte* const* pieces);
 
   const std::vector<Stage> stages_;
   size_t slot_bytes_ = 0, slab_bytes_;
   const int64_t process_;
   const std::shared_ptr<Recycler> recycler_ = std::make_shared<Recycler>();
   std::mutex mutex_;
-  std::vector<std::unique_ptr<StateSlab>> slabs_;  // the first that has a free slot gives it
+  // By what is free of them, so that no call looks through all. Those in use give first, so that others become unused.
+  StateSlabs full_, partly_, unused_;  // the smallest of the unused in front
   size_t slots_ = 0, free_ = 0;
 };
 

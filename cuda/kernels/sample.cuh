@@ -1,7 +1,9 @@
 // Drawing tokens from rows of logits, a block for each row, as SampleJob says. Exponentials and the sums of 128 of them
 // are the CPU's, operation by operation (cpu/kernels/sample.inl), and so are the order of their total and of the walk
 // that draws: without truncation the bits are the CPU's too. What top_k and top_p keep is found by halving the range of
-// keys, integers in the order of floats, whose tokens together have the count or the share that is asked for.
+// keys, integers in the order of floats, whose tokens together have the count or the share that is asked for; first
+// among the likely tokens, which are few, and only if that is not there among all. A row has one processor, so what
+// costs is waiting: loads are asked for some at a time, and one thread alone does nothing but add.
 #pragma once
 #include "cuda/kernels/numbers.cuh"
 
@@ -36,6 +38,45 @@ RWKV_DEVICE uint32_t key_of(float x) {  // of numbers, not of NaN; both zeros ha
   return b >> 31 ? ~b : b | 0x80000000u;
 }
 
+// ---- of all threads of the block ----
+RWKV_DEVICE int32_t least(int32_t v, SampleShared& s) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const int32_t other = shuffle_xor(v, mask);
+    if (other < v) v = other;
+  }
+  sync();
+  if (lane() == 0) s.id[warp()] = v;
+  sync();
+  for (int w = 0; w < int(blockDim.x) / 32; w++)
+    if (s.id[w] < v) v = s.id[w];
+  return v;
+}
+RWKV_DEVICE double sum_all(double v, SampleShared& s) {  // in one fixed tree
+  for (int mask = 16; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
+  sync();
+  if (lane() == 0) s.part[warp()] = v;
+  sync();
+  double total = 0;
+  for (int w = 0; w < int(blockDim.x) / 32; w++) total += s.part[w];
+  return total;
+}
+
+// f(x[i], i) for all of a thread's numbers.
+template <class F>
+RWKV_DEVICE void each(const float* x, int n, const F& f) {
+  constexpr int kLoads = 8;
+  const int step = int(blockDim.x);
+#pragma unroll 1
+  for (int from = int(threadIdx.x); from < n; from += kLoads * step) {
+    float v[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; j++) v[j] = from + j * step < n ? x[from + j * step] : 0.0f;
+#pragma unroll
+    for (int j = 0; j < kLoads; j++)
+      if (from + j * step < n) f(v[j], from + j * step);
+  }
+}
+
 // ---- a row under work, by all threads of the block ----
 struct Best {
   float x;
@@ -47,8 +88,9 @@ RWKV_DEVICE Best best_after(const float* x, int n, const Best& last, SampleShare
   const auto join = [&](float value, int32_t id) {
     if (id >= 0 && (best.id < 0 || value > best.x || (value == best.x && id < best.id))) best = {value, id};
   };
-  for (int i = int(threadIdx.x); i < n; i += int(blockDim.x))
-    if (last.id < 0 || x[i] < last.x || (x[i] == last.x && i > last.id)) join(x[i], i);
+  each(x, n, [&](float v, int i) {
+    if (last.id < 0 || v < last.x || (v == last.x && i > last.id)) join(v, i);
+  });
   for (int mask = 16; mask > 0; mask /= 2) join(shuffle_xor(best.x, mask), shuffle_xor(best.id, mask));
   sync();
   if (lane() == 0) s.value[warp()] = best.x, s.id[warp()] = best.id;
@@ -59,17 +101,10 @@ RWKV_DEVICE Best best_after(const float* x, int n, const Best& last, SampleShare
 // The first NaN or +inf, or -1.
 RWKV_DEVICE int32_t first_bad(const float* x, int n, SampleShared& s) {
   int32_t first = n;
-  for (int i = int(threadIdx.x); i < n && first == n; i += int(blockDim.x))
-    if (!(x[i] < from_bits(0x7f800000u))) first = i;
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const int32_t other = shuffle_xor(first, mask);
-    if (other < first) first = other;
-  }
-  sync();
-  if (lane() == 0) s.id[warp()] = first;
-  sync();
-  for (int w = 0; w < int(blockDim.x) / 32; w++)
-    if (s.id[w] < first) first = s.id[w];
+  each(x, n, [&](float v, int i) {
+    if (!(v < from_bits(0x7f800000u)) && i < first) first = i;
+  });
+  first = least(first, s);
   return first == n ? -1 : first;
 }
 
@@ -87,10 +122,13 @@ RWKV_DEVICE double sum_weights(const float* x, int n, const Kept& kept, double m
                                SampleShared& s) {
   const int blocks = (n + kSampleSpan - 1) / kSampleSpan;
   for (int b = warp(); b < blocks; b += int(blockDim.x) / 32) {
+    const int first = b * kSampleSpan + lane();
+    float v[4];
     double w[4];
+    for (int j = 0; j < 4; j++) v[j] = first + j * 32 < n ? x[first + j * 32] : 0.0f;
     for (int j = 0; j < 4; j++) {
-      const int i = b * kSampleSpan + j * 32 + lane();
-      w[j] = i < n && keeps(kept, x[i], i) ? weight_of(x[i], max, scale) : 0.0;
+      const int i = first + j * 32;
+      w[j] = i < n && keeps(kept, v[j], i) ? weight_of(v[j], max, scale) : 0.0;
     }
     double sum = (w[0] + w[2]) + (w[1] + w[3]);
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
@@ -108,38 +146,62 @@ RWKV_DEVICE double sum_weights(const float* x, int n, const Kept& kept, double m
   return total;
 }
 
+// The numbers of at least `low` to the list, in an order that is always the same, if it has room for all; returns how
+// many they are.
+RWKV_DEVICE int collect(const float* x, int n, float low, SampleShared& s) {
+  int count = 0;
+  each(x, n, [&](float v, int) { count += v >= low ? 1 : 0; });
+  int at = count;  // of this lane and those before it
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = shuffle(at, lane() < step ? lane() : lane() - step);
+    if (lane() >= step) at += before;
+  }
+  sync();
+  if (lane() == 31) s.id[warp()] = at;
+  sync();
+  at -= count;
+  int all = 0;
+  for (int w = 0; w < int(blockDim.x) / 32; w++) {
+    if (w == warp()) at += all;
+    all += s.id[w];
+  }
+  if (all <= kSampleList)
+    each(x, n, [&](float v, int) {
+      if (v >= low) s.list[at++] = v;
+    });
+  sync();
+  return all;
+}
+
 // The greatest key from which on the weights have the sum `target`; 0 if all of them do not. Weights are ones, or
-// exponentials where `share` says so; each try adds them in one fixed tree.
+// exponentials where `share` says so.
 RWKV_DEVICE uint32_t key_where(const float* x, int n, bool share, double max, double target, SampleShared& s) {
-  uint32_t key = 0;
+  uint32_t key = 0, end = ~0u;  // numbers have keys below that; all tries to come add what lies from `end` on
+  double above = 0;
   for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
     double sum = 0;
-#pragma unroll 1  // 1024 threads have few registers
-    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x))
-      if (key_of(x[i]) >= (key | bit)) sum += share ? weight_of(x[i], max, 1) : 1.0;
-    for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    sync();
-    if (lane() == 0) s.part[warp()] = sum;
-    sync();
-    double total = 0;
-    for (int w = 0; w < int(blockDim.x) / 32; w++) total += s.part[w];
-    if (total >= target) key |= bit;
+    each(x, n, [&](float v, int) {
+      const uint32_t own = key_of(v);
+      if (own >= (key | bit) && own < end) sum += share ? weight_of(v, max, 1) : 1.0;
+    });
+    sum = above + sum_all(sum, s);
+    if (sum >= target)
+      key |= bit;
+    else
+      end = key | bit, above = sum;
   }
   return key;
 }
 RWKV_DEVICE float number_of(uint32_t key) { return from_bits(key >> 31 ? key & 0x7fffffffu : ~key); }
 
-// The id up to which those equal to `last` have room beside the greater ones among k; by one thread, which all wait
-// for.
+// The id up to which those equal to `last` have room beside the greater ones among k. They hardly ever have not, so one
+// thread may look for it.
 RWKV_DEVICE int32_t last_of_equals(const float* x, int n, int k, float last, SampleShared& s) {
-  double greater = 0;
-  for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) greater += x[i] > last ? 1.0 : 0.0;
-  for (int mask = 16; mask > 0; mask /= 2) greater += shuffle_xor(greater, mask);
-  sync();
-  if (lane() == 0) s.part[warp()] = greater;
-  sync();
+  double greater = 0, equal = 0;
+  each(x, n, [&](float v, int) { greater += v > last ? 1.0 : 0.0, equal += v == last ? 1.0 : 0.0; });
+  k -= int(sum_all(greater, s));
+  if (sum_all(equal, s) <= k) return n;
   if (threadIdx.x == 0) {
-    for (int w = 0; w < int(blockDim.x) / 32; w++) k -= int(s.part[w]);
     int32_t until = -1;
     for (int i = 0; i < n && k > 0; i++)
       if (x[i] == last) until = i, k--;
@@ -159,38 +221,72 @@ RWKV_DEVICE Kept truncate(const SampleJobParams& job, const float* x, int n, flo
     const float up = double(f) < low ? number_of(key_of(f) + 1) : f;
     if (up > kept.low) kept.low = up;
   }
-  if (job.top_k > 0 && job.top_k < n) {
-    kept.last = number_of(key_where(x, n, false, 0, double(job.top_k), s));
+  const bool by_count = job.top_k > 0 && job.top_k < n, by_share = job.top_p < 1.0f;
+  const int likely = by_count || by_share ? collect(x, n, max - 8.0f, s) : 0;
+  const auto search = [&](bool share, double target) {
+#pragma unroll 1  // the loop is there for one copy of the code
+    for (bool all = likely > kSampleList;; all = true) {
+      const uint32_t key = key_where(all ? x : s.list, all ? n : likely, share, double(max), target, s);
+      if (key != 0 || all) return key;
+    }
+  };
+  if (by_count) {
+    kept.last = number_of(search(false, double(job.top_k)));
     kept.until = last_of_equals(x, n, job.top_k, kept.last, s);
   }
-  if (job.top_p < 1.0f) {
-    const uint32_t key = key_where(x, n, true, double(max), double(job.top_p) * total, s);
+  if (by_share) {
+    const uint32_t key = search(true, double(job.top_p) * total);
     const float low = number_of(key);
     if (key != 0 && low > kept.low) kept.low = low;
   }
   return kept;
 }
 
-// Walks the row until the weights pass that share of their sum: in spans first, then one by one; by one thread.
-RWKV_DEVICE int32_t draw(const SampleJobParams& job, const float* x, int n, const Kept& kept, float max, double total,
-                         const double* sums, SampleShared& s) {
-  if (threadIdx.x == 0) {
-    const double goal = job.uniform * total;
-    double sum = 0, after = 0;
-    int block = 0, drawn = 0;
-    for (int b = 0; b < (n + kSampleSpan - 1) / kSampleSpan && after <= goal; b++) {
-      if (sums[b] == 0) continue;
-      block = b, sum = after, after += sums[b];
+// Of kSampleSpan numbers, one of each of the first threads, the last that is not 0 and that a sum, which has `begin`
+// and then takes one after the other, comes to before it has passed the goal; -1: there is none.
+struct Step {
+  int32_t at;
+  double before, after;  // the sum in front of that number, and behind all
+};
+RWKV_DEVICE Step walk(double own, double begin, double goal, SampleShared& s) {
+  const int i = int(threadIdx.x);
+  sync();
+  if (i < kSampleSpan) s.sum[i] = own;
+  sync();
+  if (i == 0) {
+    double sum = begin;
+#pragma unroll 8
+    for (int j = 0; j < kSampleSpan; j++) {
+      const double next = s.sum[j];
+      s.sum[j] = sum;
+      sum += next;
     }
-    for (int i = block * kSampleSpan; i < n && i < (block + 1) * kSampleSpan && sum <= goal; i++) {
-      const double w = keeps(kept, x[i], i) ? weight_of(x[i], double(max), job.scale) : 0.0;
-      if (w == 0) continue;
-      sum += w, drawn = i;
-    }
-    s.id[0] = drawn;
+    s.part[0] = sum;
   }
   sync();
-  return s.id[0];
+  Step step = {-1, 0, s.part[0]};
+  const int32_t last = -least(i < kSampleSpan && own != 0 && s.sum[i] <= goal ? -i : 1, s);
+  if (last >= 0) step.at = last, step.before = s.sum[last];
+  return step;
+}
+
+// Walks the row until the weights pass that share of their sum: in spans first, then one by one.
+RWKV_DEVICE int32_t draw(const SampleJobParams& job, const float* x, int n, const Kept& kept, float max, double total,
+                         const double* sums, SampleShared& s) {
+  const double goal = job.uniform * total;
+  const int own = int(threadIdx.x), blocks = (n + kSampleSpan - 1) / kSampleSpan;
+  int block = 0;
+  double before = 0, after = 0;
+  for (int from = 0; from < blocks; from += kSampleSpan) {
+    const bool has = own < kSampleSpan && from + own < blocks;
+    const Step step = walk(has ? sums[from + own] : 0.0, after, goal, s);
+    if (step.at >= 0) block = from + step.at, before = step.before;
+    after = step.after;
+  }
+  const int i = block * kSampleSpan + own;
+  const bool has = own < kSampleSpan && i < n && keeps(kept, x[i], i);
+  const Step step = walk(has ? weight_of(x[i], double(max), job.scale) : 0.0, before, goal, s);
+  return step.at < 0 ? 0 : block * kSampleSpan + step.at;
 }
 
 RWKV_KERNEL void RWKV_BOUNDS(1024) sample(PARAMS(SampleParams, p)) {
@@ -199,7 +295,6 @@ RWKV_KERNEL void RWKV_BOUNDS(1024) sample(PARAMS(SampleParams, p)) {
   SampleResult& result = p.results[blockIdx.x];
   const int n = p.vocabulary;
   auto* sums = reinterpret_cast<double*>(static_cast<unsigned char*>(p.scratch) + blockIdx.x * sample_scratch_bytes(n));
-  auto* biased = reinterpret_cast<float*>(sums + (n + kSampleSpan - 1) / kSampleSpan);
   const auto end = [&](SampleCode code, int32_t where) {
     if (threadIdx.x == 0) result = {0, 0.0f, code, where};
   };
@@ -224,7 +319,8 @@ RWKV_KERNEL void RWKV_BOUNDS(1024) sample(PARAMS(SampleParams, p)) {
 
   Best best = top;
   if (job.biases > 0) {
-    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) biased[i] = x[i];
+    float* const biased = job.biased;
+    each(x, n, [&](float v, int i) { biased[i] = v; });
     sync();
     for (int i = int(threadIdx.x); i < job.biases; i += int(blockDim.x))
       biased[job.bias[i].token] += job.bias[i].number;

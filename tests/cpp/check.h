@@ -31,12 +31,15 @@ inline void fail(const char* file, int line, const std::string& what) {
   ++failures;
   std::printf("%s:%d: %s\n", file, line, what.c_str());
 }
-// Runs the tests whose name contains argv[1], or all.
+// Runs the tests whose name contains argv[1], or all. What is said is written line by line, so that of a program that
+// is killed it is known in which test.
 inline int run(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
   int ran = 0;
   for (const Test& test : tests()) {
     if (argc > 1 && !std::strstr(test.name, argv[1])) continue;
     ++ran;
+    std::printf("%s\n", test.name);
     try {
       test.body();
     } catch (const std::exception& e) {

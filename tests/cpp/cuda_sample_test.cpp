@@ -25,7 +25,7 @@ struct Drawn {
 std::vector<Drawn> on_device(Device& d, const std::vector<Row>& logits, const std::vector<Draw>& draws) {
   const int n = int(logits[0].size());
   const size_t count = draws.size();
-  std::vector<std::unique_ptr<Buffer<float>>> rows;
+  std::vector<std::unique_ptr<Buffer<float>>> rows, biased;
   std::vector<std::unique_ptr<Buffer<cuda::TokenNumber>>> biases, tops;
   std::vector<cuda::SampleJobParams> jobs;
   for (size_t i = 0; i < count; i++) {
@@ -35,7 +35,8 @@ std::vector<Drawn> on_device(Device& d, const std::vector<Row>& logits, const st
     rows.push_back(std::make_unique<Buffer<float>>(d, logits[i]));
     biases.push_back(std::make_unique<Buffer<cuda::TokenNumber>>(d, bias));
     tops.push_back(std::make_unique<Buffer<cuda::TokenNumber>>(d, draw.tops));
-    jobs.push_back({rows[i]->data(), biases[i]->data(), tops[i]->data(),
+    biased.push_back(std::make_unique<Buffer<float>>(d, bias.empty() ? 0 : size_t(n)));
+    jobs.push_back({rows[i]->data(), biases[i]->data(), tops[i]->data(), biased[i]->data(),
                     draw.temperature == 0 ? 0 : 1 / double(draw.temperature), philox_uniform(draw.seed, draw.counter),
                     draw.top_p, draw.min_p, draw.top_k, int32_t(bias.size()), int32_t(draw.tops), draw.given});
   }
@@ -134,6 +135,50 @@ TEST(extreme_rows) {
         draws.back().tops = 3;
       }
     compare(d, logits, draws);
+  }
+}
+
+// What top_k and top_p look for is not among the tokens within 8 of the best, or these are more than a block has room
+// for.
+TEST(rows_with_few_or_many_likely_tokens) {
+  Random random;
+  for (const char* schedule : schedules()) {
+    Device d(schedule);
+    Row many = random.row(cuda::kSampleList + 900, 1), few = random.row(700, 0.3f);
+    for (float& x : few) x -= 9;
+    few[300] = 0;
+    for (const Row& row : {many, few}) {
+      std::vector<Draw> draws = {{1, 0.5f}, {1, 0.99f}, {3, 0.97f, 20}, {3, 1, 650}, {2, 0.999f, 4500}};
+      for (Draw& draw : draws) draw.seed = random.bits();
+      compare(d, std::vector<Row>(draws.size(), row), draws);
+    }
+  }
+}
+
+TEST(equal_tokens_have_room_or_not) {
+  Random random;
+  for (const char* schedule : schedules()) {
+    Device d(schedule);
+    Row levels(300);
+    for (size_t i = 0; i < 300; i++) levels[i] = -float(i * 7 % 3);
+    std::vector<Draw> draws;
+    for (int top_k : {1, 99, 100, 101, 150, 199, 200, 299})
+      for (int i = 0; i < (on_gpu() ? 40 : 4); i++) draws.push_back({100, 1, top_k, 0, random.bits()});
+    compare(d, std::vector<Row>(draws.size(), levels), draws);
+  }
+}
+
+TEST(long_rows_are_walked_to_their_end) {
+  Random random;
+  for (const char* schedule : schedules()) {
+    Device d(schedule);
+    const int n = 2 * cuda::kSampleSpan * cuda::kSampleSpan + 300;
+    Row gaps(size_t(n), -kInf);  // spans without a token, and the last one alone in its own
+    for (int i = 0; i < n - 200; i += 301) gaps[size_t(i)] = float(random.below(3));
+    gaps.back() = 3;
+    std::vector<Draw> draws;
+    for (int i = 0; i < (on_gpu() ? 40 : 3); i++) draws.push_back({i == 0 ? 0.1f : 1.0f, 1, 0, 0, random.bits()});
+    compare(d, std::vector<Row>(draws.size(), gaps), draws);
   }
 }
 

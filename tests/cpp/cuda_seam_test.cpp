@@ -34,6 +34,7 @@ bool answer(const std::string& what, Fault* fault) {
 }
 
 bool makes_graphs = true;
+std::string reason = "the first";
 
 DeviceApi fake_api() {
   DeviceApi api = {};
@@ -50,6 +51,7 @@ DeviceApi fake_api() {
   api.launch = [](void*, const Launch*, uint32_t n, Fault* f) { return answer(join("launch ", n), f); };
   api.record = [](void*, const Launch*, uint32_t n, void** graph, Fault* f) {
     static int graphs;
+    std::strcpy(f->text, makes_graphs ? "" : reason.c_str());
     return *graph = makes_graphs ? &graphs : nullptr, answer(join("record ", n), f);
   };
   api.replay = [](void*, void*, Fault* f) { return answer("replay", f); };
@@ -129,9 +131,13 @@ TEST(a_graph_that_cannot_be_made_is_done_without) {
   makes_graphs = false;
   for (int i = 0; i < 2; i++) step(tape, {1, 2, 3});
   taken();
+  CHECK(context->why_no_graph().empty());
   for (int i = 0; i < 3; i++) step(tape, {1, 2, 3});
-  makes_graphs = true;
   CHECK((taken() == Words{"record 3", "launch 3", "launch 3", "launch 3"}));
+  reason = "another";
+  for (int i = 0; i < 3; i++) step(tape, {4});
+  CHECK(context->why_no_graph() == "the first");
+  makes_graphs = true;
 }
 
 TEST(steps_that_part_are_told_apart) {

@@ -17,7 +17,7 @@ namespace remote {
 
 using namespace rwkv;
 
-class RemoteBackend final : public Backend {
+class RemoteBackend : public Backend {
  public:
   // Steps of all such devices that have begun and not ended; one that an error ends is open until the next.
   static inline int open_steps = 0;

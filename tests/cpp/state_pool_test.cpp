@@ -2,6 +2,10 @@
 #include "engine/state_pool.h"
 
 #include <algorithm>
+#include <array>
+#include <map>
+#include <random>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -16,9 +20,23 @@ using Slots = std::vector<std::shared_ptr<StateSlot>>;
 
 constexpr int64_t kMiB = 1 << 20;
 
+// A device that knows what it has given out: bytes by where they begin.
+class Watched final : public RemoteBackend {
+ public:
+  static inline std::map<std::byte*, int64_t> blocks;
+
+  Watched() : RemoteBackend(1, DeviceOptions{.threads = 1}) {}
+  Memory allocate(size_t bytes) override {
+    const Memory memory = RemoteBackend::allocate(bytes);
+    blocks[memory.data.get()] = int64_t(bytes);
+    return {std::shared_ptr<std::byte>(memory.data.get(), [memory](std::byte* p) { blocks.erase(p); }), bytes};
+  }
+};
+
 // Slots of so many bytes, which nobody looks at.
-std::shared_ptr<StatePool> pool_of(int64_t bytes) {
-  StatePool::Stage stage{std::make_shared<RemoteBackend>(1, DeviceOptions{.threads = 1}), {}};
+std::shared_ptr<StatePool> pool_of(int64_t bytes, const std::shared_ptr<Backend>& device =
+                                                      std::make_shared<RemoteBackend>(1, DeviceOptions{.threads = 1})) {
+  StatePool::Stage stage{device, {}};
   stage.layout.slot_bytes = size_t(bytes);
   return std::make_shared<StatePool>(std::vector{stage});
 }
@@ -70,6 +88,54 @@ TEST(steps_of_all_states_allocate_nothing) {
     most = std::max(most, held()), least = std::min(least, held());
   }
   CHECK(most == least && most == 24 * 40 * kMiB);
+}
+
+// After each of many calls everything is counted anew from the places of the slots that somebody has: each lies by
+// itself in memory that is still there, slabs come only when nothing is free and go as soon as they may.
+TEST(random_calls_are_those_of_a_plain_count) {
+  const auto& blocks = Watched::blocks;
+  std::mt19937 random(1);
+  for (int round = 0; round < 16; round++) {
+    const int64_t bytes = std::array{kMiB, 3 * kMiB, 13 * kMiB, 40 * kMiB}[size_t(round % 4)];
+    const bool oldest_first = round / 4 % 2 == 0;
+    const auto pool = pool_of(bytes, std::make_shared<Watched>());
+    Slots slots;
+    std::map<std::byte*, int64_t> used;  // slots of each block
+    const auto block_of = [&](const StateSlot& slot) { return std::prev(blocks.upper_bound(slot.data(0)))->first; };
+    size_t wanted = 600;
+    for (int call = 0; call < 1600; call++) {
+      while (slots.size() == wanted) wanted = random() % (random() % 4 == 0 ? 600 : 100);
+      const auto before = blocks;
+      int64_t room = 0;
+      bool in_use = false;  // a block that is has room
+      for (const auto& [block, size] : blocks) {
+        room += size / bytes - used[block];
+        in_use |= used[block] > 0 && used[block] < size / bytes;
+      }
+      if (slots.size() < wanted) {
+        slots.push_back(pool->take());
+        CHECK(blocks.size() == before.size() + (room == 0));
+        CHECK(!in_use || used[block_of(*slots.back())] > 0);
+      } else {
+        slots.erase(slots.begin() + (oldest_first ? 0 : int64_t(random() % slots.size())));
+      }
+      used.clear();
+      std::set<std::byte*> places;
+      for (const auto& slot : slots) {
+        const auto block = block_of(*slot);
+        const int64_t at = slot->data(0) - block;
+        CHECK(at % bytes == 0 && at + bytes <= blocks.at(block) && places.insert(slot->data(0)).second);
+        used[block]++;
+      }
+      int64_t all = 0;
+      for (const auto& [block, size] : blocks) all += size / bytes;
+      const auto taken = int64_t(slots.size());
+      const auto too_many = [&](int64_t free) { return free >= taken && free * bytes >= int64_t(StatePool::kKept); };
+      CHECK(blocks.size() >= before.size() || too_many(all - taken));
+      for (const auto& [block, size] : blocks) CHECK(used[block] > 0 || !too_many(all - size / bytes - taken));
+    }
+  }
+  CHECK(Watched::blocks.empty());
 }
 
 TEST(threads_may_take_and_give_back) {

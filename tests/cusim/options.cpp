@@ -20,6 +20,7 @@ bool apply(const std::string& word, Options& o) {
   uint64_t n = 0;
   if (word == "greedy") return o.schedule.greedy = true;
   if (word == "protect") return o.protect = true;
+  if (word == "graphs:none") return !(o.graphs = false);
   if (word == "order:fwd") return o.schedule.order = Order::forward, true;
   if (word == "order:rev") return o.schedule.order = Order::reverse, true;
   if (key == "order" && value.rfind("rand:", 0) == 0)

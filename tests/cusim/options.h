@@ -6,6 +6,7 @@
 //   devices:N                there are so many
 //   processors:N             of each
 //   memory:BYTES             of each
+//   graphs:none              there are none
 //   fail:N                   the N-th call that may fail does, counted from 1
 //   trace:FILE               the names of all kernels go there, as they run, and `replay`
 //   allocations:FILE         the bytes of whatever is allocated or pinned go there
@@ -20,7 +21,7 @@ namespace cusim {
 
 struct Options {
   Schedule schedule;
-  bool late_stream = false, protect = false;
+  bool late_stream = false, protect = false, graphs = true;
   int devices = 1, processors = 132;
   uint64_t memory = uint64_t(8) << 30, fail = 0;
   std::string trace, allocations;

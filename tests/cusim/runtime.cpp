@@ -266,9 +266,10 @@ bool stream(void* device, void** stream, Fault* fault) {
 }
 
 bool record(void* device, const Launch* launches, uint32_t count, void** graph, Fault* fault) {
-  if (!enter(device_of(device), fault)) return false;
-  *graph = new Graph(launches, launches + count);
-  return true;
+  Device& d = device_of(device);
+  if (!enter(d, fault)) return false;
+  *graph = d.options.graphs ? new Graph(launches, launches + count) : nullptr;
+  return d.options.graphs || !fail(fault, Failure::none, "there are no graphs");
 }
 bool replay(void* device, void* graph, Fault* fault) {
   note(device_of(device).options.trace, "replay");

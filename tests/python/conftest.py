@@ -39,11 +39,17 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """A device that has failed is lost to its process and so to the tests after: with `pytest -n` a new one takes over."""
+    """A device that has failed is lost to its process and so to the tests after: with `pytest -n` a new one takes over.
+
+    What fails on a GPU is said at once, as who is killed says nothing in the end.
+    """
     report = yield
-    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and "it is lost to this process" in str(report.longrepr):
-        print(f"\n{item.nodeid}\n{report.longrepr}", file=sys.__stderr__, flush=True)
-        os._exit(3)
+    if report.failed:
+        lost = "PYTEST_XDIST_WORKER" in os.environ and "it is lost to this process" in str(report.longrepr)
+        if lost or os.environ.get("RWKV_GPU_TESTS"):
+            print(f"\n{item.nodeid}\n{report.longrepr}", file=sys.__stderr__, flush=True)
+        if lost:
+            os._exit(3)
     return report
 
 

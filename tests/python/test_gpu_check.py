@@ -55,7 +55,8 @@ def test_a_simulated_run_ends_in_tables(simulated):
 def test_tests_of_the_gpu_were_run(simulated):
     """By the library that was named, not skipped."""
     log = (simulated[1] / "gpu-log.txt").read_text()
-    assert len(re.findall(r"^[2-9] passed.* deselected", log, re.M)) == 2 and " skipped" not in log
+    assert len(re.findall(r"^=+ [2-9] passed.* deselected", log, re.M)) == 2 and " skipped" not in log
+    assert len(re.findall(r"^tests/python/test_cuda.py::test_auto_takes_the_device.gpu. PASSED", log, re.M)) == 2
 
 
 def test_the_engine_is_measured(simulated):
@@ -66,7 +67,7 @@ def test_the_engine_is_measured(simulated):
         assert check["device"] == "cuda:0 simulator" and check["error"] is None
         assert check["same_bits"] and check["largest_logit_difference"] < 0.05
     rows = {(row["precision"], row["task"], row["batch"]): row for row in found["results"]}
-    assert {task for _, task, _ in rows} == {"decode", "steps", "logits", "prefill", "fork"}
+    assert {task for _, task, _ in rows} == {"decode", "sampled", "steps", "logits", "prefill", "fork"}
     assert all(row["tokens_per_second"] > 0 and row["share_of_roofline"] is None for row in rows.values())
     # Weights but the table, rows of ffn.value that zeros meet left out, and states there and back.
     L, C, V, R = 2, 128, 512, 2 * (8 + 8 + 8 + 16) - 8
@@ -96,6 +97,13 @@ def test_what_a_device_allows_comes_from_the_probes(cpp_build, tmp_path):
     assert row["gigabytes_per_second"] == pytest.approx(row["bytes"] / row["milliseconds"] / 1e6, rel=0.01)
     row = prefill["row"]
     assert row["share_of_roofline"] == pytest.approx(row["operations"] / 0.5e9 / row["milliseconds"], rel=0.01)
+
+
+def test_why_there_is_no_graph_is_told(cpp_build, tmp_path):
+    """Such a step has the same results and is only slower, so nothing else would say so."""
+    options = {"RWKV_CUDA_LIBRARY": str(cpp_build / "librwkv_cusim.so"), "RWKV_CUSIM": "graphs:none", "OUT": str(tmp_path)}
+    found = [lines_of(tmp_path, "--tasks", "--features", features, **options) for features in ("", "graphs")]
+    assert [line["check"]["device"] for (line,) in found] == ["cuda:0 simulator", "cuda:0 simulator, no graph: there are no graphs"]
 
 
 def test_models_are_made_of_two_layers(tmp_path):
@@ -136,8 +144,76 @@ def test_a_part_that_fails_loses_no_other(cpp_build, tmp_path):
     assert "-- engine: exit status 1" in done.stderr
     found = json.loads((tmp_path / "out" / "gpu-engine.json").read_text())
     assert len(found["checks"]) == 3 and all("the call that was to fail" in check["error"] for check in found["checks"])
-    steps = json.loads((tmp_path / "out" / "gpu-steps.json").read_text())["results"]
-    assert [(row["step"], row["status"]) for row in steps] == [("engine", "exit status 1"), ("peers", "ok")]
+    assert steps_of(tmp_path / "out") == [("engine", "exit status 1"), ("peers", "ok")]
+
+
+def put_programs(folder, **programs):
+    """What is found in front of the machine's own."""
+    folder.mkdir(exist_ok=True)
+    for name, text in programs.items():
+        path = folder / name.replace("_sanitizer", "-sanitizer").replace("_smi", "-smi")
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def steps_of(out):
+    return [(row["step"], row["status"]) for row in json.loads((out / "gpu-steps.json").read_text())["results"]]
+
+
+KERNEL_TESTS = ("cuda_chunk_test", "cuda_products_test", "cuda_tile_test", "cuda_wkv_test")
+SANITIZER = 'echo "$@"; exec "${!#}" "$2"'  # its options, then the program with the tool's name
+
+
+def test_a_program_that_hangs_loses_no_words(tmp_path):
+    """Not its own, and not those of the others."""
+    path = put_programs(tmp_path / "bin", compute_sanitizer=SANITIZER)
+    programs = dict.fromkeys(KERNEL_TESTS, 'echo "in front of $RWKV_GPU_TESTS"')
+    programs["cuda_tile_test"] = "echo before; [[ $1 == racecheck ]] || sleep 60"
+    programs["cuda_wkv_test"] = "echo found; [[ $1 == racecheck ]] || exit 9"
+    put_programs(tmp_path / "build", **programs)
+    options = {"GPU_CHECK_ARCHITECTURE": "90", "GPU_CHECK_BUILD": str(tmp_path / "build"), "GPU_CHECK_SECONDS": "40"}
+    run(SCRIPT, "sanitize", status=1, OUT=str(tmp_path / "out"), **options, **path)
+    assert steps_of(tmp_path / "out") == [("memcheck", "exit status 1"), ("racecheck", "ok")]
+    log = (tmp_path / "out" / "gpu-log.txt").read_text()
+    memcheck, racecheck = log.split("\n== ")[1:]
+    said = [re.sub(r"--tool (\w+) .*", r"\1", part).split("\n") for part in re.split("^-- ", memcheck, flags=re.M)[1:]]
+    assert [lines[:3] for lines in said] == [
+        ["cuda_chunk_test: ok", "memcheck", "in front of 1"],
+        ["cuda_products_test: ok", "memcheck", "in front of 1"],
+        ["cuda_tile_test: no end after 6 s", "memcheck", "before"],
+        ["cuda_wkv_test: exit status 9", "memcheck", "found"],
+    ]
+    assert re.findall(r"^-- (\w+: .*)", racecheck, re.M) == [f"{name}: ok" for name in KERNEL_TESTS]
+
+
+def test_without_the_package_kernels_are_tested(tmp_path):
+    """Its build needs more than theirs does, and may fail on a machine where they would have said what is wrong."""
+    build = f'for test in cuda_{{chunk,products,tile,wkv}}_test; do cp /bin/true "{tmp_path}/build/$test"; done'
+    path = put_programs(
+        tmp_path / "bin",
+        python3=f'exec "{sys.executable}" "$@"',
+        cmake=f'echo "$@"; mkdir -p "{tmp_path}/build"; if [[ $1 == --build ]]; then {build}; fi',
+        compute_sanitizer=SANITIZER,
+        nvidia_smi="exit 9",
+    )
+    options = {"GPU_CHECK_PYTHON": str(tmp_path / "bin" / "python3"), "GPU_CHECK_BUILD": str(tmp_path / "build")}
+    options["PIP_RETRIES"] = "so that pip refuses to start"
+    done = run(SCRIPT, "build", "sanitize", status=1, OUT=str(tmp_path / "out"), **options, **path)
+    assert "nvidia-smi says nothing, so the GPU is taken for one of compute capability 9.0" in done.stderr
+    found = steps_of(tmp_path / "out")
+    assert found[0] == ("venv", "ok") and found[1] == ("package", "exit status 3")
+    assert found[2:] == [(name, "ok") for name in ("configure", "kernel-tests", "memcheck", "racecheck")]
+    log = (tmp_path / "out" / "gpu-log.txt").read_text()
+    assert "-DRWKV_BUILD_PYTHON=OFF -DRWKV_CUDA=ON" in log and "-DCMAKE_CUDA_ARCHITECTURES=90-real" in log
+    assert "--target rwkv_cuda cuda_chunk_test" in log
+
+
+def test_no_sanitizer_is_no_failure(tmp_path):
+    if shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
+        pytest.skip("there is one")
+    run(SCRIPT, "sanitize", OUT=str(tmp_path), GPU_CHECK_ARCHITECTURE="90")
+    assert steps_of(tmp_path) == [("sanitize", "left out")]
 
 
 CHILD = """
