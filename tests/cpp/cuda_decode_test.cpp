@@ -184,12 +184,14 @@ TEST(one_launch_has_the_bits_of_two) {
       }
 }
 
-// Two sequences of a row; what the product is, and what lies in front of and behind the step.
+// Two sequences of a row, whose slots have `place` floats in front of the part; what the product is, and what lies in
+// front of and behind the step.
 struct Shifted {
   Row y, src, dst;
   std::vector<std::string> kernels;
 };
-Shifted shifted(const char* schedule, const char* features, Backend::Shift write, bool in_place, uint64_t seed) {
+Shifted shifted(const char* schedule, const char* features, Backend::Shift write, bool in_place, uint64_t seed,
+                int place = 0) {
   const auto backend = open(schedule, features);
   Backend& b = *backend;
   Random random(seed);
@@ -212,11 +214,16 @@ Shifted shifted(const char* schedule, const char* features, Backend::Shift write
   const Norm norm{vector(), vector(), 1e-5f};
   const Bytes lerp(b, b.operand_bytes(Format::f16, 2, kC));
   const MixJob mix{vector(), {lerp.memory.data.get(), Format::f16, 2, kC}};
-  const Tensor src = rows(2, random.row(2 * kC)), dst = in_place ? src : rows(2, Row(2 * kC));
-  const auto slots = [](const Tensor& t) {
-    return std::vector{reinterpret_cast<std::byte*>(t.row(0)), reinterpret_cast<std::byte*>(t.row(1))};
+  const auto slots = [&] {
+    const Memory& memory = kept.emplace_back(b.allocate(2 * kC * sizeof(float) + 64));
+    return Tensor{memory.data.get() + place * sizeof(float), DType::f32, 2, kC, kC};
   };
-  const std::vector<std::byte*> to = slots(dst), some = slots(src);
+  const Tensor src = slots(), dst = in_place ? src : slots();
+  b.write(src, random.row(2 * kC).data());
+  const auto addresses = [&](const Tensor& t) {
+    return std::vector{reinterpret_cast<std::byte*>(t.row(0) - place), reinterpret_cast<std::byte*>(t.row(1) - place)};
+  };
+  const std::vector<std::byte*> to = addresses(dst), some = addresses(src);
   const std::vector<const std::byte*> from(some.begin(), some.end());
   const std::vector<int32_t> token{0, 1}, start{0, 1, 2};
   const Batch batch{.token = token, .start = start, .src = from, .dst = to};
@@ -224,7 +231,7 @@ Shifted shifted(const char* schedule, const char* features, Backend::Shift write
   b.synchronise();
   std::filesystem::remove(kTrace);
   b.begin(batch);
-  b.mix_linear(x, norm, {&mix, 1}, 0, batch, {&job, 1}, write);
+  b.mix_linear(x, norm, {&mix, 1}, size_t(place) * sizeof(float), batch, {&job, 1}, write);
   b.end();
   b.synchronise();
   std::ifstream trace(kTrace);
@@ -245,13 +252,14 @@ TEST(a_token_shift_is_written_or_kept_whoever_makes_the_lerp) {
     CHECK(last.dst != nothing && last.dst != last.src);
     for (const char* features : {"", "nofused"})
       for (bool in_place : {false, true})
-        for (Shift write : {Shift::keep, Shift::write}) {
-          const Shifted found = shifted(schedule, features, write, in_place, seed);
-          CHECK(words(found.kernels) == (*features || in_place ? "mix small_f16_1" : "mixed_f16"));
-          CHECK(found.y == last.y);
-          CHECK(found.dst == (write == Shift::write ? last.dst : in_place ? last.src : nothing));
-          CHECK(in_place || found.src == last.src);
-        }
+        for (Shift write : {Shift::keep, Shift::write})
+          for (int place : {0, 3}) {  // numbers that can be read by fours, and such that cannot
+            const Shifted found = shifted(schedule, features, write, in_place, seed, place);
+            CHECK(words(found.kernels) == (*features || in_place ? "mix small_f16_1" : "mixed_f16"));
+            CHECK(found.y == last.y);
+            CHECK(found.dst == (write == Shift::write ? last.dst : in_place ? last.src : nothing));
+            CHECK(in_place || found.src == last.src);
+          }
   }
 }
 

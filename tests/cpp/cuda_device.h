@@ -97,16 +97,19 @@ class Buffer {
     void* memory;
     d.ask(d.api.allocate(d.handle(), size_ * sizeof(T), &memory, &d.fault));
     data_ = static_cast<T*>(memory);
-    Pinned host(d, size_ * sizeof(T));
-    if (size_ != 0) std::memcpy(host.memory, values.data(), size_ * sizeof(T));
-    d.ask(d.api.upload(d.handle(), data_, host.memory, size_ * sizeof(T), &d.fault));
-    d.ask(d.api.synchronise(d.handle(), &d.fault));
+    write(values);
   }
   ~Buffer() { device_.api.release(device_.handle(), data_); }
   Buffer(const Buffer&) = delete;
 
   T* data() const { return data_; }
   operator T*() const { return data_; }
+  void write(const std::vector<T>& values) const {
+    Pinned host(device_, size_ * sizeof(T));
+    if (size_ != 0) std::memcpy(host.memory, values.data(), size_ * sizeof(T));
+    device_.ask(device_.api.upload(device_.handle(), data_, host.memory, size_ * sizeof(T), &device_.fault));
+    device_.ask(device_.api.synchronise(device_.handle(), &device_.fault));
+  }
   std::vector<T> read() const {
     std::vector<T> values(size_);
     Pinned host(device_, size_ * sizeof(T));

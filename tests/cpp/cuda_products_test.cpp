@@ -122,6 +122,40 @@ TEST(columns_have_the_bits_of_rows_with_and_without_skipping) {
       }
 }
 
+// What is not loaded may be anything, which the head does not know of here. More inputs than a warp looks through at a
+// time, and shares that end at any of them.
+TEST(only_columns_with_an_input_are_loaded) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (Stored f : kStored)
+      for (int k : {700, 8 * 1024 + 200}) {
+        const int n = 64, t = 11;
+        Device d(schedule);
+        const Row numbers = random.row(size_t(n * k));
+        const Weights rows(d, f, Order::rows, n, k, Stored::f32, numbers),
+            columns(d, f, Order::columns, n, k, Stored::f32, numbers);
+        Row x = activations(random, f, t * k, 90);
+        for (int i = 0; i < t * k; i++)
+          if (i % k % 64 < 7) x[size_t(i)] = 0;
+        std::vector<unsigned char> bytes = columns.bytes.read();
+        const int line = n * cuda::bits_of(f) / 8;
+        for (int j = 0; j < k; j++) {
+          bool live = false;
+          for (int i = 0; i < t; i++) live |= x[size_t(i * k + j)] != 0;
+          if (!live) std::fill_n(&bytes[size_t(cuda::kHead + j * line)], line, uint8_t(0xff));
+        }
+        columns.bytes.write(bytes);
+        const DeviceOperand operand(d, cuda::operand_of(f), t, k, x);
+        Rows expected(d, t, n);
+        multiply(d, {{&rows, &operand, &expected}});
+        for (int tiles : {1, 2}) {  // the tokens in turns, and together
+          Rows y(d, t, n);
+          multiply(d, {{&columns, &operand, &y}}, tiles, true);
+          CHECK(::same(y.dense(), expected.dense()));
+        }
+      }
+}
+
 TEST(an_infinite_weight_is_not_skipped) {
   Random random;
   for (const char* schedule : schedules())
