@@ -206,7 +206,7 @@ if wants sanitize && ! $simulate; then
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
       RWKV_GPU_TESTS=1 step "$tool" 110 bash -c 'side_by_side "$@"' "$tool" "$(within 95)" \
-        "compute-sanitizer --tool $tool --print-limit 3 --error-exitcode 9" "$build"/cuda_{chunk,products,tile,wkv}_test
+        "compute-sanitizer --tool $tool --print-limit 3 --error-exitcode 9" "$build"/cuda_{chunk,products,sample,tile,wkv}_test
     done
   else
     echo '-- sanitize: left out, as there is no compute-sanitizer' >&2

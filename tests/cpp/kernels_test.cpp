@@ -10,7 +10,7 @@ TEST(product_has_the_same_bits_on_every_set_for_any_tokens_and_panels) {
   for (Format format : kFormats)
     for (auto [rows, cols] : {std::pair{32, 4}, {97, 515}, {130, 1037}, {33, 6200}, {1, 1}, {64, 64}}) {
       Matrix w(rows, cols, format, [&] { return random.unit(); });
-      const int most = cols > (check::kSanitized ? 1000 : 2000) ? 30 : 200;  // more than any set has in a block
+      const int most = cols > (check::kSanitized ? 1000 : 2000) ? 30 : 300;  // more than any set has in a block
       const Row x = random.row(size_t(most) * size_t(cols));
       const Act act = Act(random.below(5));
       Outcome reference;

@@ -102,9 +102,10 @@ TEST(random_calls_are_those_of_a_plain_count) {
     Slots slots;
     std::map<std::byte*, int64_t> used;  // slots of each block
     const auto block_of = [&](const StateSlot& slot) { return std::prev(blocks.upper_bound(slot.data(0)))->first; };
-    size_t wanted = 600;
+    const size_t most = bytes > 13 * kMiB ? 100 : 600;
+    size_t wanted = most;
     for (int call = 0; call < 1600; call++) {
-      while (slots.size() == wanted) wanted = random() % (random() % 4 == 0 ? 600 : 100);
+      while (slots.size() == wanted) wanted = random() % (random() % 4 == 0 ? most : 100);
       const auto before = blocks;
       int64_t room = 0;
       bool in_use = false;  // a block that is has room

@@ -1,5 +1,7 @@
 """Tokens of many texts at once are drawn on the device by few launches, and are those of the CPU."""
 
+import os
+
 import pytest
 from helpers import TINY, model
 
@@ -28,5 +30,5 @@ def test_tokens_of_many_texts(device, tmp_path, options, launches, monkeypatch):
     assert len({tuple(tokens) for tokens in expected}) > 20
     monkeypatch.setenv("RWKV_CUSIM", f"stream:late,trace:{trace}")
     assert drawn("cuda fp32") == expected
-    if trace.exists():  # which a GPU does not write
+    if "RWKV_CUDA_LIBRARY" in os.environ:  # the simulator, which writes one
         assert trace.read_text().split().count("sample") == launches

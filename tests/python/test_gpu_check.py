@@ -161,7 +161,7 @@ def steps_of(out):
     return [(row["step"], row["status"]) for row in json.loads((out / "gpu-steps.json").read_text())["results"]]
 
 
-KERNEL_TESTS = ("cuda_chunk_test", "cuda_products_test", "cuda_tile_test", "cuda_wkv_test")
+KERNEL_TESTS = ("cuda_chunk_test", "cuda_products_test", "cuda_sample_test", "cuda_tile_test", "cuda_wkv_test")
 SANITIZER = 'echo "$@"; exec "${!#}" "$2"'  # its options, then the program with the tool's name
 
 

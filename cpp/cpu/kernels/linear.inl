@@ -22,8 +22,7 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr int kBlockColumns = 1024;  // of a many-token product
-constexpr int kWide = 512 * 12;      // words of room for a tile's block of activations, widened
+constexpr int kWide = 512 * 12;  // words of room for a tile's block of activations, widened
 
 struct Call {
   void (*multiply)(const std::byte* w, int row, const void* x, int kn, bool first, float* y, size_t ldy, Fetch);
@@ -98,10 +97,11 @@ struct Run {
   // A panel of bytes stays in L1 while the tiles pass, so its blocks are shorter, and of fewer tokens.
   static constexpr bool kPanelsFirst = operand_format(kMany) == Format::i8 && kParts8 == 1;
   static constexpr bool kOther = Activations<kMany>::kOther;  // activations that are widened for each group
-  static constexpr int kBlock = kOther         ? Activations<kMany>::most_columns(kTileTokens)
-                                : kPanelsFirst ? 3 * kBlockColumns / 4
-                                               : kBlockColumns;
-  static constexpr int kBlockTiles = (kPanelsFirst ? 132 : 264) / kTileTokens;
+  static constexpr int kBlock = kOther || (kMany != F && !kPanelsFirst) ? 512
+                                : kPanelsFirst || kMany == Format::f32  ? 3 * kBlockColumns / 4
+                                                                        : kBlockColumns;
+  static_assert(kBlock % kGroup == 0 && kBlock <= Activations<kMany>::most_columns(kTileTokens));
+  static constexpr int kBlockTiles = (kPanelsFirst ? 144 : 288) / kTileTokens;
   static constexpr int kPanels = kOther ? 8 : kPanelsFirst ? 4 : 2;  // even
   Unpacked<F, kPanels, kBlock> unpacked = {};
   static constexpr int kLines = int(panel_bytes(F, kFetchColumns<F>)) / kLine;
@@ -118,7 +118,7 @@ struct Run {
     constexpr int kFrom = F == Format::f32 || F == Format::bf16 ? kStreamTokens : kStreamNarrowTokens;
     const int m = p.tokens;
     const Call others = call_for<F, false>(m), call = m < kFrom ? others : call_for<F, kHints>(m);
-    int most = call.once ? p.k : kBlockColumns / 4;
+    int most = call.once ? p.k : 256;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
       for (int k = 0; k < p.k; k += most) {

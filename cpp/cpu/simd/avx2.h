@@ -14,6 +14,12 @@ constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 6 of 16 regi
 constexpr int kTileTokens = 6;
 constexpr int kByteTokens = 6;
 constexpr int kByteRegisters = 16;
+// Of a block of k in products of many tokens: processors without AVX-VNNI may have 256 KB of L2.
+#ifdef __AVXVNNI__
+constexpr int kBlockColumns = 1024;
+#else
+constexpr int kBlockColumns = 512;
+#endif
 constexpr int kWkvVectors = 2;
 #ifdef __AVXVNNI__
 constexpr bool kUnpackHalves = true;

@@ -19,7 +19,8 @@ constexpr int kTileVectors = 2;  // the product's accumulators: 2 x 12 of 32 reg
 constexpr int kTileTokens = 12;
 constexpr int kByteTokens = 6;  // of int8, whose sums need two registers each
 constexpr int kByteRegisters = 32;
-constexpr int kWkvVectors = 4;  // values of the recurrence per sweep
+constexpr int kBlockColumns = 1024;  // of a block of k in products of many tokens
+constexpr int kWkvVectors = 4;       // values of the recurrence per sweep
 // Bytes fetched ahead of a stream of weights, to L1 and to L2; 0: no such hint. And from how many tokens on, of float32
 // and bf16 and of the others. Intel reads 18 GB/s instead of 14 with the first (one thread), and both cores together
 // what a plain reader does with both; AMD (Zen 5), which runs the set with BF16, reads best without, as long as it has

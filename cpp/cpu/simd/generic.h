@@ -14,6 +14,7 @@ constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 4;
 constexpr int kByteTokens = 4;
 constexpr int kByteRegisters = 16;
+constexpr int kBlockColumns = 512;
 constexpr int kWkvVectors = 2;
 constexpr bool kUnpackHalves = false;
 constexpr int kStreamNear = 0, kStreamFar = 0, kStreamTokens = 1, kStreamNarrowTokens = 1;

@@ -43,7 +43,7 @@ inline Features features() {
   f.avx512amx = f.avx512vnni && has(saved, tiles_saved) && has(d7, tiles);
   if (most >= 1) {
     __cpuid_count(7, 1, a, b, c, d);
-    f.avxvnni = f.avx2 && has(a, bit_AVXVNNI);
+    f.avxvnni = f.avx2 && has(a, 1u << 4);  // bit_AVXVNNI, which some headers have wrong
     f.avx512bf16 = f.avx512vnni && has(a, bit_AVX512BF16);
   }
   return f;
