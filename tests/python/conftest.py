@@ -7,8 +7,10 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -22,6 +24,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The tests are those of the CPU, also where "auto" would find a GPU; those of the GPU take this away. With RWKV_GPU_TESTS
 # in the environment there must be one; if it is a path, it is that of a library in place of the one that is installed.
 os.environ["RWKV_CUDA_LIBRARY"] = str(ROOT / "build" / "no-cuda.so")
+
+# Whoever is started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
