@@ -181,6 +181,7 @@ def test_a_program_that_hangs_loses_no_words(tmp_path):
     assert [lines[:3] for lines in said] == [
         ["cuda_chunk_test: ok", "memcheck", "in front of 1"],
         ["cuda_products_test: ok", "memcheck", "in front of 1"],
+        ["cuda_sample_test: ok", "memcheck", "in front of 1"],
         ["cuda_tile_test: no end after 6 s", "memcheck", "before"],
         ["cuda_wkv_test: exit status 9", "memcheck", "found"],
     ]
@@ -189,7 +190,7 @@ def test_a_program_that_hangs_loses_no_words(tmp_path):
 
 def test_without_the_package_kernels_are_tested(tmp_path):
     """Its build needs more than theirs does, and may fail on a machine where they would have said what is wrong."""
-    build = f'for test in cuda_{{chunk,products,tile,wkv}}_test; do cp /bin/true "{tmp_path}/build/$test"; done'
+    build = f'for test in cuda_{{chunk,products,sample,tile,wkv}}_test; do cp /bin/true "{tmp_path}/build/$test"; done'
     path = put_programs(
         tmp_path / "bin",
         python3=f'exec "{sys.executable}" "$@"',
