@@ -17,15 +17,12 @@ constexpr int kByteRegisters = 16;
 // Of a block of k in products of many tokens: processors without AVX-VNNI may have 256 KB of L2.
 #ifdef __AVXVNNI__
 constexpr int kBlockColumns = 1024;
-#else
-constexpr int kBlockColumns = 512;
-#endif
-constexpr int kWkvVectors = 2;
-#ifdef __AVXVNNI__
 constexpr bool kUnpackHalves = true;
 #else
+constexpr int kBlockColumns = 512;
 constexpr bool kUnpackHalves = false;
 #endif
+constexpr int kWkvVectors = 2;
 constexpr int kStreamNear = 2048, kStreamFar = 4096, kStreamTokens = 1, kStreamNarrowTokens = 1;
 
 using Floats = __m256;
