@@ -60,15 +60,23 @@ inline float wkv7_token(const Wkv7Head& p, size_t at, float* r, float* w, float*
   return bonus.total();
 }
 
+// The rows of a token of the next block, or of the next head: where a model has many, each lies in a page of its own.
+inline void fetch_token(const Wkv7Head& p, size_t at) {
+  for (const float* x : {p.r, p.w, p.k, p.v, p.a, p.g, p.v_mix ? p.v_mix : p.v, static_cast<const float*>(p.v_first)})
+    for (int i = 0; i < p.n; i += 16) prefetch_l2(reinterpret_cast<const std::byte*>(x + at + i));
+}
+
 // C vectors of values from `at` on: S <- S diag(w) - (S kk)(kk a)^T + v k^T, y = S r, for all tokens of a block.
 template <int C>
-void wkv7_sweep(const float* src, float* dst, int n, int tokens, int at, WkvBlock& block) {
-  const int ld = padded_n(n);
+void wkv7_sweep(const Wkv7Head& p, const float* src, int tokens, int at, WkvBlock& block, size_t coming) {
+  float* dst = p.dst;
+  const int n = p.n, ld = padded_n(n);
   Floats removed[C];  // S kk of the token to come
   for (int c = 0; c < C; c++) removed[c] = zero();
   for (int i = 0; i < n; i++)
     for (int c = 0; c < C; c++) removed[c] = fma(all(block.kk[i]), load(src + i * ld + at + c * kLanes), removed[c]);
   for (int t = 0; t < tokens; t++, src = dst) {
+    if (at == 0) fetch_token(p, coming + size_t(t) * p.ld);
     const float *r = block.r + t * ld, *w = block.w + t * ld, *k = block.k + t * ld, *b = block.b + t * ld;
     const float* next = block.kk + (t + 1) * ld;
     Floats v[C], y[C], sum[C];
@@ -143,12 +151,13 @@ void wkv7_head(const Wkv7Head& p) {
     }
     for (int i = 0; i < ld; i++) block.kk[tokens * ld + i] = 0;
 
+    const size_t coming = begin + tokens < p.tokens ? size_t(begin + tokens) * p.ld : size_t(n);
     int at = 0;
     for (; at + kWkvVectors * kLanes <= ld; at += kWkvVectors * kLanes)
       step ? wkv7_step<kWkvVectors>(src, p.dst, n, at, block)
-           : wkv7_sweep<kWkvVectors>(src, p.dst, n, tokens, at, block);
+           : wkv7_sweep<kWkvVectors>(p, src, tokens, at, block, coming);
     for (; at < ld; at += kLanes)
-      step ? wkv7_step<1>(src, p.dst, n, at, block) : wkv7_sweep<1>(src, p.dst, n, tokens, at, block);
+      step ? wkv7_step<1>(src, p.dst, n, at, block) : wkv7_sweep<1>(p, src, tokens, at, block, coming);
 
     for (int t = 0; t < tokens; t++) {
       const float *y = block.y + t * ld, *v = block.v + t * ld, *g = p.g + size_t(begin + t) * p.ld;
