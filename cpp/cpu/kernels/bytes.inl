@@ -148,12 +148,20 @@ void multiply_group_rows(const std::byte* w, int row, const int* x, int kn, bool
   if constexpr (kHeld) store_sums(sums, y, ldy);
 }
 
-// A tile of more than kByteTokens in two parts: their second reading of the weights finds them in the cache.
-template <Format F, int M, bool Stream>
+// The most tokens of a tile that read weights together. Sums of more than six wait in memory, which is worth it where
+// weights come from memory, too, for one tile or two.
+template <Format F, int Tiles>
+constexpr int kMostTokens = F == Format::i4 || kParts8 == 2 ? kByteTokens
+                            : Tiles == 1                    ? 12
+                            : Tiles == 2                    ? 10
+                                                            : 8;
+
+// A tile of more in two parts: their second reading of the weights finds them in the cache.
+template <Format F, int M, bool Stream, int Most>
 void multiply_bytes(const std::byte* w, int row, const void* activations, int kn, bool first, float* y, size_t ldy,
                     Fetch fetch) {
   const auto* x = static_cast<const int*>(activations);
-  if constexpr (M <= kByteTokens) {
+  if constexpr (M <= Most) {
     multiply_group_rows<F, M, 0, M, Stream>(w, row, x, kn, first, y, ldy, fetch);
   } else {
     constexpr int kHalf = M / 2;

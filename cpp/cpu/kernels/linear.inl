@@ -22,6 +22,7 @@
 namespace rwkv::cpu {
 namespace {
 
+constexpr int kPlainTiles = 4;   // up to which fp16 is multiplied as it is: so few do not pay for its unpacking
 constexpr int kWide = 512 * 12;  // words of room for a tile's block of activations, widened
 
 struct Call {
@@ -29,13 +30,13 @@ struct Call {
   int rows;   // of a panel that one call takes
   bool once;  // reads its weights once, and all rows of a panel
 };
-template <Format F, bool Stream, int M = 1>
+template <Format F, bool Stream, int Tiles, int M = 1>
 Call call_for(int m) {
   if constexpr (M < kTileTokens)
-    if (m != M) return call_for<F, Stream, M + 1>(m);
+    if (m != M) return call_for<F, Stream, Tiles, M + 1>(m);
   if constexpr (F == Format::i8 || F == Format::i4) {
-    constexpr int kRows = kByteVectors<M> * kLanes;
-    return {multiply_bytes<F, M, Stream>, kRows, kRows == kPanel && M <= kByteTokens};
+    constexpr int kRows = kByteVectors<M> * kLanes, kMost = kMostTokens<F, Tiles>;
+    return {multiply_bytes<F, M, Stream, kMost>, kRows, kRows == kPanel && M <= kMost};
   } else {
     return {kMultiply<F, M, Stream>, kCallVectors<M> * kLanes, kCallVectors<M> * kLanes == kPanel};
   }
@@ -86,11 +87,10 @@ struct Activations {
 };
 
 // One product, panels [p0, p1).
-template <Format F>
+template <Format F, Format kMany = unpacked_format(F)>
 struct Run {
   const Product& p;
   const int p0, p1, tiles = tile_count(p.tokens, tile_tokens(operand_format(F)));
-  static constexpr Format kMany = unpacked_format(F);
   Activations<F> activations = {};
   Activations<kMany> activations_of_many = {};
 
@@ -103,10 +103,11 @@ struct Run {
   static_assert(kBlock % kGroup == 0 && kBlock <= Activations<kMany>::most_columns(kTileTokens));
   static constexpr int kBlockTiles = (kPanelsFirst ? 144 : 288) / kTileTokens;
   static constexpr int kPanels = kOther ? 8 : kPanelsFirst ? 4 : 2;  // even
-  Unpacked<F, kPanels, kBlock> unpacked = {};
+  Unpacked<F, kMany, kPanels, kBlock> unpacked = {};
   static constexpr int kLines = int(panel_bytes(F, kFetchColumns<F>)) / kLine;
 
   int start(int tile) const { return tile_start(p.tokens, tiles, tile); }
+  Call many_call(int m) const { return tiles == 2 ? call_for<kMany, false, 2>(m) : call_for<kMany, false, 3>(m); }
   const std::byte* weights(int panel, int k) const {
     return p.w + size_t(panel) * panel_bytes(F, p.k) + panel_bytes(F, k);
   }
@@ -117,7 +118,7 @@ struct Run {
     constexpr bool kHints = kStreamNear || kStreamFar;
     constexpr int kFrom = F == Format::f32 || F == Format::bf16 ? kStreamTokens : kStreamNarrowTokens;
     const int m = p.tokens;
-    const Call others = call_for<F, false>(m), call = m < kFrom ? others : call_for<F, kHints>(m);
+    const Call others = call_for<F, false, 1>(m), call = m < kFrom ? others : call_for<F, kHints, 1>(m);
     int most = call.once ? p.k : 256;
     if (most > Activations<F>::most_columns(m)) most = Activations<F>::most_columns(m);
     for (int panel = p0; panel < p1; panel++) {
@@ -144,7 +145,7 @@ struct Run {
   // The tiles [t0, t1) times a group of panels; each panel fetches its like in what comes next.
   void group(int t0, int t1, int panel, int k, int columns, bool more) {
     const int kn = p.k - k < columns ? p.k - k : columns, count = p1 - panel < kPanels ? p1 - panel : kPanels;
-    const int calls = (t1 - t0) * (kPanel / call_for<kMany, false>(start(t0 + 1) - start(t0)).rows);
+    const int calls = (t1 - t0) * (kPanel / many_call(start(t0 + 1) - start(t0)).rows);
     const int lines = (kLines + calls - 1) / calls;
     const bool last = k + kn == p.k;
     const int next_k = last ? 0 : k + kn;
@@ -157,7 +158,7 @@ struct Run {
     for (int i = 0; i < count; i++) w[i] = unpacked.block(weights(panel + i, k), i, kn);
     const auto multiply = [&](int t, int i) {
       const int m = start(t + 1) - start(t);
-      const Call call = call_for<kMany, false>(m);
+      const Call call = many_call(m);
       const void* x = activations_of_many.block(packed(t), m, k, kn);
       if (k > 0 && t + 1 < t1) fetch_sums(p, panel + i, start(t + 1), start(t + 2));
       for (int row = 0; row < kPanel; row += call.rows) {
@@ -180,10 +181,10 @@ struct Run {
 template <Format F>
 void run(const Product& p, int p0, int p1) {
   Run<F> run{p, p0, p1};
-  if (run.tiles == 1)
-    run.few_tokens();
-  else
-    run.many_tokens();
+  if (run.tiles == 1) return run.few_tokens();
+  if constexpr (F == Format::f16)
+    if (run.tiles <= kPlainTiles) return Run<F, F>{p, p0, p1}.many_tokens();
+  run.many_tokens();
 }
 void run_pairs(const Product& p, int p0, int p1) {
 #ifdef RWKV_TILES

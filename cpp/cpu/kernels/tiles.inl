@@ -230,7 +230,7 @@ class TileProduct {
   const int p0_, p1_, tiles_ = tile_count(p_.tokens, kNarrowTile);
   const bool hidden_ = p_.room && (p_.out || p_.sum);  // are the sums
   int y_token_ = 0, y_panel_ = 0;
-  Unpacked<F, kBlockPanels, kBlockGroups * kGroup> unpacked_;
+  Unpacked<F, unpacked_format(F), kBlockPanels, kBlockGroups * kGroup> unpacked_;
   TileShapes shapes_;
   Fetch fetch_ = {nullptr, 0};
   Unit before_ = {};  // groups: 0 if there is none

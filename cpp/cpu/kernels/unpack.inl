@@ -35,9 +35,8 @@ void unpack(const std::byte* w, int kn, std::byte* to) {
 }
 
 // Room for blocks of some panels.
-template <Format F, int Panels, int Columns>
+template <Format F, Format kTo, int Panels, int Columns>
 struct Unpacked {
-  static constexpr Format kTo = unpacked_format(F);
   static constexpr size_t kBytes = kTo == F ? 0 : panel_bytes(kTo, Columns);
   alignas(64) std::byte data[kBytes * Panels + 1];
 
