@@ -123,8 +123,7 @@ TEST(columns_have_the_bits_of_rows_with_and_without_skipping) {
 }
 
 // What is not loaded may be anything, which the head does not know of here (of int8 and int4 a number, which times zero
-// changes nothing). More inputs than a warp looks through at a
-// time, and shares that end at any of them.
+// changes nothing). More inputs than a warp looks through at a time, and shares that end at any of them.
 TEST(only_columns_with_an_input_are_loaded) {
   Random random;
   for (const char* schedule : schedules())

@@ -30,5 +30,5 @@ def test_tokens_of_many_texts(device, tmp_path, options, launches, monkeypatch):
     assert len({tuple(tokens) for tokens in expected}) > 20
     monkeypatch.setenv("RWKV_CUSIM", f"stream:late,trace:{trace}")
     assert drawn("cuda fp32") == expected
-    if "RWKV_CUDA_LIBRARY" in os.environ:  # the simulator, which writes one
+    if "cusim" in os.environ.get("RWKV_CUDA_LIBRARY", ""):  # a GPU writes none
         assert trace.read_text().split().count("sample") == launches
