@@ -15,8 +15,7 @@ using namespace rwkv;
 const std::string kLog = std::filesystem::temp_directory_path() / join("rwkv-cublaslt-", rwkv::process_id());
 
 std::shared_ptr<Backend> open(bool other_library, const char* schedule, Format format = Format::f16) {
-  const bool race = std::strcmp(schedule, kRace) == 0 && *RWKV_CUSIM_RACE_FILE;
-  setenv("RWKV_CUDA_LIBRARY", race ? RWKV_CUSIM_RACE_FILE : RWKV_CUSIM_FILE, 1);
+  setenv("RWKV_CUDA_LIBRARY", simulator(std::strcmp(schedule, kRace) == 0), 1);
   setenv("RWKV_CUSIM", schedule, 1);
   setenv("RWKV_CUBLASLT", RWKV_FAKE_CUBLASLT_FILE, 1);
   setenv("FAKE_CUBLASLT_LOG", kLog.c_str(), 1);
@@ -162,6 +161,7 @@ TEST(products_of_another_library_are_our_own) {
   int turn = 0;  // each of them for one order of a format's weights, as the simulator takes its time
   for (Format format : {Format::f16, Format::bf16})
     for (bool by_columns : {false, true}) {
+      if (format == Format::bf16 && !multiplies_bf16()) continue;
       const auto [schedule, tokens, n, k] = shapes[turn++ % 3];
       const Case c = random_case(random, format, by_columns, tokens, n, k);
       auto other = open(true, schedule, format), own = open(false, schedule, format);

@@ -1,5 +1,6 @@
-// A device for the tests of the kernels: the simulator, in several schedules, or with RWKV_GPU_TESTS=1 a GPU. Every
-// tensor has an allocation of its own, so that whatever leaves it is found.
+// A device for the tests of the kernels: the simulator, in several schedules, or the one whose library
+// RWKV_TESTS_SIMULATOR names, or with RWKV_GPU_TESTS=1 a GPU. Every tensor has an allocation of its own, so that
+// whatever leaves it is found.
 #pragma once
 #include <dlfcn.h>
 
@@ -26,6 +27,12 @@ inline bool on_gpu() { return std::getenv("RWKV_GPU_TESTS") != nullptr; }
 // A schedule in which races are searched for, by a library of its own.
 constexpr const char* kRace = "order:fwd";
 
+// The library of a simulator. One that is named is it for all schedules: bits of two libraries need not be the same.
+inline const char* simulator(bool race = false) {
+  if (const char* named = std::getenv("RWKV_TESTS_SIMULATOR")) return named;
+  return race && *RWKV_CUSIM_RACE_FILE ? RWKV_CUSIM_RACE_FILE : RWKV_CUSIM_FILE;
+}
+
 // One after the other, so that a result that depends on the order of threads is another one somewhere.
 inline std::vector<const char*> schedules() {
   if (on_gpu()) return {""};
@@ -41,9 +48,9 @@ inline const rwkv::cuda::DeviceApi& open_api(const char* path) {
   return *reinterpret_cast<rwkv::cuda::GetBackend>(dlsym(library, rwkv::cuda::kGetBackend))(rwkv::cuda::kAbi);
 }
 inline const rwkv::cuda::DeviceApi& device_api(const char* schedule = "") {
-  static const auto& api = open_api(on_gpu() ? RWKV_CUDA_FILE : RWKV_CUSIM_FILE);
+  static const auto& api = open_api(on_gpu() ? RWKV_CUDA_FILE : simulator());
   if (std::strcmp(schedule, kRace) != 0) return api;
-  static const auto& race = open_api(RWKV_CUSIM_RACE_FILE);
+  static const auto& race = open_api(simulator(true));
   return race;
 }
 
@@ -60,10 +67,14 @@ class Device {
     if (!done) throw std::runtime_error(fault.text);
   }
   void launch(rwkv::cuda::Kernel kernel, std::array<int, 3> grid, const void* params) {
+    using rwkv::cuda::Kernel;
     const rwkv::cuda::KernelInfo& k = rwkv::cuda::kKernels[size_t(kernel)];
+    // As the engine's tape has them; what is not on it waits for nothing.
+    const bool alone =
+        (kernel >= Kernel::pack_rows_f32 && kernel <= Kernel::pack_columns_i4) || kernel == Kernel::sample;
     const rwkv::cuda::Launch l{uint32_t(kernel), {uint32_t(grid[0]), uint32_t(grid[1]), uint32_t(grid[2])},
                                k.threads,        k.shared,
-                               k.params,         0,
+                               k.params,         alone ? 0 : rwkv::cuda::kDependent,
                                params,           0};
     ask(api.launch(handle_, &l, 1, &fault));
   }

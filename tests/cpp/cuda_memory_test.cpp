@@ -5,7 +5,7 @@
 namespace {
 
 std::shared_ptr<Backend> open(int64_t width) {
-  setenv("RWKV_CUDA_LIBRARY", RWKV_CUSIM_FILE, 1);
+  setenv("RWKV_CUDA_LIBRARY", simulator(), 1);
   setenv("RWKV_CUSIM", "stream:late", 1);
   auto backend = open_backend("cuda:0", {});
   backend->prepare({.width = width, .rows = 8, .results = 8, .vocab = 4, .heads = 1, .head_size = 4});

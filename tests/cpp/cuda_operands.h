@@ -11,6 +11,18 @@ using cuda::Stored;
 constexpr Stored kStored[] = {Stored::f32, Stored::f16, Stored::bf16, Stored::i8, Stored::i4};
 constexpr Stored kOperands[] = {Stored::f32, Stored::f16, Stored::bf16};
 
+// A device does from compute capability 8.0 on; all of them hold such numbers.
+inline bool multiplies_bf16() {
+  static const bool does = Device().info.major >= 8;
+  return does;
+}
+// Formats of weights that a device multiplies with.
+inline std::vector<Stored> multiplied() {
+  std::vector<Stored> all(std::begin(kStored), std::end(kStored));
+  if (!multiplies_bf16()) std::erase(all, Stored::bf16);
+  return all;
+}
+
 inline Format format_of(Stored f) { return Format(f); }
 inline int rounded_up(int n, int to) { return (n + to - 1) / to * to; }
 inline float as_operand(Stored f, float v) {

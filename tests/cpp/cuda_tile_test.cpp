@@ -31,7 +31,7 @@ TEST(products_of_every_format_order_and_shape) {
     int tokens, n, k;
   };
   for (const char* schedule : schedules())
-    for (Stored f : kStored)
+    for (Stored f : multiplied())
       for (Order o : kOrders)
         for (auto [t, n, k] : {Shape{65, 37, 70}, {128, 64, 64}, {129, 100, 130}, {200, 129, 1}, {3, 1, 300}}) {
           Device d(schedule);
@@ -47,7 +47,7 @@ TEST(products_of_every_format_order_and_shape) {
 TEST(what_follows_the_sums) {
   Random random;
   for (const char* schedule : schedules())
-    for (Stored f : kStored) {
+    for (Stored f : multiplied()) {
       Device d(schedule);
       const Weights w(d, random, f, kOrders[random.below(2)], random.below(2) ? 37 : 166, 70);
       check_what_follows(d, random, w, random.below(2) ? 65 : 130,
@@ -59,7 +59,7 @@ TEST(a_row_has_the_same_bits_in_any_batch_and_place) {
   Random random;
   constexpr int kMost = 200;
   for (const char* schedule : schedules())
-    for (Stored f : kStored) {
+    for (Stored f : multiplied()) {
       const int n = 70, k = 100;
       Device d(schedule);
       const Row numbers = random.row(size_t(n * k)), x = activations(random, f, kMost * k, 30);
@@ -116,7 +116,7 @@ TEST(eight_jobs_of_their_own_shapes_in_one_launch) {
 TEST(numbers_that_are_not_finite_stay_in_their_row_and_column) {
   Random random;
   for (const char* schedule : schedules())
-    for (Stored f : kStored)
+    for (Stored f : multiplied())
       for (Order o : kOrders) {
         const int t = 66, n = 70, k = 70;
         Device d(schedule);

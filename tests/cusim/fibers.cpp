@@ -15,7 +15,11 @@ __attribute__((weak)) void note_copy(void*, const void*, bool) {}
 
 namespace {
 
+#ifdef CUSIM_PTX
+constexpr size_t kStack = 1024 * 1024;  // of functions with a variable for each register
+#else
 constexpr size_t kStack = 64 * 1024;
+#endif
 constexpr unsigned char kUnset = 0xff;  // four of them are NaN
 
 enum class Waits : uint8_t { no, lanes, block, ended };
@@ -190,7 +194,7 @@ std::string run(const Start& start, const Schedule& schedule) {
   // Exactly as long as was asked for, and watched behind.
   constexpr size_t kAlign = 128, kCanary = 128;
   const std::unique_ptr<unsigned char[]> memory(new unsigned char[start.shared + kAlign + kCanary]);
-  now = {{}, {}, {start.threads, 1, 1}, start.blocks, memory.get(), false, start.shared, 0, 0};
+  now = {{}, {}, {start.threads, 1, 1}, start.blocks, memory.get(), false, start.shared, 0, 0, start.dependent};
   now.shared += kAlign - reinterpret_cast<uintptr_t>(memory.get()) % kAlign;
   std::memset(now.shared + start.shared, kUnset, kCanary);
 #if CUSIM_ASAN
@@ -199,11 +203,13 @@ std::string run(const Start& start, const Schedule& schedule) {
   for (now.block.z = 0; now.block.z < start.blocks.z && machine.error.empty(); now.block.z++)
     for (now.block.y = 0; now.block.y < start.blocks.y && machine.error.empty(); now.block.y++)
       for (now.block.x = 0; now.block.x < start.blocks.x && machine.error.empty(); now.block.x++) {
+        if (start.before_block) start.before_block(false);
         run_block(int(start.threads));
         if (machine.error.empty()) continue;
         machine.error = "block " + std::to_string(now.block.x) + " " + std::to_string(now.block.y) + " " +
                         std::to_string(now.block.z) + ": " + machine.error;
       }
+  if (start.before_block) start.before_block(true);
 #if CUSIM_ASAN
   __asan_unpoison_memory_region(now.shared + start.shared, kCanary);
 #endif

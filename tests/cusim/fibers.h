@@ -19,6 +19,7 @@ struct Now {
   // For race.h: whether a thread runs, and what it has waited for together with its block and with its warp.
   bool running;
   unsigned shared_bytes, barriers, lanes;
+  bool dependent;  // the kernel in front of it may still be at work
 };
 extern Now now;
 
@@ -36,6 +37,8 @@ struct Start {
   unsigned threads, shared;
   void (*call)(const void* function, const void* params);
   const void *function, *params;
+  bool dependent = false;
+  void (*before_block)(bool ended) = nullptr;  // and once more after the last one
 };
 // Empty, or what went wrong and where.
 std::string run(const Start& start, const Schedule& schedule);

@@ -21,7 +21,7 @@ class DeviceMemory {
   void open(bool reachable);                           // protected memory, before and after the device works
   template <class F>
   void each(F f) const {  // f(memory, bytes)
-    for (const auto& [address, block] : blocks_) f(reinterpret_cast<const void*>(address), block.bytes);
+    for (const auto& [address, block] : blocks_) f(reinterpret_cast<void*>(address), block.bytes);
   }
   uint64_t total() const { return total_; }
   uint64_t free() const { return total_ - used_; }

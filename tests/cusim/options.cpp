@@ -20,6 +20,7 @@ bool apply(const std::string& word, Options& o) {
   uint64_t n = 0;
   if (word == "greedy") return o.schedule.greedy = true;
   if (word == "protect") return o.protect = true;
+  if (word == "alone") return o.alone = true;
   if (word == "graphs:none") return !(o.graphs = false);
   if (word == "order:fwd") return o.schedule.order = Order::forward, true;
   if (word == "order:rev") return o.schedule.order = Order::reverse, true;
@@ -34,6 +35,7 @@ bool apply(const std::string& word, Options& o) {
   if (key == "memory") return number(value, o.memory);
   if (key == "trace") return !(o.trace = value).empty();
   if (key == "allocations") return !(o.allocations = value).empty();
+  if (key == "counts") return !(o.counts = value).empty();
   if (key == "fail") return number(value, o.fail);
   return false;
 }

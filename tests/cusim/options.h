@@ -11,6 +11,9 @@
 //   trace:FILE               the names of all kernels go there, as they run, and `replay`
 //   allocations:FILE         the bytes of whatever is allocated or pinned go there
 //   protect                  memory of the device is out of the host's reach
+// and, where kernels are translated from PTX:
+//   alone                    these are not compared with those that the host's compiler makes
+//   counts:FILE              the same, and counts.h adds to the file what each launch asks for
 #pragma once
 #include <cstdint>
 #include <string>
@@ -21,10 +24,10 @@ namespace cusim {
 
 struct Options {
   Schedule schedule;
-  bool late_stream = false, protect = false, graphs = true;
+  bool late_stream = false, protect = false, graphs = true, alone = false;
   int devices = 1, processors = 132;
   uint64_t memory = uint64_t(8) << 30, fail = 0;
-  std::string trace, allocations;
+  std::string trace, allocations, counts;
 };
 
 // The word that is none of the above, or nothing.

@@ -16,6 +16,9 @@
 #include "cusim/memory.h"
 #include "cusim/options.h"
 #include "cusim/race.h"
+#ifdef CUSIM_PTX
+#include "cusim/ptx_kernels.h"
+#endif
 
 namespace cusim {
 
@@ -23,7 +26,14 @@ namespace {
 
 using namespace rwkv::cuda;
 
+// As of a GPU of this compute capability.
+#if defined CUSIM_PTX && CUSIM_PTX < 80
+constexpr int32_t kMajor = 7, kMinor = 5;
+constexpr uint32_t kMostShared = 64 * 1024;
+#else
+constexpr int32_t kMajor = 9, kMinor = 0;
 constexpr uint32_t kMostShared = 227 * 1024;
+#endif
 
 const Entry* entries() {
   static const std::vector<Entry> table = [] {
@@ -119,13 +129,17 @@ std::string run_kernel(Device& d, const Kept& kept) {
   static std::mutex machine;  // one for all devices
   const std::lock_guard lock(machine);
   note(d.options.trace, info.name);
-#ifdef CUSIM_RACE
+#if defined CUSIM_RACE || defined CUSIM_PTX
   watch_nothing();
   d.memory.each(watch);
 #endif
-  std::string error =
-      run({info.name, {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function, kept.params.data()},
-          d.options.schedule);
+  const Start start = {info.name,          {l.grid[0], l.grid[1], l.grid[2]}, l.threads, l.shared, e.call, e.function,
+                       kept.params.data(), (l.flags & kDependent) != 0};
+#ifdef CUSIM_PTX
+  std::string error = run_translated(start, ptx_kernel(l.kernel), d.memory, d.options);
+#else
+  std::string error = run(start, d.options.schedule);
+#endif
   if (error.empty()) error = d.memory.check();
   return error.empty() ? error : std::string(info.name) + ": " + error;
 }
@@ -148,7 +162,12 @@ bool launch(void* device, const Launch* launches, uint32_t count, Fault* fault) 
 
 bool options_of_now(Options& options, Fault* fault) {
   const std::string wrong = parse(std::getenv("RWKV_CUSIM"), options);
-  return wrong.empty() || fail(fault, Failure::absent, "RWKV_CUSIM: unknown word \"" + wrong + "\"");
+  if (!wrong.empty()) return fail(fault, Failure::absent, "RWKV_CUSIM: unknown word \"" + wrong + "\"");
+#ifndef CUSIM_PTX
+  if (options.alone || !options.counts.empty())
+    return fail(fault, Failure::absent, "RWKV_CUSIM: \"alone\" and \"counts\" are of kernels translated from PTX");
+#endif
+  return true;
 }
 
 bool synchronise(void* device, Fault* fault);
@@ -166,7 +185,8 @@ bool describe(void* device, DeviceInfo* info, Fault* fault) {
   if (d.failure.failure != Failure::none) return *fault = d.failure, false;
   *info = {};
   std::snprintf(info->name, sizeof info->name, "simulator");
-  info->major = 9, info->processors = d.options.processors, info->shared_per_block = int32_t(kMostShared);
+  info->major = kMajor, info->minor = kMinor, info->processors = d.options.processors,
+  info->shared_per_block = int32_t(kMostShared);
   info->total = d.memory.total(), info->free = d.memory.free();
   return true;
 }
