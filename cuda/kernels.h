@@ -23,6 +23,15 @@ struct FinishShared {
 struct Moments {
   float count, mean, squares;  // squares: sum of (x - mean)^2
 };
+// Blocks of columns on their way to each warp, of so many bytes, and then the sums.
+template <int Bytes>
+union alignas(16) SparseShared {
+  unsigned char stage[kWarps][6 * 1024 / Bytes][Bytes];
+  FinishShared<1> of_16;
+  FinishShared<2> of_32;
+  RWKV_BOTH FinishShared<1>& sums(const float (&)[1][4]) { return of_16; }
+  RWKV_BOTH FinishShared<2>& sums(const float (&)[2][4]) { return of_32; }
+};
 struct MixedShared {
   FinishShared<1> sums;
   Moments moments[8];  // of each token
@@ -150,18 +159,18 @@ struct SampleShared {
   X(mixed_i8, (mixed<Stored::i8>), MixedParams, MixedShared, 256) \
   X(mixed_i4, (mixed<Stored::i4>), MixedParams, MixedShared, 256)
 
-// sparse_FORMAT_TILES: the tokens of so many tiles at once.
+// sparse_FORMAT_TILES: the tokens of so many tiles at once; a block has as many outputs as the middle number says.
 #define RWKV_SPARSE_KERNELS(X) \
-  X(sparse_f32_1, (sparse<Stored::f32, 1>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_f32_2, (sparse<Stored::f32, 2>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_f16_1, (sparse<Stored::f16, 1>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_f16_4, (sparse<Stored::f16, 4>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_bf16_1, (sparse<Stored::bf16, 1>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_bf16_4, (sparse<Stored::bf16, 4>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_i8_1, (sparse<Stored::i8, 1>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_i8_4, (sparse<Stored::i8, 4>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_i4_1, (sparse<Stored::i4, 1>), LinearParams, FinishShared<4>, 256) \
-  X(sparse_i4_4, (sparse<Stored::i4, 4>), LinearParams, FinishShared<4>, 256)
+  X(sparse_f32_1, (sparse<Stored::f32, 16, 1>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_f32_2, (sparse<Stored::f32, 16, 2>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_f16_1, (sparse<Stored::f16, 16, 1>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_f16_4, (sparse<Stored::f16, 32, 4>), LinearParams, SparseShared<2048>, 256) \
+  X(sparse_bf16_1, (sparse<Stored::bf16, 16, 1>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_bf16_4, (sparse<Stored::bf16, 32, 4>), LinearParams, SparseShared<2048>, 256) \
+  X(sparse_i8_1, (sparse<Stored::i8, 16, 1>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_i8_4, (sparse<Stored::i8, 32, 4>), LinearParams, SparseShared<2048>, 256) \
+  X(sparse_i4_1, (sparse<Stored::i4, 32, 1>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_i4_4, (sparse<Stored::i4, 32, 4>), LinearParams, SparseShared<1024>, 256)
 
 // tile_ORDER_FORMAT: for any number of tokens.
 #define RWKV_TILE_KERNELS(X) \
@@ -262,7 +271,9 @@ constexpr ProductKernel mixed_product(Stored f) {
   return {Kernel(uint32_t(Kernel::mixed_f16) + uint32_t(f) - uint32_t(Stored::f16)), kBlockRows};
 }
 constexpr ProductKernel sparse_product(Stored f, int tiles) {
-  return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + (tiles > 1 ? 1 : 0)), 64};
+  const bool many = tiles > 1;
+  const int outputs = (many && f != Stored::f32) || f == Stored::i4 ? 32 : 16;
+  return {Kernel(uint32_t(Kernel::sparse_f32_1) + 2 * uint32_t(f) + many), outputs};
 }
 // RWKV-6's and 7's recurrences with the products in front of them, of sequences of one row; `first` is the first of
 // six. A block has some sequences of a head, up to as many as one tile of a product, and enough blocks are left for two

@@ -5,13 +5,19 @@
 
 namespace rwkv::cuda {
 
-// Where fragment element (row, token) of 16 M rows and 8 tokens lies in FinishShared: by rows, fragment m holds rows
-// 16 m to 16 m + 15; by columns a lane's 8 rows lie together, two in each fragment.
-template <Order O>
+// A lane's i-th number of fragment m lies in FinishShared so that neither those who write it nor those who read
+// meet in a bank.
+template <int M>
+RWKV_DEVICE int finish_place(int m, int i, int lane) {
+  return m * 128 + i * 32 + (lane + i + m * (M == 2 ? 16 : 8)) % 32;
+}
+// Where element (row, token) of 16 M rows and 8 tokens lies. Lane g has rows g and g + 8 of each 16, or two or four
+// that lie together, two of them in each fragment.
+template <int Together, int M>
 RWKV_DEVICE int fragment_place(int row, int token) {
-  const int m = O == Order::rows ? row / 16 : row % 8 / 2, high = O == Order::rows ? row / 8 % 2 : row % 2,
-            g = O == Order::rows ? row % 8 : row / 8;
-  return m * 128 + (high * 2 + token % 2) * 32 + g * 4 + token / 2;
+  const int g = row % (8 * Together) / Together;
+  const int m = Together == 4 ? row / 32 * 2 + row % 4 / 2 : row / 16, high = Together == 1 ? row / 8 % 2 : row % 2;
+  return finish_place<M>(m, high * 2 + token % 2, g * 4 + token / 2);
 }
 
 // What becomes of a number of the product; `old` is what it is added to, if it is.
@@ -86,16 +92,16 @@ RWKV_DEVICE void finish_four(const LinearJobParams& q, int token, int col, float
 }
 
 // Every warp brings its share of the sums of 16 M rows from `row` and 8 tokens from `token` on.
-template <Order O, int M>
+template <int Together, int M>
 RWKV_DEVICE void finish(const LinearJobParams& q, FinishShared<M>& s, const float (&d)[M][4], int row, int token) {
   sync();  // whoever still reads the tokens before
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) s.part[warp()][m * 128 + i * 32 + lane()] = d[m][i];
+    for (int i = 0; i < 4; i++) s.part[warp()][finish_place<M>(m, i, lane())] = d[m][i];
   sync();
   for (int i = int(threadIdx.x); i < M * 128; i += int(blockDim.x)) {  // whole warps
-    const int r = i / 128 * 16 + i % 16, t = i / 16 % 8, at = fragment_place<O>(r, t);
+    const int r = i / 128 * 16 + i % 16, t = i / 16 % 8, at = fragment_place<Together, M>(r, t);
     float v = s.part[0][at];
 #pragma unroll
     for (int w = 1; w < kWarps; w++) v += s.part[w][at];

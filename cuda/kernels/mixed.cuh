@@ -120,7 +120,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256, quantised(F) ? 3 : 4) mixed(PARAMS(MixedParams
   });
   if (p.mix.write != 0) keep_normed(p.mix, s);
   const float d[1][4] = {{acc[0][0][0], acc[0][0][1], acc[0][0][2], acc[0][0][3]}};
-  finish<Order::rows>(q, s.sums, d, tile * kBlockRows, 0);
+  finish<1>(q, s.sums, d, tile * kBlockRows, 0);
 }
 
 }  // namespace rwkv::cuda

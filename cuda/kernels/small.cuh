@@ -193,7 +193,7 @@ RWKV_KERNEL void RWKV_BOUNDS(256, NT == 4 && quantised(F) ? 1 : 0) small(PARAMS(
     for (int m = 0; m < MT; m++)
 #pragma unroll
       for (int i = 0; i < 4; i++) d[m][i] = acc[m][n][i];
-    finish<Order::rows>(q, s, d, tile * kBlockRows, n * 8);
+    finish<1>(q, s, d, tile * kBlockRows, n * 8);
   }
 }
 

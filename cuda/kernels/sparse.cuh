@@ -6,253 +6,318 @@
 // What a warp will load it knows before it multiplies: it looks through its share of the inputs once and asks for the
 // live ones' weights, so that no step waits for an input to know what to load, and for the device's memory.
 //
-// A block has 64 outputs. A lane loads 8 neighbouring ones of each of its k and makes fragments of them: fragment m
-// holds outputs 2 m and 2 m + 1 of every lane's eight. More tokens than 8 NT go in turns.
+// Weights come by copies of 16 bytes, some outputs at one k, to shared memory, and from there turned around as
+// fragments. A block has few outputs, as the matrix has few rows and every processor wants some; but with many tokens
+// each block reads all of their inputs. More tokens than 8 NT go in turns.
 #pragma once
 #include "cuda/kernels/small.cuh"
 
 namespace rwkv::cuda {
 
-// A lane's 8 outputs at one k.
-template <Stored F>
-struct Eight {
-  uint32_t word[bits_of(F) / 4];
-};
 template <Stored F>
 RWKV_DEVICE const unsigned char* columns_from(const LinearJobParams& q, int k, int output) {
   return static_cast<const unsigned char*>(q.w) + weight_at(F, Order::columns, q.n, q.k, output, k);
 }
-template <Stored F>
-RWKV_DEVICE void load_eight(const unsigned char* from, bool wanted, Eight<F>& e) {
-  if constexpr (bits_of(F) >= 16) {
-#pragma unroll
-    for (int i = 0; i < bits_of(F) / 16; i++) {
-      const uint4 v = wanted ? load_stream(from + 16 * i) : uint4{0, 0, 0, 0};
-#pragma unroll
-      for (int j = 0; j < 4; j++) e.word[4 * i + j] = word(v, j);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < bits_of(F) / 4; i++) e.word[i] = wanted ? reinterpret_cast<const uint32_t*>(from)[i] : 0;
-  }
-}
 
-// Outputs 2 m and 2 m + 1 (high) of two k as a pair of halves.
-template <Stored F>
-RWKV_DEVICE uint32_t pair_of(const Eight<F>& a, const Eight<F>& b, int m, bool high) {
-  if constexpr (F == Stored::i8) {
-    const int at = m % 2 * 2 + high;
-    const uint32_t bytes = permute(a.word[m / 2], b.word[m / 2], uint32_t(at | (at + 4) << 4));
-    return subtract_halves(permute(bytes, 0x64646464u, 0x4140), 0x64806480u);
-  } else if constexpr (F == Stored::i4) {
-    const uint32_t bytes = permute(a.word[0], b.word[0], uint32_t(m | (m + 4) << 8));
-    return subtract_halves((bytes >> (high ? 4 : 0) & 0x000f000fu) | 0x64006400u, 0x64086408u);
-  } else {
-    return permute(a.word[m], b.word[m], high ? 0x7632 : 0x5410);
+// Of the inputs of a window, which any of some tokens has. A lane looks at four times 16 bytes of each token: the
+// `lane % 4`-th ones of rows of 64 bytes lane / 4, lane / 4 + 8, ... of the window; each gives a byte, whose bit i is
+// for the i-th number there.
+constexpr int kWindowRows = 32;
+template <Stored O>
+RWKV_DEVICE uint32_t live_numbers(const LinearJobParams& q, int row, int token, int count) {
+  const uint32_t magnitude = O == Stored::f32 ? 0x7fffffffu : 0x7fff7fffu;
+  uint4 any = {0, 0, 0, 0};
+#pragma unroll 8
+  for (int t = 0; t < count; t++) {
+    const uint4 x = load_operand(q, row, token + t, lane() % 4);
+    any = {any.x | x.x, any.y | x.y, any.z | x.z, any.w | x.w};
   }
-}
-
-// Which of the inputs from k = `first` to `end`, at most kWindow of them, any of `count` tokens has: bit j of lane i is
-// for k = first + 32 i + j. What a block of outputs multiplies them with is on its way to L2 afterwards.
-constexpr int kWindow = 32 * 32;
-template <Stored F>
-RWKV_DEVICE uint32_t find_live(const LinearJobParams& q, int output, int first, int end, int token, int count,
-                               bool skip) {
-  constexpr int kAtOnce = 8, kBytes = 64 * bits_of(F) / 8;
-  constexpr Stored kOperand = operand_of(F);
-  // The lane's own of 32 neighbours, which lie so far from the next 32.
-  const int own = first + lane(), words = (end - first + 31) / 32;
-  const int next = 32 / operand_elements(kOperand) * q.rows8 * kChunk;
-  const auto* x = static_cast<const unsigned char*>(q.x) + operand_at(kOperand, q.rows8, token, own);
-  const unsigned char* w = columns_from<F>(q, own, output);
   uint32_t live = 0;
-#pragma unroll 1
-  for (int i = 0; i < words; i += kAtOnce) {
-    uint32_t any[kAtOnce];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; j++) any[j] = skip ? 0 : 1;
-#pragma unroll 4
-    for (int t = 0; t < (skip ? count : 0); t++)
-#pragma unroll
-      for (int j = 0; j < kAtOnce; j++) {
-        if (own + 32 * (i + j) >= end) continue;
-        const unsigned char* from = x + (i + j) * next + t * kChunk;
-        any[j] |= F == Stored::f32 ? *reinterpret_cast<const uint32_t*>(from) & 0x7fffffffu
-                                   : *reinterpret_cast<const uint16_t*>(from) & 0x7fffu;
-      }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; j++) {
-      const bool wanted = own + 32 * (i + j) < end && any[j] != 0;
-      const uint32_t word = ballot(wanted);
-      if (lane() == i + j) live = word;
-      for (int at = 0; wanted && at < kBytes; at += 64)
-        prefetch(w + size_t(32 * (i + j)) * size_t(q.n) * bits_of(F) / 8 + at);
-    }
+  for (int i = 0; i < 4; i++) {
+    const uint32_t v = word(any, i) & magnitude;
+    if constexpr (O == Stored::f32)
+      live |= uint32_t(v != 0) << i;
+    else
+      live |= uint32_t((v & 0xffff) != 0) << 2 * i | uint32_t((v >> 16) != 0) << (2 * i + 1);
   }
   return live;
 }
-// The bits from the k-th of them on, which may be another one in each lane; all lanes come here.
-RWKV_DEVICE uint32_t live_from(uint32_t live, int k) { return shuffle(live, k / 32) >> k % 32; }
-
-// What a lane multiplies in one block of k, for NT tiles of 8 tokens.
-template <Stored F, int NT>
-struct ColumnStep {
-  static constexpr int kOperands = quantised(F) ? 2 : 1, kLane = block_k(F) / 4;  // k of a lane
-  uint4 x[NT][kOperands], scales = {0, 0, 0, 0};
-  Eight<F> w[kLane];
-};
-template <Stored F, int NT>
-RWKV_DEVICE void load_columns(const LinearJobParams& q, int output, int block, int token, uint32_t live,
-                              ColumnStep<F, NT>& s) {
-  constexpr int kLane = ColumnStep<F, NT>::kLane;
-  const int g = lane() / 4, t = lane() % 4, line = q.n * bits_of(F) / 8;
-  const unsigned char* from = columns_from<F>(q, block * block_k(F) + t * kLane, output + 8 * g);
+// For the window from row `first` to `end`. What a block of outputs multiplies its live inputs with is on its way to L2
+// afterwards.
+template <Stored F>
+RWKV_DEVICE uint32_t find_live(const LinearJobParams& q, int output, int first, int end, int token, int count,
+                               bool skip) {
+  constexpr Stored kOperand = operand_of(F);
+  constexpr int kRow = operand_elements(kOperand), kNumbers = kRow / 4;
+  const int line = q.n * bits_of(F) / 8;
+  uint32_t live = 0;
+#pragma unroll 1
+  for (int i = 0; first + 8 * i < end; i++) {
+    const int row = first + 8 * i + lane() / 4;
+    uint32_t own = row >= end ? 0 : (1u << kNumbers) - 1;
+    if (skip && row < end) own = live_numbers<kOperand>(q, row, token, count);
+    const unsigned char* w = columns_from<F>(q, row * kRow + lane() % 4 * kNumbers, output);
 #pragma unroll
-  for (int i = 0; i < kLane; i++) load_eight<F>(from + i * line, (live >> i & 1) != 0, s.w[i]);
+    for (int j = 0; j < kNumbers; j++)
+      if ((own >> j & 1) != 0) prefetch(w + j * line);
+    live |= own << 8 * i;
+  }
+  return live;
+}
+// The byte of the `chunk`-th 16 bytes of a row of the window, which may be others in each lane; all lanes come here.
+RWKV_DEVICE uint32_t live_of(uint32_t live, int row, int chunk) {
+  return shuffle(live, row % 8 * 4 + chunk) >> row / 8 * 8 & 0xff;
+}
+
+// A block of k of N outputs in shared memory. As lanes hold k, t has kLane of them, k = t kLane + 2 pair + odd; its
+// `chunk`-th 16 bytes are unit ((pair kChunks + chunk) 4 + t) 2 + odd. So the eight k of a matrix of fragments lie side
+// by side, and each copy of a warp takes whole sectors.
+template <Stored F, int N>
+struct ColumnStage {
+  static constexpr int kLane = block_k(F) / 4, kChunks = N * bits_of(F) / 128, kCopies = block_k(F) * kChunks / 32;
+  static constexpr int kBytes = block_k(F) * kChunks * 16, kRows = quantised(F) ? 2 : 1;  // kRows: of the operand
+  static constexpr int kStages = int(sizeof(SparseShared<kBytes>::stage)) / kWarps / kBytes;
+};
+// What of a block a lane copies: units lane, lane + 32, ...
+template <Stored F, int N>
+struct ColumnLane {
+  using S = ColumnStage<F, N>;
+  static constexpr int kPairs = 4 / S::kChunks;  // of a copy
+  int odd, t, chunk, pair;
+  RWKV_DEVICE ColumnLane()
+      : odd(lane() % 2), t(lane() / 2 % 4), chunk(lane() / 8 % S::kChunks), pair(lane() / 8 / S::kChunks) {}
+  RWKV_DEVICE const unsigned char* from(const LinearJobParams& q, int output, int block) const {
+    const int k = block * block_k(F) + t * S::kLane + 2 * pair + odd;
+    return columns_from<F>(q, k, output + chunk * (128 / bits_of(F)));
+  }
+  // The bits of its own k, of a window's block that begins at `row`.
+  RWKV_DEVICE uint32_t live(uint32_t window, int row) const {
+    const uint32_t all =
+        quantised(F) ? live_of(window, row + t / 2, t % 2 * 2) | live_of(window, row + t / 2, t % 2 * 2 + 1) << 8
+                     : live_of(window, row, t);
+    return all >> (2 * pair + odd);
+  }
+  RWKV_DEVICE void copy(const unsigned char* from, int line, uint32_t live, unsigned char* to) const {
+#pragma unroll
+    for (int i = 0; i < S::kCopies; i++)
+      copy_async(to + (32 * i + lane()) * 16, from + size_t(2 * kPairs * i) * line, (live >> 2 * kPairs * i & 1) != 0);
+  }
+};
+
+// Fragments of 16 outputs from `m` on for product i, out of a lane's words of matrices. Those of int8 and int4 have
+// pairs and fours of neighbouring outputs.
+template <Stored F, int N>
+RWKV_DEVICE void column_fragments(const unsigned char* stage, int i, uint32_t (&a)[N / 16][4]) {
+  using S = ColumnStage<F, N>;
+  const int matrix = lane() / 8, own = lane() % 8;
+  if constexpr (!quantised(F)) {
+#pragma unroll
+    for (int m = 0; m < N / 16; m++)
+      load_tiles<true>(a[m], stage + (((2 * i + matrix / 2) * S::kChunks + 2 * m + matrix % 2) * 8 + own) * 16);
+  } else {
+#pragma unroll
+    for (int c = 0; c < S::kChunks; c++) {
+      uint32_t v[4];  // of this product and of the next one, which reads them again
+      load_tiles<true>(v, stage + (((i / 2 * 4 + matrix) * S::kChunks + c) * 8 + own) * 16);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const uint32_t w = v[i % 2 * 2 + h];
+        if constexpr (F == Stored::i8) {  // bytes n + 128 become halves 1024 + 128 + n
+          a[c][2 * h] = subtract_halves(permute(w, 0x64646464u, 0x4240), 0x64806480u);
+          a[c][2 * h + 1] = subtract_halves(permute(w, 0x64646464u, 0x4341), 0x64806480u);
+        } else {
+#pragma unroll
+          for (int n = 0; n < 4; n++)
+            a[2 * c + n / 2][2 * h + n % 2] = subtract_halves((w >> 4 * n & 0x000f000fu) | 0x64006400u, 0x64086408u);
+        }
+      }
+    }
+  }
+}
+
+// What a lane multiplies a block with that does not come by copies.
+template <Stored F, int N, int NT>
+struct ColumnInputs {
+  uint4 x[NT][ColumnStage<F, N>::kRows] = {};
+  uint32_t scales[N / 16] = {};
+};
+// `there`: of each tile, whether it has a lane's token.
+template <Stored F, int N, int NT>
+RWKV_DEVICE void load_inputs(const unsigned char* x, const unsigned char* scales, uint32_t there,
+                             ColumnInputs<F, N, NT>& in) {
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
-    for (int i = 0; i < ColumnStep<F, NT>::kOperands; i++)
-      s.x[n][i] = quantised(F) ? load_operand(q, 2 * block + t / 2, token + n * 8 + g, t % 2 * 2 + i)
-                               : load_operand(q, block, token + n * 8 + g, t);
-  if constexpr (quantised(F))
-    s.scales = *reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(q.w) +
-                                               scale_at(F, Order::columns, q.n, q.k, output + 8 * g, block));
+    for (int i = 0; i < ColumnStage<F, N>::kRows; i++)
+      if ((there >> n & 1) != 0) in.x[n][i] = *reinterpret_cast<const uint4*>(x + n * 8 * kChunk + i * 16);
+  if constexpr (quantised(F)) {  // of rows g and g + 8 of each fragment, which are neighbours
+#pragma unroll
+    for (int m = 0; m < N / 16; m++)
+      in.scales[m] = *reinterpret_cast<const uint32_t*>(scales + (F == Stored::i8 ? 32 * m : m / 2 * 64 + m % 2 * 4));
+  }
 }
-template <Stored F, int NT>
-RWKV_DEVICE void multiply_step(const ColumnStep<F, NT>& s, float (&acc)[4][NT][4]) {
+template <Stored F, int N, int NT>
+RWKV_DEVICE void multiply_stage(const unsigned char* stage, const ColumnInputs<F, N, NT>& in,
+                                float (&acc)[N / 16][NT][4]) {
+  float group[N / 16][NT][4] = {};
 #pragma unroll
-  for (int m = 0; m < 4; m++) {
-    float group[NT][4] = {};
+  for (int i = 0; i < 2 * ColumnStage<F, N>::kRows; i++) {
+    uint32_t a[N / 16][4];
+    column_fragments<F, N>(stage, i, a);
 #pragma unroll
-    for (int i = 0; i < 2 * ColumnStep<F, NT>::kOperands; i++) {
-      const Eight<F>* w = s.w + 4 * i;
-      const uint32_t a[4] = {pair_of<F>(w[0], w[1], m, false), pair_of<F>(w[0], w[1], m, true),
-                             pair_of<F>(w[2], w[3], m, false), pair_of<F>(w[2], w[3], m, true)};
+    for (int m = 0; m < N / 16; m++)
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        const uint32_t b[2] = {word(s.x[n][i / 2], i % 2 * 2), word(s.x[n][i / 2], i % 2 * 2 + 1)};
-        multiply<F>(quantised(F) ? group[n] : acc[m][n], a, b);
+        const uint32_t b[2] = {word(in.x[n][i / 2], i % 2 * 2), word(in.x[n][i / 2], i % 2 * 2 + 1)};
+        multiply<F>(quantised(F) ? group[m][n] : acc[m][n], a[m], b);
       }
-    }
-    if constexpr (quantised(F)) {
-      const uint32_t scales = word(s.scales, m);
-      const float low = from_bits(scales << 16), high = from_bits(scales & 0xffff0000u);
+  }
+  if constexpr (quantised(F)) {
+#pragma unroll
+    for (int m = 0; m < N / 16; m++) {
+      const float low = from_bits(in.scales[m] << 16), high = from_bits(in.scales[m] & 0xffff0000u);
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) acc[m][n][i] = fmaf(i < 2 ? low : high, group[n][i], acc[m][n][i]);
+        for (int i = 0; i < 4; i++) acc[m][n][i] = fmaf(i < 2 ? low : high, group[m][n][i], acc[m][n][i]);
     }
   }
 }
 
-// A warp's blocks of k from `begin` to `end`, for NT tiles of 8 tokens from `token` on. While one is multiplied the
-// next one is on its way.
-template <Stored F, int NT>
+// A warp's blocks of k from `begin` to `end`, for NT tiles of 8 tokens from `token` on.
+template <Stored F, int N, int NT>
 RWKV_DEVICE void multiply_columns(const LinearJobParams& q, int output, int begin, int end, int token, bool skip,
-                                  float (&acc)[4][NT][4]) {
-  constexpr int kBlocks = kWindow / block_k(F), kLane = ColumnStep<F, NT>::kLane;
+                                  unsigned char* shared, float (&acc)[N / 16][NT][4]) {
+  using S = ColumnStage<F, N>;
+  constexpr int kBlocks = kWindowRows / S::kRows;                // of a window
+  constexpr int kAhead = NT == 1 ? 4 / S::kRows : 2 / S::kRows;  // blocks whose inputs are on their way
   const int count = q.tokens - token < 8 * NT ? q.tokens - token : 8 * NT;
+  const int g = lane() / 4, t = lane() % 4, line = q.n * bits_of(F) / 8, row_bytes = q.rows8 * kChunk;
+  const ColumnLane<F, N> own;
+  uint32_t there = 0;
+  for (int n = 0; n < NT; n++) there |= uint32_t(n * 8 + g < count) << n;
 #pragma unroll 1
   for (int first = begin; first < end; first += kBlocks) {
     const int last = first + kBlocks < end ? first + kBlocks : end;
-    const uint32_t live = find_live<F>(q, output, first * block_k(F), last * block_k(F), token, count, skip);
-    const auto load = [&](int block, ColumnStep<F, NT>& s) {
-      const uint32_t own = live_from(live, (block - first) * block_k(F) + lane() % 4 * kLane);
-      load_columns<F, NT>(q, output, block, token, own, s);
+    const uint32_t live = find_live<F>(q, output, first * S::kRows, last * S::kRows, token, count, skip);
+    const unsigned char* weights = own.from(q, output, first);
+    const auto copy = [&](int block, unsigned char* to) {  // behind the last one zeros, and nothing is read
+      const uint32_t wanted = own.live(live, (block - first) * S::kRows);
+      own.copy(weights, line, block < last ? wanted : 0, to);
+      weights += size_t(block_k(F)) * line;
+      commit();
     };
-    ColumnStep<F, NT> step;
-    if constexpr (quantised(F) && NT > 1) {  // which have no registers for two steps
+    for (int i = 0; i < S::kStages; i++) copy(first + i, shared + i * S::kBytes);
+    const auto* x =
+        static_cast<const unsigned char*>(q.x) +
+        (quantised(F) ? size_t(2 * first + t / 2) * row_bytes + t % 2 * 32 : size_t(first) * row_bytes + t * 16) +
+        (token + g) * kChunk;
+    const auto* scales =
+        static_cast<const unsigned char*>(q.w) +
+        (quantised(F) ? scale_at(F, Order::columns, q.n, q.k, output + (F == Stored::i8 ? 2 : 4) * g, first) : 0);
+    ColumnInputs<F, N, NT> in[kAhead];
+    const auto load = [&](int block, ColumnInputs<F, N, NT>& to) {
+      if (block < last) load_inputs<F, N, NT>(x, scales, there, to);
+      x += S::kRows * row_bytes, scales += 2 * q.n;
+    };
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) load(first + i, in[i]);
+    int stage = 0;
 #pragma unroll 1
-      for (int block = first; block < last; block++) load(block, step), multiply_step<F, NT>(step, acc);
-    } else {
-      load(first, step);
-#pragma unroll 2
-      for (int block = first; block + 1 < last; block++) {
-        ColumnStep<F, NT> next;
-        load(block + 1, next);
-        multiply_step<F, NT>(step, acc);
-        step = next;
+    for (int block = first; block < last; block += kAhead)
+#pragma unroll
+      for (int i = 0; i < kAhead; i++) {
+        if (block + i >= last) break;
+        wait<S::kStages - 1>();
+        sync_warp();
+        unsigned char* at = shared + stage * S::kBytes;
+        multiply_stage<F, N, NT>(at, in[i], acc);
+        sync_warp();
+        copy(block + i + S::kStages, at);
+        load(block + i + kAhead, in[i]);
+        stage = stage + 1 == S::kStages ? 0 : stage + 1;
       }
-      multiply_step<F, NT>(step, acc);
-    }
+    wait<0>();
   }
 }
 
-// float32: as multiply_floats of small.cuh, for a lane's 8 outputs.
+// float32: as multiply_floats of small.cuh, for a lane's two outputs.
 template <int NT>
 RWKV_DEVICE void multiply_float_columns(const LinearJobParams& q, int output, int begin, int end, int token, bool skip,
-                                        float (&acc)[4][NT][4]) {
-  constexpr int kBlocks = kWindow / 16;
+                                        float (&acc)[1][NT][4]) {
   const int g = lane() / 4, t = lane() % 4;
   const int count = q.tokens - token < 8 * NT ? q.tokens - token : 8 * NT;
-  float sum[8][NT * 8] = {};
+  float sum[2][NT * 8] = {};
   uint32_t live = 0;
 #pragma unroll 1
   for (int block = begin, first = begin; block < end; block++) {
-    if (block == begin || block - first == kBlocks) {
+    if (block == begin || block - first == kWindowRows) {
       first = block;
-      const int last = first + kBlocks < end ? first + kBlocks : end;
-      live = find_live<Stored::f32>(q, output, first * 16, last * 16, token, count, skip);
+      const int last = first + kWindowRows < end ? first + kWindowRows : end;
+      live = find_live<Stored::f32>(q, output, first, last, token, count, skip);
     }
-    const uint32_t own = live_from(live, (block - first) * 16 + t * 4);
-    const unsigned char* from = columns_from<Stored::f32>(q, block * 16 + t * 4, output + 8 * g);
-    Eight<Stored::f32> w[4];
+    const uint32_t own = live_of(live, block - first, t);
+    const unsigned char* from = columns_from<Stored::f32>(q, block * 16 + t * 4, output + 2 * g);
+    uint64_t w[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) load_eight<Stored::f32>(from + i * q.n * 4, (own >> i & 1) != 0, w[i]);
+    for (int i = 0; i < 4; i++) w[i] = (own >> i & 1) != 0 ? *reinterpret_cast<const uint64_t*>(from + i * q.n * 4) : 0;
 #pragma unroll
     for (int n = 0; n < NT * 8; n++) {
       const uint4 x = load_operand(q, block, token + n, t);
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int r = 0; r < 8; r++) sum[r][n] = fmaf(from_bits(word(x, i)), from_bits(w[i].word[r]), sum[r][n]);
+      for (int i = 0; i < 4; i++) {
+        sum[0][n] = fmaf(from_bits(word(x, i)), from_bits(uint32_t(w[i])), sum[0][n]);
+        sum[1][n] = fmaf(from_bits(word(x, i)), from_bits(uint32_t(w[i] >> 32)), sum[1][n]);
+      }
     }
   }
 #pragma unroll
-  for (int r = 0; r < 8; r++)
+  for (int r = 0; r < 2; r++)
 #pragma unroll
     for (int n = 0; n < NT * 8; n++) {
       float v = sum[r][n] + shuffle_xor(sum[r][n], 1);
       v += shuffle_xor(v, 2);
-      if (n % 8 / 2 == t) acc[r / 2][n / 8][r % 2 * 2 + n % 2] = v;
+      if (n % 8 / 2 == t) acc[0][n / 8][r * 2 + n % 2] = v;
     }
 }
 
-template <Stored F, int NT>
+// N outputs a block.
+template <Stored F, int N, int NT>
 RWKV_KERNEL void RWKV_BOUNDS(256, 1) sparse(PARAMS(LinearParams, p)) {
-  SHARED(FinishShared<4>, s);
+  constexpr int kTogether = quantised(F) ? 16 / bits_of(F) : F == Stored::f32 ? 2 : 1;
+  SHARED(SparseShared<block_k(F) * N * bits_of(F) / 8>, s);
   int job = 0;
   while (job + 1 < p.count && int(blockIdx.x) >= p.job[job + 1].first) job++;
   const LinearJobParams& q = p.job[job];
-  const int output = (int(blockIdx.x) - q.first) * 64, blocks = q.k / block_k(F);
+  const int output = (int(blockIdx.x) - q.first) * N, blocks = q.k / block_k(F);
   const int begin = blocks * warp() / kWarps, end = blocks * (warp() + 1) / kWarps;
   // Which weights will be read only the operand says, but all scales are, and the head that allows to skip.
   let_next_start();
   prefetch(q.w);
   if constexpr (quantised(F))
-    for (int i = begin * 2 + lane(); i < end * 2; i += 32)
-      prefetch(static_cast<const unsigned char*>(q.w) +
-               scale_at(F, Order::columns, q.n, q.k, output + i % 2 * 32, i / 2));
+    for (int i = begin + lane(); i < end; i += 32)
+      prefetch(static_cast<const unsigned char*>(q.w) + scale_at(F, Order::columns, q.n, q.k, output, i));
   wait_for_previous();
   const bool skip = q.skip != 0 && *static_cast<const int32_t*>(q.w) == 0;
   for (int token = 0; token < q.tokens; token += 8 * NT) {
-    float acc[4][NT][4] = {};
+    float acc[N / 16][NT][4] = {};
     if constexpr (F == Stored::f32) {
       multiply_float_columns<NT>(q, output, begin, end, token, skip, acc);
     } else {
-      multiply_columns<F, NT>(q, output, begin, end, token, skip, acc);
+      multiply_columns<F, N, NT>(q, output, begin, end, token, skip, &s.stage[warp()][0][0], acc);
     }
 #pragma unroll
     for (int n = 0; n < NT; n++) {
       if (token + n * 8 >= q.tokens) break;
-      float d[4][4];
+      float d[N / 16][4];
 #pragma unroll
-      for (int m = 0; m < 4; m++)
+      for (int m = 0; m < N / 16; m++)
 #pragma unroll
         for (int i = 0; i < 4; i++) d[m][i] = acc[m][n][i];
-      finish<Order::columns>(q, s, d, output, token + n * 8);
+      finish<kTogether>(q, s.sums(d), d, output, token + n * 8);
     }
+    sync();  // the sums lie where weights will
   }
 }
 

@@ -7,9 +7,10 @@
 // what lanes read together meets no bank twice.
 //
 // A warp has 64 of the outputs and 32 of the tokens: 4 x 4 fragments. Rows of fragments are neighbouring outputs, but
-// where lanes make fragments of 8 neighbouring outputs at one k (int8, int4 and float32 by columns) as in sparse.cuh.
+// where lanes make fragments of 8 neighbouring outputs at one k (int8, int4 and float32 by columns): fragment m then
+// holds outputs 2 m and 2 m + 1 of every lane's eight.
 #pragma once
-#include "cuda/kernels/sparse.cuh"
+#include "cuda/kernels/small.cuh"
 
 namespace rwkv::cuda {
 
@@ -33,6 +34,26 @@ RWKV_DEVICE int column_place(int unit) {
 // Whether a fragment's rows g and g + 8 are outputs 2 m and 2 m + 1 of a lane's eight.
 template <Stored F, Order O>
 constexpr bool kEights = O == Order::columns && (F == Stored::f32 || quantised(F));
+
+// A lane's 8 outputs at one k.
+template <Stored F>
+struct Eight {
+  uint32_t word[bits_of(F) / 4];
+};
+// Outputs 2 m and 2 m + 1 (high) of two k as a pair of halves.
+template <Stored F>
+RWKV_DEVICE uint32_t pair_of(const Eight<F>& a, const Eight<F>& b, int m, bool high) {
+  if constexpr (F == Stored::i8) {
+    const int at = m % 2 * 2 + high;
+    const uint32_t bytes = permute(a.word[m / 2], b.word[m / 2], uint32_t(at | (at + 4) << 4));
+    return subtract_halves(permute(bytes, 0x64646464u, 0x4140), 0x64806480u);
+  } else if constexpr (F == Stored::i4) {
+    const uint32_t bytes = permute(a.word[0], b.word[0], uint32_t(m | (m + 4) << 8));
+    return subtract_halves((bytes >> (high ? 4 : 0) & 0x000f000fu) | 0x64006400u, 0x64086408u);
+  } else {
+    return permute(a.word[m], b.word[m], high ? 0x7632 : 0x5410);
+  }
+}
 
 // Asks for one step; zeros for the tokens and outputs that are not there. Every address is what all threads share and
 // a small number of the thread's own.
