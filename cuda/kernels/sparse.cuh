@@ -27,9 +27,11 @@ template <Stored O>
 RWKV_DEVICE uint32_t live_numbers(const LinearJobParams& q, int row, int token, int count) {
   const uint32_t magnitude = O == Stored::f32 ? 0x7fffffffu : 0x7fff7fffu;
   uint4 any = {0, 0, 0, 0};
+  const auto* from = static_cast<const unsigned char*>(q.x) + (size_t(row) * size_t(q.rows8) + size_t(token)) * kChunk +
+                     lane() % 4 * 16;
 #pragma unroll 8
   for (int t = 0; t < count; t++) {
-    const uint4 x = load_operand(q, row, token + t, lane() % 4);
+    const uint4 x = *reinterpret_cast<const uint4*>(from + t * kChunk);
     any = {any.x | x.x, any.y | x.y, any.z | x.z, any.w | x.w};
   }
   uint32_t live = 0;
