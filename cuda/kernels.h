@@ -32,10 +32,19 @@ union alignas(16) SparseShared {
   RWKV_BOTH FinishShared<1>& sums(const float (&)[1][4]) { return of_16; }
   RWKV_BOTH FinishShared<2>& sums(const float (&)[2][4]) { return of_32; }
 };
-struct MixedShared {
-  FinishShared<1> sums;
-  Moments moments[8];  // of each token
-  float scale[8];
+// A token whose operand a block makes: the row of its shift, and the norm of its own.
+struct MixedToken {
+  const float* before;
+  float mean, scale;
+};
+// A warp's operand of 8 tokens and as many columns as its lanes make at once; the sums when all have been multiplied.
+constexpr int kMixedColumns = 128;
+struct alignas(16) MixedShared {
+  MixedToken token[8];
+  union {
+    uint16_t operand[kWarps][8 * kMixedColumns];
+    FinishShared<1> sums;
+  };
 };
 struct WkvShared {
   float r[kMostHead], w[kMostHead], k[kMostHead], v[kMostHead], b[kMostHead], kk[kMostHead], y[kMostHead];

@@ -24,6 +24,30 @@ RWKV_DEVICE uint16_t clamp_to_half(float v) {
   const bool infinite = (bits(v) & 0x7fffffffu) >= 0x7f800000u;  // or NaN
   return float_to_half(infinite ? v : v > most ? most : v < -most ? -most : v);
 }
+// Four of either, as they lie in memory; what takes more care is rare.
+RWKV_DEVICE uint64_t four_to_half(const float (&v)[4]) {
+  uint32_t word[2] = {floats_to_halves(v[0], v[1]), floats_to_halves(v[2], v[3])};
+  const uint32_t infinite = ((word[0] & 0x7c007c00u) + 0x04000400u) | ((word[1] & 0x7c007c00u) + 0x04000400u);
+  if ((infinite & 0x80008000u) != 0) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) word[i] = clamp_to_half(v[2 * i]) | uint32_t(clamp_to_half(v[2 * i + 1])) << 16;
+  }
+  return word[0] | uint64_t(word[1]) << 32;
+}
+RWKV_DEVICE uint64_t four_to_bf16(const float (&v)[4]) {
+  uint32_t word[2];
+  if (((v[0] != v[0]) | (v[1] != v[1]) | (v[2] != v[2]) | (v[3] != v[3])) != 0) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) word[i] = float_to_bf16(v[2 * i]) | uint32_t(float_to_bf16(v[2 * i + 1])) << 16;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t low = bits(v[2 * i]), high = bits(v[2 * i + 1]);
+      word[i] = permute(low + 0x7fff + (low >> 16 & 1), high + 0x7fff + (high >> 16 & 1), 0x7632);
+    }
+  }
+  return word[0] | uint64_t(word[1]) << 32;
+}
 RWKV_DEVICE float load_number(const void* from, Stored dtype, size_t i) {
   if (dtype == Stored::f32) return static_cast<const float*>(from)[i];
   const uint16_t h = static_cast<const uint16_t*>(from)[i];
@@ -44,11 +68,7 @@ RWKV_DEVICE void store_operands(const OperandPointer& out, int token, int col, c
     *static_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
     return;
   }
-  uint64_t all = 0;
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-    all |= uint64_t(out.format == Stored::f16 ? clamp_to_half(v[i]) : float_to_bf16(v[i])) << 16 * i;
-  *static_cast<uint64_t*>(to) = all;
+  *static_cast<uint64_t*>(to) = out.format == Stored::f16 ? four_to_half(v) : four_to_bf16(v);
 }
 
 // ---- functions ----
@@ -111,12 +131,16 @@ RWKV_DEVICE float sum_block(float v, float* part) {
 }
 
 // ---- mean and deviation of rows ----
-// Chan's rule: as good as two passes. A part of no numbers changes nothing.
+// Chan's rule: as good as two passes. A part of no numbers changes nothing. Most parts are of as many numbers, whose
+// share is known without a division.
 RWKV_DEVICE Moments join(const Moments& a, const Moments& b) {
   const float count = a.count + b.count, delta = b.mean - a.mean;
-  if (b.count == 0.0f) return a;
-  if (a.count == 0.0f) return b;
-  const float share = b.count / count;
+  float share = 0.5f;
+  if (a.count != b.count) {
+    if (b.count == 0.0f) return a;
+    if (a.count == 0.0f) return b;
+    share = b.count / count;
+  }
   return {count, fmaf(delta, share, a.mean), fmaf(delta * delta, a.count * share, a.squares + b.squares)};
 }
 RWKV_DEVICE float scale_of(const Moments& m, float eps) { return 1.0f / sqrtf(m.squares / m.count + eps); }
@@ -148,21 +172,36 @@ RWKV_DEVICE void write_statistics(float* x, int cols, int col, int count, const 
   x[statistics_at(cols, span) + 1] = squares;
 }
 // Of a whole row, in every lane, from what lies behind it. Lane l joins spans l, l + 32, ... in order, then lanes join.
+// Loads do not wait for each other.
 RWKV_DEVICE Moments row_moments(const float* x, int cols) {
+  constexpr int kAtOnce = 4;
   Moments m = {0.0f, 0.0f, 0.0f};
-  for (int span = lane(); span * kSpan < cols; span += 32) {
-    const int rest = cols - span * kSpan;
-    const float* s = x + statistics_at(cols, span);
-    m = join(m, {float(rest < kSpan ? rest : kSpan), s[0], s[1]});
+  for (int first = lane(); first * kSpan < cols; first += 32 * kAtOnce) {
+    Moments part[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      const int span = first + 32 * i, rest = cols - span * kSpan;
+      uint64_t both = 0;
+      if (rest > 0) both = *reinterpret_cast<const uint64_t*>(x + statistics_at(cols, span));
+      part[i] = {rest < 0 ? 0.0f : float(rest < kSpan ? rest : kSpan), from_bits(uint32_t(both)),
+                 from_bits(uint32_t(both >> 32))};
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) m = join(m, part[i]);
   }
+#pragma unroll 1
   for (int mask = 16; mask > 0; mask /= 2) {
-    const Moments other = {shuffle_xor(m.count, mask), shuffle_xor(m.mean, mask), shuffle_xor(m.squares, mask)};
-    m = (lane() & mask) != 0 ? join(other, m) : join(m, other);
+    Moments a = m, b = {shuffle_xor(m.count, mask), shuffle_xor(m.mean, mask), shuffle_xor(m.squares, mask)};
+    if ((lane() & mask) != 0) a = b, b = m;
+    m = join(a, b);
   }
   return m;
 }
+RWKV_DEVICE float normed(float x, float mean, float scale, float weight, float bias) {
+  return fmaf((x - mean) * scale, weight, bias);
+}
 RWKV_DEVICE float normed(float x, const Moments& m, float scale, float weight, float bias) {
-  return fmaf((x - m.mean) * scale, weight, bias);
+  return normed(x, m.mean, scale, weight, bias);
 }
 
 }  // namespace rwkv::cuda

@@ -57,8 +57,8 @@ RWKV_DEVICE void multiply_block(const LinearJobParams& q, int tile, int block, f
   uint4 w[MT][2], x[NT][kOperands];
 #pragma unroll
   for (int m = 0; m < MT; m++) {
-    const unsigned char* from =
-        weights + (size_t(tile + m) * size_t(blocks) + size_t(block)) * block_bytes(F) + lane() * 16;
+    const unsigned char* all = weights + size_t(tile + m) * size_t(blocks) * block_bytes(F) + lane() * 16;
+    const unsigned char* from = all + size_t(block) * block_bytes(F);
     w[m][0] = load_stream(from);
     if constexpr (F != Stored::i4) w[m][1] = load_stream(from + 512);
   }

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <tuple>
 
 #include "backend/backend.h"
 #include "core/error.h"
@@ -184,61 +185,105 @@ TEST(one_launch_has_the_bits_of_two) {
       }
 }
 
-// Two sequences of a row, whose slots have `place` floats in front of the part; what the product is, and what lies in
-// front of and behind the step.
+// Sequences of a row each, and two products of lerps of theirs.
+struct MixCase {
+  Format format = Format::f16, second = Format::f16;  // of the weights
+  int cols = kC, tokens = 2;
+  int place = 0;  // floats in front of the part in a slot
+  bool in_place = false;
+  Backend::Shift write = Backend::Shift::write;
+  bool dynamic = false, wild = false;  // wild: with numbers too large for a half, or infinite, or none
+};
+// What the products are, and what lies in front of and behind the step.
 struct Shifted {
   Row y, src, dst;
   std::vector<std::string> kernels;
 };
-Shifted shifted(const char* schedule, const char* features, Backend::Shift write, bool in_place, uint64_t seed,
-                int place = 0) {
+constexpr int kOutputs = 40;
+
+Shifted shifted(const char* schedule, const char* features, const MixCase& c, uint64_t seed) {
   const auto backend = open(schedule, features);
   Backend& b = *backend;
   Random random(seed);
   std::vector<Memory> kept;
-  const auto rows = [&](int count, const Row& numbers) {
-    kept.push_back(b.allocate(size_t(count) * size_t(b.row_stride(kC)) * sizeof(float)));
-    const Tensor x{kept.back().data.get(), DType::f32, count, kC, b.row_stride(kC)};
+  const auto rows = [&](int count, int cols, const Row& numbers) {
+    kept.push_back(b.allocate(size_t(count) * size_t(b.row_stride(cols)) * sizeof(float)));
+    const Tensor x{kept.back().data.get(), DType::f32, count, cols, b.row_stride(cols)};
     b.write(x, numbers.data());
     return x;
   };
-  Linear w{nullptr, Format::f16, kC, kC};
-  kept.push_back(b.allocate(b.linear_bytes(w)));
-  w.data = kept.back().data.get();
-  const Row numbers = random.row(size_t(kC * kC), 0.3f);
-  b.pack(w, {DType::f32, 0, [&](int64_t row, int64_t count, std::byte* to) {
-               std::memcpy(to, numbers.data() + row * kC, size_t(count * kC) * sizeof(float));
-             }});
-  const auto vector = [&] { return rows(1, random.row(kC)); };
-  const Tensor x = rows(2, random.row(2 * kC)), y = rows(2, Row(2 * kC));
+  const auto vector = [&] {
+    Row numbers = random.row(size_t(c.cols));
+    if (c.wild) numbers[3] *= 1e6f;
+    return rows(1, c.cols, numbers);
+  };
+  const auto activations = [&] { return rows(c.tokens, c.cols, random.row(size_t(c.tokens * c.cols))); };
+  const Tensor x = activations();
   const Norm norm{vector(), vector(), 1e-5f};
-  const Bytes lerp(b, b.operand_bytes(Format::f16, 2, kC));
-  const MixJob mix{vector(), {lerp.memory.data.get(), Format::f16, 2, kC}};
-  const auto slots = [&] {
-    const Memory& memory = kept.emplace_back(b.allocate(2 * kC * sizeof(float) + 64));
-    return Tensor{memory.data.get() + place * sizeof(float), DType::f32, 2, kC, kC};
+  std::vector<MixJob> mixes;
+  std::vector<LinearJob> jobs;
+  for (Format format : {c.format, c.second}) {
+    Linear w{nullptr, format, kOutputs, c.cols};
+    kept.push_back(b.allocate(b.linear_bytes(w)));
+    w.data = kept.back().data.get();
+    const Row numbers = random.row(size_t(kOutputs * c.cols), 0.3f);
+    b.pack(w, {DType::f32, 0, [&](int64_t row, int64_t count, std::byte* to) {
+                 std::memcpy(to, numbers.data() + row * c.cols, size_t(count * c.cols) * sizeof(float));
+               }});
+    const Format operand = b.operand_format(format);
+    kept.push_back(Bytes(b, b.operand_bytes(operand, c.tokens, c.cols)).memory);
+    const Operand lerp{kept.back().data.get(), operand, c.tokens, c.cols};
+    mixes.push_back({vector(), lerp, c.dynamic ? activations() : Tensor{}});
+    jobs.push_back({lerp, w, rows(c.tokens, kOutputs, Row(size_t(c.tokens * kOutputs)))});
+  }
+  struct Slots {
+    std::vector<std::byte*> begin;
+    std::vector<Tensor> part;
   };
-  const Tensor src = slots(), dst = in_place ? src : slots();
-  b.write(src, random.row(2 * kC).data());
-  const auto addresses = [&](const Tensor& t) {
-    return std::vector{reinterpret_cast<std::byte*>(t.row(0) - place), reinterpret_cast<std::byte*>(t.row(1) - place)};
+  const auto slots = [&](float behind) {  // the part
+    Slots all;
+    for (int i = 0; i < c.tokens; i++) {
+      const int count = rounded_up(c.place + c.cols, 16);
+      kept.push_back(b.allocate(size_t(count) * sizeof(float)));
+      all.begin.push_back(kept.back().data.get());
+      b.write({all.begin.back(), DType::f32, 1, count, count}, Row(size_t(count), behind).data());
+      all.part.push_back({all.begin.back() + size_t(c.place) * sizeof(float), DType::f32, 1, c.cols, c.cols});
+    }
+    return all;
   };
-  const std::vector<std::byte*> to = addresses(dst), some = addresses(src);
-  const std::vector<const std::byte*> from(some.begin(), some.end());
-  const std::vector<int32_t> token{0, 1}, start{0, 1, 2};
-  const Batch batch{.token = token, .start = start, .src = from, .dst = to};
-  const LinearJob job{mix.out, w, y};
+  const Slots src = slots(kNan), dst = c.in_place ? src : slots(0);
+  Row shift = random.row(size_t(c.tokens * c.cols));
+  if (c.wild) shift[0] = kInf, shift[size_t(c.cols + 1)] = kNan, shift[size_t(2 * c.cols + 2)] = -1e30f;
+  for (int i = 0; i < c.tokens; i++) b.write(src.part[size_t(i)], shift.data() + i * c.cols);
+  const std::vector<const std::byte*> from(src.begin.begin(), src.begin.end());
+  std::vector<int32_t> token, start{0};
+  for (int i = 0; i < c.tokens; i++) token.push_back(i), start.push_back(i + 1);
+  const Batch batch{.token = token, .start = start, .src = from, .dst = dst.begin};
   b.synchronise();
   std::filesystem::remove(kTrace);
   b.begin(batch);
-  b.mix_linear(x, norm, {&mix, 1}, size_t(place) * sizeof(float), batch, {&job, 1}, write);
+  b.mix_linear(x, norm, mixes, size_t(c.place) * sizeof(float), batch, jobs, c.write);
   b.end();
   b.synchronise();
   std::ifstream trace(kTrace);
-  Shifted found{Row(2 * kC), Row(2 * kC), Row(2 * kC), {std::istream_iterator<std::string>(trace), {}}};
-  b.read(y, found.y.data()), b.read(src, found.src.data()), b.read(dst, found.dst.data());
+  const std::vector<std::string> kernels{std::istream_iterator<std::string>(trace), {}};
+  const auto read = [&](std::span<const Tensor> all) {
+    Row numbers;
+    for (const Tensor& t : all) {
+      Row some(size_t(t.rows * t.cols));
+      b.read(t, some.data());
+      std::ranges::copy(some, std::back_inserter(numbers));
+    }
+    return numbers;
+  };
+  const Tensor y[] = {jobs[0].y, jobs[1].y};
   std::filesystem::remove(kTrace);
-  return found;
+  return {read(y), read(src.part), read(dst.part), kernels};
+}
+
+// Equal, or neither a number.
+bool same_numbers(const Row& a, const Row& b) {
+  return std::ranges::equal(a, b, [](float v, float w) { return v == w || (std::isnan(v) && std::isnan(w)); });
 }
 
 // RWKV-6's first lerp must not replace what its second still reads.
@@ -248,19 +293,42 @@ TEST(a_token_shift_is_written_or_kept_whoever_makes_the_lerp) {
   const Row nothing(2 * kC);
   for (const char* schedule : schedules()) {
     const uint64_t seed = random.bits();
-    const Shifted last = shifted("order:fwd", "nofused", Shift::write, false, seed);
+    const Shifted last = shifted("order:fwd", "nofused", {}, seed);
     CHECK(last.dst != nothing && last.dst != last.src);
     for (const char* features : {"", "nofused"})
       for (bool in_place : {false, true})
         for (Shift write : {Shift::keep, Shift::write})
           for (int place : {0, 3}) {  // numbers that can be read by fours, and such that cannot
-            const Shifted found = shifted(schedule, features, write, in_place, seed, place);
+            const Shifted found =
+                shifted(schedule, features, {.place = place, .in_place = in_place, .write = write}, seed);
             CHECK(words(found.kernels) == (*features || in_place ? "mix small_f16_1" : "mixed_f16"));
             CHECK(found.y == last.y);
             CHECK(found.dst == (write == Shift::write ? last.dst : in_place ? last.src : nothing));
             CHECK(in_place || found.src == last.src);
           }
   }
+}
+
+// Of fewer columns than all warps' lanes take at once, of more for some warps than for others, and of many.
+TEST(lerps_made_in_a_product_have_the_bits_of_those_made_before) {
+  Random random;
+  for (const char* schedule : schedules())
+    for (auto [format, second, kernel] : {std::tuple{Format::f16, Format::f16, "mixed_f16"},
+                                          {Format::bf16, Format::bf16, "mixed_bf16"},
+                                          {Format::i8, Format::f16, "mixed_i8"},
+                                          {Format::i4, Format::bf16, "mixed_i4"}})
+      for (MixCase c : {MixCase{.cols = 101, .tokens = 3, .dynamic = true},
+                        {.cols = 836, .tokens = 8, .wild = true},
+                        {.cols = 1410, .tokens = 3, .place = 1, .wild = true},
+                        {.cols = 1600, .tokens = 1},
+                        {.cols = 2304, .tokens = 2, .dynamic = true}}) {
+        c.format = format, c.second = second;
+        const uint64_t seed = random.bits();
+        const Shifted before = shifted("order:fwd", "nofused", c, seed), found = shifted(schedule, "", c, seed);
+        CHECK(words(found.kernels) == kernel);
+        CHECK(same_numbers(found.y, before.y));
+        CHECK(same_numbers(found.dst, before.dst) && same_numbers(found.src, before.src));
+      }
 }
 
 CHECK_MAIN
