@@ -29,9 +29,8 @@ union alignas(16) SparseShared {
   unsigned char stage[kWarps][6 * 1024 / Bytes][Bytes];
   FinishShared<1> of_16;
   FinishShared<2> of_32;
-  RWKV_BOTH FinishShared<1>& sums(const float (&)[1][4]) { return of_16; }
-  RWKV_BOTH FinishShared<2>& sums(const float (&)[2][4]) { return of_32; }
 };
+static_assert(sizeof(SparseShared<1024>) <= 48 * 1024 && sizeof(SparseShared<2048>) <= 48 * 1024);
 // A token whose operand a block makes: the row of its shift, and the norm of its own.
 struct MixedToken {
   const float* before;
@@ -170,8 +169,8 @@ struct SampleShared {
 
 // sparse_FORMAT_TILES: the tokens of so many tiles at once; a block has as many outputs as the middle number says.
 #define RWKV_SPARSE_KERNELS(X) \
-  X(sparse_f32_1, (sparse<Stored::f32, 16, 1>), LinearParams, SparseShared<1024>, 256) \
-  X(sparse_f32_2, (sparse<Stored::f32, 16, 2>), LinearParams, SparseShared<1024>, 256) \
+  X(sparse_f32_1, (sparse<Stored::f32, 16, 1>), LinearParams, FinishShared<1>, 256) \
+  X(sparse_f32_2, (sparse<Stored::f32, 16, 2>), LinearParams, FinishShared<1>, 256) \
   X(sparse_f16_1, (sparse<Stored::f16, 16, 1>), LinearParams, SparseShared<1024>, 256) \
   X(sparse_f16_4, (sparse<Stored::f16, 32, 4>), LinearParams, SparseShared<2048>, 256) \
   X(sparse_bf16_1, (sparse<Stored::bf16, 16, 1>), LinearParams, SparseShared<1024>, 256) \

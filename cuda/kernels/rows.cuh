@@ -51,7 +51,8 @@ RWKV_KERNEL void RWKV_BOUNDS(256) norm(PARAMS(NormParams, p)) {
 }
 
 // out = xn + (previous xn - xn) (mu + dynamic) for every job; blockIdx.x is the row. The thread that reads a column of
-// a sequence's shift from src also writes it to dst, afterwards: both may be the same slot.
+// a sequence's shift from src also writes it to dst, afterwards: both may be the same slot. Left to itself, the
+// compiler wants more blocks on 9.0, and spills.
 RWKV_KERNEL void RWKV_BOUNDS(256, 4) mix(PARAMS(MixParams, p)) {
   start();
   const int t = int(blockIdx.x), from = int(blockIdx.y) * kRowColumns, s = p.step.sequence[t];

@@ -1,7 +1,6 @@
 // Products with up to 64 tokens, W by columns: those whose inputs are zeros for all tokens are not loaded, if all
 // numbers of W are finite. The arithmetic is that of small.cuh, whose order of k, lanes and warps this has, so the bits
-// are the same as well, with and without skipping: what is not loaded counts as zeros, and zeros times zeros change no
-// sum.
+// are the same as well, with and without skipping: what is not loaded is some number, and zeros times it change no sum.
 //
 // What a warp will load it knows before it multiplies: it looks through its share of the inputs once and asks for the
 // live ones' weights, so that no step waits for an input to know what to load, and for the device's memory.
@@ -10,6 +9,8 @@
 // fragments. A block has few outputs, as the matrix has few rows and every processor wants some; but with many tokens
 // each block reads all of their inputs. More tokens than 8 NT go in turns.
 #pragma once
+#include <type_traits>
+
 #include "cuda/kernels/small.cuh"
 
 namespace rwkv::cuda {
@@ -67,14 +68,16 @@ RWKV_DEVICE uint32_t find_live(const LinearJobParams& q, int output, int first, 
   }
   return live;
 }
-// The byte of the `chunk`-th 16 bytes of a row of the window, which may be others in each lane; all lanes come here.
+// The byte of the `chunk`-th 16 bytes of a row of the window, which may be others in each lane; all lanes come here. Of
+// rows behind the window any.
 RWKV_DEVICE uint32_t live_of(uint32_t live, int row, int chunk) {
-  return shuffle(live, row % 8 * 4 + chunk) >> row / 8 * 8 & 0xff;
+  return shuffle(live, row % 8 * 4 + chunk) >> row / 8 % 4 * 8 & 0xff;
 }
 
 // A block of k of N outputs in shared memory. As lanes hold k, t has kLane of them, k = t kLane + 2 pair + odd; its
 // `chunk`-th 16 bytes are unit ((pair kChunks + chunk) 4 + t) 2 + odd. So the eight k of a matrix of fragments lie side
-// by side, and each copy of a warp takes whole sectors.
+// by side, and each copy of a warp takes all that a block has at its k: whole sectors, but of int8's 16 outputs and
+// int4's 32 half of one.
 template <Stored F, int N>
 struct ColumnStage {
   static constexpr int kLane = block_k(F) / 4, kChunks = N * bits_of(F) / 128, kCopies = block_k(F) * kChunks / 32;
@@ -284,11 +287,22 @@ RWKV_DEVICE void multiply_float_columns(const LinearJobParams& q, int output, in
     }
 }
 
+RWKV_DEVICE FinishShared<1>& sums_of(FinishShared<1>& s, const float (&)[1][4]) { return s; }
+template <int Bytes>
+RWKV_DEVICE FinishShared<1>& sums_of(SparseShared<Bytes>& s, const float (&)[1][4]) {
+  return s.of_16;
+}
+template <int Bytes>
+RWKV_DEVICE FinishShared<2>& sums_of(SparseShared<Bytes>& s, const float (&)[2][4]) {
+  return s.of_32;
+}
+
 // N outputs a block.
 template <Stored F, int N, int NT>
-RWKV_KERNEL void RWKV_BOUNDS(256, 1) sparse(PARAMS(LinearParams, p)) {
+RWKV_KERNEL void RWKV_BOUNDS(256, NT > 1 ? 1 : 2) sparse(PARAMS(LinearParams, p)) {
   constexpr int kTogether = quantised(F) ? 16 / bits_of(F) : F == Stored::f32 ? 2 : 1;
-  SHARED(SparseShared<block_k(F) * N * bits_of(F) / 8>, s);
+  using Shared = std::conditional_t<F == Stored::f32, FinishShared<1>, SparseShared<block_k(F) * N * bits_of(F) / 8>>;
+  SHARED(Shared, s);
   int job = 0;
   while (job + 1 < p.count && int(blockIdx.x) >= p.job[job + 1].first) job++;
   const LinearJobParams& q = p.job[job];
@@ -317,9 +331,9 @@ RWKV_KERNEL void RWKV_BOUNDS(256, 1) sparse(PARAMS(LinearParams, p)) {
       for (int m = 0; m < N / 16; m++)
 #pragma unroll
         for (int i = 0; i < 4; i++) d[m][i] = acc[m][n][i];
-      finish<kTogether>(q, s.sums(d), d, output, token + n * 8);
+      finish<kTogether>(q, sums_of(s, d), d, output, token + n * 8);
     }
-    sync();  // the sums lie where weights will
+    if (token + 8 * NT < q.tokens) sync();  // the sums lie where weights will
   }
 }
 

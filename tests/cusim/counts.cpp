@@ -17,7 +17,6 @@ struct Request {
   uint64_t bytes = 0;                                // of a lane
 };
 struct Site {
-  bool shared = false;
   uint64_t requests = 0, passes = 0, least = 0;
 };
 
@@ -66,7 +65,7 @@ void add_block() {
   for (const auto& [key, request] : requests) {
     Site& site = counts.sites[int(key >> 40)];
     site.requests++;
-    site.shared ? add_shared(site, request) : add_global(site, request);
+    key >> 40 & 1 ? add_shared(site, request) : add_global(site, request);
   }
   for (const auto& [warp, done] : warps) counts.instructions += done.all, counts.mma += done.mma;
   counts.counted++, counts.warps += warps.size();
@@ -76,12 +75,12 @@ void add_block() {
 }  // namespace
 
 void ptx::count_access(bool shared, uint64_t at, uint64_t bytes, Place place) {
-  const uint64_t line = uint64_t(place.line) << 40;
+  const uint64_t line = (uint64_t(place.line) << 1 | shared) << 40;
   const uint32_t time = times[line | now.thread.x]++;
+  if (bytes == 0) return;
   Request& request = requests[line | uint64_t(now.thread.x / 32) << 32 | time];
   request.bytes = bytes;
   request.lanes.push_back({now.thread.x % 32, at});
-  counts.sites[place.line].shared = shared;
   counts.file = place.file;
 }
 
@@ -109,7 +108,7 @@ void count_end(const char* kernel, const std::string& file) {
                *counts.file ? counts.file : "-", n(counts.blocks), n(counts.counted), n(counts.warps),
                n(counts.instructions), n(counts.mma));
   for (const auto& [line, s] : counts.sites)
-    std::fprintf(to, "  %d %s requests %llu passes %llu least %llu\n", line, s.shared ? "shared" : "global",
+    std::fprintf(to, "  %d %s requests %llu passes %llu least %llu\n", line / 2, line % 2 ? "shared" : "global",
                  n(s.requests), n(s.passes), n(s.least));
   std::fclose(to);
 }

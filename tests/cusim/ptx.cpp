@@ -30,10 +30,10 @@ bool ptx::known(uint64_t at, uint64_t bytes) {
 
 namespace {
 
-// Or both NaN, of which it is not said which one a sum is.
+// Or both NaN with the same payload, of which it is not said what sign a sum has.
 bool same(uint32_t a, uint32_t b) {
   const auto nan = [](uint32_t v) { return (v & 0x7fffffff) > 0x7f800000; };
-  return a == b || (nan(a) && nan(b));
+  return a == b || (nan(a) && nan(b) && ((a ^ b) & 0x3fffff) == 0);
 }
 
 using Bytes = std::vector<unsigned char>;  // of all allocations

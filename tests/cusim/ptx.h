@@ -150,7 +150,7 @@ inline uint64_t global(uint64_t at, uint64_t bytes, bool waited, Place place) {
   if (!waited) fail("memory is read or written before the kernel in front is waited for", place);
   if (bytes != 0 && at % bytes != 0) fail("an address is not a multiple of what is read or written there", place);
   if (bytes != 0 && !known(at, bytes)) fail("memory that is not there is read or written", place);
-  if (counting && bytes != 0) count_access(at - address(now.shared) < now.shared_bytes, at, bytes, place);
+  if (counting) count_access(at - address(now.shared) < now.shared_bytes, at, bytes, place);
   return at;
 }
 inline uint64_t shared(uint32_t at, uint32_t bytes, Place place) {

@@ -65,7 +65,7 @@ def test_products_are_made_by_tensor_cores(built):
     ptx = {path.stem: path.read_text() for path in (built[0] / "kept").glob("*.ptx")}
     for name, instructions in {
         "small": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16", "ld.global.nc.L1::no_allocate.v4"],
-        "sparse": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16"],
+        "sparse": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16", "cp.async.cg", "m8n8.x4.trans"],
         "tile": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "f32.bf16.bf16", "cp.async.cg", "ldmatrix.sync.aligned"],
         "chunk": ["mma.sync.aligned.m16n8k16.row.col.f32.f16", "ldmatrix.sync.aligned.m8n8", "movmatrix.sync"],
     }.items():

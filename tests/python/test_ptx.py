@@ -113,6 +113,10 @@ ACCESSES = [
     ("mul.lo.s32 %r4, %r1, 128; st.shared.u32 [%r4], %r1;", "shared", 32, 1),
     ("mov.u32 %r4, 12; ld.shared.u32 %r5, [%r4];", "shared", 1, 1),
     ("mul.lo.s32 %r4, %r1, 16; ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r4];", "shared", 4, 4),
+    # A copy is both, and lanes that want nothing write zeros.
+    ("mul.lo.s32 %r4, %r1, 16; mad.wide.u32 %rd4, %r1, 16, %rd2; and.b32 %r5, %r1, 16; "
+     "cp.async.cg.shared.global [%r4], [%rd4], 16, %r5; cp.async.commit_group; cp.async.wait_group 0;", "global", 8, 8),
+    ("", "shared", 4, 4),
 ]
 
 
