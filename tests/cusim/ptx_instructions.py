@@ -202,12 +202,14 @@ class Translator:
         return self.call("permute_signed", rest, operands)
 
     def do_shl(self, rest, operands):
-        to, a, by = operands
-        return self.put(to, f"shift_left({self.value(a, rest[-1])}, {self.value(by, 'u32')})")
+        return self.shift("left", rest, operands)
 
     def do_shr(self, rest, operands):
+        return self.shift("right", rest, operands)
+
+    def shift(self, way, rest, operands):
         to, a, by = operands
-        return self.put(to, f"shift_right({self.value(a, rest[-1])}, {self.value(by, 'u32')})")
+        return self.put(to, f"shift_{way}({self.value(a, rest[-1])}, {self.value(by, 'u32')})")
 
     def do_bfi(self, rest, operands):
         to, *values = operands

@@ -6,6 +6,7 @@ capability 7.5, which are not compared: there products are rounded twice. The tr
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -134,6 +135,10 @@ def test_steps_have_the_bits_of_the_other_compiler(cpp_build, whole, name, preci
 
 @pytest.mark.slow
 def test_no_kernel_is_missing(whole, tmp_path, monkeypatch):
+    """One that is not translated would run as the host compiles it, and differ from itself in nothing."""
+    listed = re.findall(r"^  X\((\w+),", (ROOT / "cuda" / "kernels.h").read_text(), re.M)
+    made = "".join(path.read_text() for path in (whole.parent / "ptx" / "90").glob("*.cpp"))
+    assert sorted(re.findall(r"table\[uint32_t\(Kernel::(\w+)\)\]", made)) == sorted(listed)
     noted = tmp_path / "counts"
     for name, shape in SHAPES.items():
         steps(whole, shape, "fp16i8" if "7" in name else "fp16", monkeypatch, f"counts:{noted}")
